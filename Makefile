@@ -1,0 +1,49 @@
+# make figures   execute every notebook's quick profile into build/ and figures/
+# make test      all tests, style checks and the committed notebooks
+# make lab       JupyterLab
+# make notebooks refresh the committed notebooks from the committed results
+# make bench     speed ratios, written to benchmarks/results.md
+# make lock      refresh requirements.lock
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: figures test lint lab notebooks bench lock install
+.DEFAULT_GOAL := figures
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  f"hardtrain needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]} (make PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+figures: $(INSTALLED)
+	$(BIN)/python -m hardtrain.execute --train $(NOTEBOOKS)
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m hardtrain.execute --check $(NOTEBOOKS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m hardtrain.execute --refresh $(NOTEBOOKS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+lock: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --upgrade --quiet --no-header --no-annotate --no-emit-index-url --output-file requirements.lock

@@ -1,0 +1,42 @@
+"""Papers about training on hard samples: the strategies, one training loop, and its records."""
+__version__ = "0.1.0"
+
+from hardtrain.data import ImageDataset, load_dataset
+from hardtrain.errors import (
+    DataError,
+    DivergedError,
+    HardtrainError,
+    ParameterError,
+    RecordError,
+    StoreError,
+)
+from hardtrain.networks import build_network
+from hardtrain.results import load_history, load_timings, write_results
+from hardtrain.runs import Run, load_artefact, run_missing
+from hardtrain.store import RunStore
+from hardtrain.strategies.trimming import TrimmedLoss, trim, trimmed_backward
+from hardtrain.training import evaluate, fit
+
+__all__ = [
+    "DataError",
+    "DivergedError",
+    "HardtrainError",
+    "ImageDataset",
+    "ParameterError",
+    "RecordError",
+    "Run",
+    "RunStore",
+    "StoreError",
+    "TrimmedLoss",
+    "build_network",
+    "evaluate",
+    "fit",
+    "load_artefact",
+    "load_dataset",
+    "load_history",
+    "load_timings",
+    "run_missing",
+    "trim",
+    "trimmed_backward",
+    "write_results",
+]

@@ -1,0 +1,46 @@
+"""The errors of hardtrain, and the one way to say that a name is unknown."""
+import difflib
+from collections.abc import Iterable
+
+
+class HardtrainError(Exception):
+    """Everything that hardtrain refuses or reports derives from this."""
+
+
+class ParameterError(HardtrainError, ValueError):
+    """A parameter is outside what is allowed; raised before anything is trained or written."""
+
+
+class DataError(HardtrainError, ValueError):
+    """An image set is missing, damaged, or not what the run needs."""
+
+
+class RecordError(HardtrainError, OSError):
+    """A run's record or checkpoint is torn, edited, or of a newer version."""
+
+
+class StoreError(HardtrainError, OSError):
+    """The run store cannot be read or written (permission, disk full)."""
+
+
+class DivergedError(HardtrainError, ArithmeticError):
+    """A loss was not finite; ``epoch`` and ``step`` (both from 0) say where it began."""
+
+    def __init__(self, message: str, *, epoch: int, step: int):
+        super().__init__(message)
+        self.epoch, self.step = epoch, step
+        self.history: list[dict] = []  # the evaluations before it
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ParameterError:
+    """The error for a name that is not known; its text names the nearest known one.
+
+    Example:
+        >>> print(unknown_name("network", "resnet-18", ["resnet18", "vgg13"]))
+        unknown network 'resnet-18'; did you mean 'resnet18'? known: resnet18, vgg13
+    """
+    known = list(known)
+    folded = {candidate.lower(): candidate for candidate in reversed(known)}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[close[0]]!r}? " if close else ""
+    return ParameterError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")

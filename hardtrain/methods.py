@@ -1,0 +1,181 @@
+"""One short function per method: puts a strategy into the loop's sockets.
+
+A method is ``name(run, data, model, **options) -> Method``; ``Run.method`` is the function's name
+and ``Run.options`` its keyword arguments. ``VERSION`` is part of a run's key: raise it when a
+change here or in the strategy changes a run's numbers.
+"""
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from hardtrain import checks
+from hardtrain.data import Batches, ImageDataset, Transform, UniformBatchSampler
+from hardtrain.errors import ParameterError, unknown_name
+from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
+from hardtrain.training import Method
+
+NUM_PHASES = 4  # sample counts are kept for each quarter of the training
+
+
+def version(number: int) -> Callable:
+    """Mark a function as a method, with the version of its numbers."""
+
+    def mark(function: Callable) -> Callable:
+        function.VERSION = number
+        return function
+
+    return mark
+
+
+@version(1)
+def plain(run, data: ImageDataset, model) -> Method:
+    """Ordinary training: the mean cross-entropy of uniformly drawn batches."""
+    batches, state = uniform_batches(run, data)
+
+    def objective(model, batch):
+        losses = sample_losses(model, batch)
+        return losses, losses.mean()
+
+    return Method(batches, objective, state=state)
+
+
+@version(1)
+def trimming(run, data: ImageDataset, model, *, start: float = 1.0, end: float = 0.2) -> Method:
+    """Mini-batch trimming (Fassold): the mean over the hardest part of each batch, a part that
+    falls linearly by epoch from ``start`` to ``end``."""
+    batches, state = uniform_batches(run, data)
+    trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
+    kept = SampleCounts(len(data), data.labels.device)
+    phase = 0
+
+    def start_epoch(epoch):
+        nonlocal phase
+        phase = NUM_PHASES * epoch // run.epochs
+        trimmed.set_epoch(epoch)
+
+    def objective(model, batch):
+        losses = sample_losses(model, batch)
+        return losses, trim(losses, trimmed.keep)
+
+    def observe(indices, losses):
+        kept.add(phase, indices[losses.topk(num_kept(trimmed.keep, len(losses))).indices])
+
+    counting = "sample_counts" in run.keep
+    return Method(
+        batches,
+        objective,
+        observe=observe if counting else None,
+        start_epoch=start_epoch,
+        log=lambda: {"keep": trimmed.keep},
+        state=state | ({"kept": kept} if counting else {}),
+        artefacts={"sample_counts": kept.arrays},
+    )
+
+
+# --- pieces that methods share ---------------------------------------------------------------------
+
+
+def sample_losses(model, batch) -> Tensor:
+    """Cross-entropy of each sample of a batch ``(B,)``, in float32 under autocast too."""
+    return cross_entropy(model(batch.inputs).float(), batch.targets, reduction="none")
+
+
+def uniform_batches(run, data: ImageDataset) -> tuple[Batches, dict]:
+    """Batches drawn without replacement, and the generators that a checkpoint must hold."""
+    order, augmentation = generator(run.seed, "order"), generator(run.seed, "augmentation")
+    sampler = UniformBatchSampler(
+        len(data), run.batch_size, drop_last=run.drop_last, generator=order
+    )
+    batches = Batches(
+        data,
+        train_transform(run, data),
+        sampler,
+        generator=augmentation,
+        channels_last=run.channels_last,
+    )
+    return batches, {"order": order, "augmentation": augmentation}
+
+
+def train_transform(run, data: ImageDataset) -> Transform:
+    """The run's resize, augmentation and normalisation, from the training images."""
+    crop, flip = "crop" in run.augment, "flip" in run.augment
+    return Transform.of(data, size=run.image_size, crop_padding=4 if crop else 0, flip=flip)
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose of one run; different purposes are independent."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose))
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed from a run's seed and a purpose.
+
+    Example:
+        >>> derived_seed(0, "order") == derived_seed(0, "order") != derived_seed(0, "noise")
+        True
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class SampleCounts:
+    """How often each sample counted, by phase of the training: ``counts (P, N)``."""
+
+    def __init__(self, num_samples: int, device: torch.device):
+        self.counts = torch.zeros(NUM_PHASES, num_samples, dtype=torch.int32, device=device)
+
+    def add(self, phase: int, indices: Tensor) -> None:
+        self.counts[phase].index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"counts": self.counts.cpu()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.counts.copy_(state["counts"])
+
+
+# --- look-up by name -----------------------------------------------------------------------------
+
+
+def methods() -> dict[str, Callable]:
+    """Every method of this module by name."""
+    return {name: f for name, f in globals().items() if hasattr(f, "VERSION")}
+
+
+def find_method(name: str) -> Callable:
+    """The method called ``name``; the error names the nearest one."""
+    known = methods()
+    if name not in known:
+        raise unknown_name("method", name, known)
+    return known[name]
+
+
+def default_options(name: str) -> dict:
+    """A method's options and their defaults."""
+    parameters = inspect.signature(find_method(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def checked_options(name: str, options: Mapping) -> dict:
+    """``options`` in the order of their names, each in the type of its default; refuses one
+    that the method does not have."""
+    known = default_options(name)
+    if not isinstance(options, Mapping):
+        raise ParameterError(f"options = {options!r} is not a mapping of option names to values")
+    for option in options:
+        if not known:
+            raise ParameterError(f"method {name!r} has no options; got {option!r}")
+        checks.choice(f"option of method {name!r}", option, known)
+    check = {float: checks.number, bool: checks.flag, str: checks.text}
+    return {
+        option: check.get(type(known[option]), partial(checks.integer, low=0))(option, value)
+        for option, value in sorted(options.items())
+    }

@@ -1,0 +1,285 @@
+"""The papers' networks by name; each gives its logits and its last hidden layer."""
+
+from numbers import Integral
+
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from hardtrain.errors import DataError, ParameterError, unknown_name
+
+STEMS = ("cifar", "imagenet")
+
+# Smallest image side in pixels with each stem: the product of all strides, below which a network
+# fails or looks mostly at its own padding. cnn2 and cnn5 take the sizes of the ITDM paper alone.
+_SMALLEST = dict.fromkeys(("resnet18", "resnet34", "resnet50", "densenet121"), (8, 32))
+_SMALLEST |= {"vgg13": (32, 32), "mobilenet": (16, 32), "efficientnet_b4": (16, 32)}
+_SMALLEST |= {"efficientnetv2_s": (16, 32), "mobilenetv3_small": (16, 32)}
+_SMALLEST |= {"cnn2": (28, 28), "cnn5": (28, 28), "cnn_small": (8, 8)}
+_ONLY = {"cnn2": (28, 32), "cnn5": (28, 32)}
+_TIMM = {"vgg13": "vgg13_bn", "mobilenet": "mobilenetv1_100"}  # where the names differ
+_TIMM |= {"mobilenetv3_small": "mobilenetv3_small_100"}
+NETWORKS = tuple(_SMALLEST)
+
+
+class Network(nn.Module):
+    """A body that ends in the last hidden layer, and the linear classifier on top of it.
+
+    ``forward(inputs)`` is ``classifier(features(inputs))``, in training and in eval mode: no
+    network here has dropout, so nothing stands between the two. Use :func:`build_network`.
+    """
+
+    def __init__(self, body: nn.Module, classifier: nn.Linear, name: str, stem: str, channels: int):
+        super().__init__()
+        self.body, self.classifier = body, classifier
+        self.name, self.stem, self.in_channels = name, stem, channels
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The last hidden layer, ``(B, D)``, of ``inputs (B, C, H, W)``.
+
+        Raises:
+            DataError: ``inputs`` has another shape or size, or is not floating point.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != self.in_channels:
+            raise DataError(
+                f"inputs of {self.name} must have shape (B, {self.in_channels}, H, W); "
+                f"got {tuple(inputs.shape)}"
+            )
+        if not inputs.is_floating_point():
+            raise DataError(f"inputs of {self.name} must be scaled to float; got {inputs.dtype}")
+        _check_size(self.name, self.stem, inputs.shape[-2], inputs.shape[-1])
+        return self.body(inputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of ``inputs (B, C, H, W)``; errors as in :meth:`features`."""
+        return self.classifier(self.features(inputs))
+
+
+def build_network(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    *,
+    stem: str = "cifar",
+    image_size: int | tuple[int, int] | None = None,
+) -> Network:
+    """A network of the papers, not pre-trained, its weights drawn from torch's global generator.
+
+    All are timm's, without dropout, but for these. ``vgg13``: with batch-norm in either stem, and
+    with ``"cifar"`` in the widely used CIFAR version (global pooling, one linear layer).
+    ``mobilenet``: v1, with ``"cifar"`` ReLU in place of ReLU6, as in the CIFAR version.
+    ``cnn2``, ``cnn5``: of the ITDM paper. ``cnn_small``: no paper's; no batch-norm, for the quick
+    profiles.
+
+    ``cnn2`` and ``cnn5`` take 28x28 and 32x32 with the same weights: a last max-pooling leaves 4x4
+    (``cnn2``: nothing to do at 28, 2x2 with stride 1 at 32) or 1x1 (``cnn5``: 8x8 as in the paper
+    at 28, 10x10 at 32). The three CNNs have one stem, so ``stem`` changes nothing in them.
+
+    Args:
+        name: one of ``NETWORKS``.
+        num_classes: K, at least 1.
+        in_channels: 1 or 3.
+        stem: ``"cifar"``: first convolution 3x3 with stride 1 and no pooling after it;
+            ``"imagenet"``: the library's own, which divides the sides by 2 or 4.
+        image_size: side in pixels, or ``(height, width)``; only checked. ``None``: checked when
+            the first inputs come.
+
+    Returns:
+        A module with ``features(inputs) -> (B, D)``, what its last linear layer ``classifier``
+        gets, and ``forward(inputs) -> (B, K)``.
+
+    Raises:
+        ParameterError: an unknown name or stem, or a number that is not allowed.
+        DataError: ``image_size`` does not fit the network.
+
+    Source:
+        Hard mini-batches (arXiv 2304.03486): with ``stem="imagenet"`` the parameter counts are
+        those of its table 2. ITDM (arXiv 2002.09917) and its authors' code: cnn2 and cnn5; the
+        ReLU after each convolution of cnn2 is our reading. Mini-batch trimming leaves the stem
+        open; hence the parameter.
+
+    Example:
+        >>> import torch
+        >>> model = build_network("cnn_small", num_classes=10, in_channels=1)
+        >>> images = torch.zeros(2, 1, 8, 8)
+        >>> model.features(images).shape, model(images).shape
+        (torch.Size([2, 64]), torch.Size([2, 10]))
+    """
+    _check_name(name, stem)
+    if not _is_count(num_classes):
+        raise ParameterError(f"num_classes must be an integer >= 1; got {num_classes!r}")
+    _check_channels(in_channels)
+    if image_size is not None:
+        check_network_input(name, image_size, in_channels, stem=stem)
+    own = {"cnn2": _cnn2, "cnn5": _cnn5, "cnn_small": _cnn_small}
+    own |= {"vgg13": _vgg13} if stem == "cifar" else {}
+    if name in own:
+        body, num_features = own[name](in_channels)
+        classifier = nn.Linear(num_features, num_classes)
+    else:
+        body, classifier = _from_timm(name, num_classes, in_channels, stem)
+    return Network(body, classifier, name, stem, in_channels)
+
+
+def minimum_size(name: str, stem: str = "cifar") -> int:
+    """Side in pixels of the smallest square image that a network takes with this stem.
+
+    Raises:
+        ParameterError: an unknown name or stem.
+
+    Example:
+        >>> minimum_size("resnet18"), minimum_size("resnet18", stem="imagenet")
+        (8, 32)
+    """
+    _check_name(name, stem)
+    return _SMALLEST[name][STEMS.index(stem)]
+
+
+def check_network_input(
+    name: str, image_size: int | tuple[int, int], in_channels: int, *, stem: str = "cifar"
+) -> None:
+    """Refuse images that a network cannot take; at once, nothing is built.
+
+    Args:
+        name: one of ``NETWORKS``.
+        image_size: side in pixels, or ``(height, width)``.
+        in_channels: of the images, 1 or 3.
+        stem: ``"cifar"`` or ``"imagenet"``.
+
+    Raises:
+        ParameterError: an unknown name or stem, or numbers that no image can have.
+        DataError: the images are too small, or not of the sizes that the network is made for.
+
+    Example:
+        >>> check_network_input("cnn5", 32, 3)
+        >>> check_network_input("cnn5", 8, 1)
+        Traceback (most recent call last):
+        hardtrain.errors.DataError: cnn5 takes 28x28 or 32x32; got 8x8
+    """
+    _check_name(name, stem)
+    _check_channels(in_channels)
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2 or not all(_is_count(side) for side in sides):
+        raise ParameterError(
+            f"image_size must be an integer >= 1 or (height, width); got {image_size!r}"
+        )
+    _check_size(name, stem, *sides)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether any layer is batch-norm of torch or derived from it, as timm's are.
+
+    Example:
+        >>> has_batch_norm(build_network("cnn5", 10, 1)), has_batch_norm(nn.Linear(2, 2))
+        (True, False)
+    """
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of values in all parameters; a parameter that is shared counts once.
+
+    Example:
+        >>> num_parameters(nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _check_name(name: str, stem: str) -> None:
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    if stem not in STEMS:
+        raise unknown_name("stem", stem, STEMS)
+
+
+def _check_channels(in_channels: int) -> None:
+    if not _is_count(in_channels) or in_channels not in (1, 3):
+        raise ParameterError(f"in_channels must be 1 or 3; got {in_channels!r}")
+
+
+def _check_size(name: str, stem: str, height: int, width: int) -> None:
+    if name in _ONLY:
+        fits = height == width and height in _ONLY[name]
+        allowed = " or ".join(f"{side}x{side}" for side in _ONLY[name])
+    else:
+        smallest = _SMALLEST[name][STEMS.index(stem)]
+        fits = min(height, width) >= smallest
+        allowed = f"{smallest}x{smallest} and larger"
+        if len(set(_SMALLEST[name])) > 1:
+            allowed += f" with stem={stem!r}"
+    if not fits:
+        raise DataError(f"{name} takes {allowed}; got {height}x{width}")
+
+
+def _from_timm(
+    name: str, num_classes: int, in_channels: int, stem: str
+) -> tuple[nn.Module, nn.Linear]:
+    import timm  # takes seconds, and cnn_small does without
+
+    kwargs = {"act_layer": "relu"} if (name, stem) == ("mobilenet", "cifar") else {}
+    body = timm.create_model(
+        _TIMM.get(name, name), num_classes=num_classes, in_chans=in_channels, **kwargs
+    )
+    classifier = body.get_classifier()
+    body.reset_classifier(0)  # from here on body(inputs) ends where the classifier began
+    if stem == "cifar":
+        if hasattr(body, "conv_stem"):  # EfficientNet, MobileNet: 3x3 already
+            body.conv_stem.stride = (1, 1)
+        else:
+            layers = body.features if name == "densenet121" else body
+            first, pool = ("conv0", "pool0") if name == "densenet121" else ("conv1", "maxpool")
+            setattr(layers, first, nn.Conv2d(in_channels, 64, 3, padding=1, bias=False))
+            setattr(layers, pool, nn.Identity())
+    return body, classifier
+
+
+# Each of these gives the body and the width D of the features in which it ends.
+
+
+def _cnn2(in_channels: int) -> tuple[nn.Module, int]:
+    body = [nn.Conv2d(in_channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]  # 28 -> 24 -> 12
+    body += [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2), _MaxPoolTo(4)]  # 12 -> 8 -> 4
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(800, 100), nn.ReLU()), 100
+
+
+def _cnn5(in_channels: int) -> tuple[nn.Module, int]:
+    body, channels = [], in_channels
+    for width, padding in ((32, 0), (64, 0), (128, 1), (256, 0), (512, 0)):
+        body += [nn.Conv2d(channels, width, 3, padding=padding), nn.ReLU(), nn.BatchNorm2d(width)]
+        body += [nn.MaxPool2d(2)] if width == 128 else []
+        channels = width
+    return nn.Sequential(*body, _MaxPoolTo(1), nn.Flatten()), 512
+
+
+def _cnn_small(in_channels: int) -> tuple[nn.Module, int]:
+    body = [nn.Conv2d(in_channels, 32, 3, padding=1), nn.ReLU()]
+    body += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), _MaxPoolTo(2)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
+
+
+def _vgg13(in_channels: int) -> tuple[nn.Module, int]:
+    body, channels = [], in_channels
+    for width in (64, 128, 256, 512, 512):
+        for _ in range(2):
+            body += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        body += [nn.MaxPool2d(2)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 512
+
+
+class _MaxPoolTo(nn.Module):
+    """Max-pooling that leaves ``side x side`` of any larger map."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        # not AdaptiveMaxPool2d: its CUDA gradient has no deterministic form
+        stride = [n // self.side for n in inputs.shape[-2:]]
+        window = [n - (self.side - 1) * s for n, s in zip(inputs.shape[-2:], stride, strict=True)]
+        return max_pool2d(inputs, window, stride)

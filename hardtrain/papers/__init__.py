@@ -1,0 +1,104 @@
+"""The numbers that the papers print, one CSV file per printed table, to the printed digit.
+
+A printed dash and an empty cell are both nan. `acc_delta` (itdm) and `delta_e` (hard mini-batches)
+stand without sign, as printed; where the papers give a direction, it is in the arrow columns.
+"""
+
+from importlib import resources
+
+import pandas as pd
+
+from hardtrain.errors import unknown_name
+
+TABLES = (
+    "trimming_table1",
+    "hard_minibatches_table1",
+    "hard_minibatches_table2",
+    "hard_minibatches_table3",
+    "hard_minibatches_table4",
+    "hard_minibatches_table5",
+    "hard_minibatches_table6",
+    "gradient_noise_table1",
+    "gradient_noise_table2",
+    "gradient_noise_text",
+    "itdm_table1",
+    "itdm_table2",
+    "itdm_table3",
+    "itdm_table4",
+    "itdm_table5",
+)
+
+# printed spelling in lower case, without blanks, hyphens and underscores -> our name
+_NETWORKS = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "densenet121": "densenet121",
+    "efficientnetb4": "efficientnet_b4",
+    "efficientnetv2s": "efficientnetv2_s",
+    "mobilenetv3s": "mobilenetv3_small",
+    "mobilenet": "mobilenet",
+    "vgg13": "vgg13",
+}
+_DATASETS = {
+    "svhn": "svhn",
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+    "stl10": "stl10",
+    "qmnist": "qmnist",
+    "kmnist": "kmnist",
+    "fmnist": "fashion-mnist",
+}
+
+
+def load_table(name: str) -> pd.DataFrame:
+    """One printed table, its columns numeric wherever every printed cell is a number.
+
+    Args:
+        name: one of ``TABLES``.
+
+    Returns:
+        A new frame; rows and columns in the file's order, errors and accuracies in % as printed.
+
+    Raises:
+        ParameterError: unknown name; the text names the nearest known one.
+
+    Example:
+        >>> print(load_table("trimming_table1").head(2))
+            dataset       network  baseline_error  trimmed_error
+        0      SVHN     Resnet-34            5.87           5.76
+        1      SVHN  Densenet-121            4.62           4.42
+    """
+    if name not in TABLES:
+        raise unknown_name("table", name, TABLES)
+    with resources.files(__name__).joinpath(f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, na_values=["-", ""], keep_default_na=False)
+
+
+def network_name(printed: str) -> str:
+    """Our name of a network that a paper spells its own way; our own names pass unchanged.
+
+    Example:
+        >>> network_name("Efficient Net B4"), network_name("MobilenetV3-S")
+        ('efficientnet_b4', 'mobilenetv3_small')
+    """
+    return _lookup("network", printed, _NETWORKS)
+
+
+def dataset_name(printed: str) -> str:
+    """Our name of an image set that a paper spells its own way; our own names pass unchanged.
+
+    Example:
+        >>> dataset_name("CIFAR-10"), dataset_name("FMNIST")
+        ('cifar10', 'fashion-mnist')
+    """
+    return _lookup("image set", printed, _DATASETS)
+
+
+def _lookup(kind: str, printed: str, names: dict[str, str]) -> str:
+    if printed in names.values():
+        return printed
+    folded = str(printed).lower().replace(" ", "").replace("-", "").replace("_", "")
+    if folded not in names:
+        raise unknown_name(kind, printed, names.values())
+    return names[folded]

@@ -1,0 +1,466 @@
+"""One style for all figures: colours by method, bands over seeds, image grids, t-SNE, saving."""
+
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import colors, patheffects
+
+from hardtrain.errors import ParameterError, unknown_name
+from hardtrain.files import write_atomically
+from hardtrain.statistics import mean_interval
+
+# label, colour (Okabe-Ito, Tol's muted), line style, marker: in grey the last two tell them apart
+_METHODS = {
+    "plain": ("Plain training", "#000000", "-", "o"),
+    "trimming": ("Mini-batch trimming", "#D55E00", "--", "s"),
+    "hard_batches": ("Hard mini-batches", "#0072B2", "-.", "^"),
+    "gradient_noise": ("Gradient noise", "#009E73", (0, (1, 1)), "D"),
+    "itdm_joint": ("ITDM, joint", "#CC79A7", (0, (5, 1)), "v"),
+    "itdm_class": ("ITDM, class-conditional", "#882255", (0, (3, 1, 1, 1)), "P"),
+    "active_bias_sampling": ("Active bias, sampling", "#E69F00", (0, (5, 3)), "X"),
+    "active_bias_weighting": ("Active bias, weighting", "#332288", (0, (1, 2)), "<"),
+    "subset": ("Subset search", "#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
+    "subset_random": ("Random subset", "#808080", (0, (7, 2, 1, 2)), "*"),
+}
+METHODS = {method: entry[0] for method, entry in _METHODS.items()}  # method -> label for legends
+
+_CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_CLASS_COLOURS = [
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#D55E00", "#332288", "#999933", "#882255", "#808080"),
+]
+_CLASS_MARKERS = "os^Dv<>PX*"
+_SALT = "hardtrain"
+_FIGURE_NAME = re.compile(r"fig_[A-Za-z0-9][A-Za-z0-9_-]*")
+_FILE_SETTINGS = {
+    "pdf.fonttype": 42,  # TrueType, so that text can be searched and edited
+    "pdf.compression": 6,
+    "svg.hashsalt": _SALT,
+    "savefig.bbox": None,
+    "savefig.pad_inches": 0.1,
+    "savefig.transparent": False,
+}
+
+
+def use_style() -> None:
+    """Set the style of every notebook; call it once, after the imports.
+
+    A 7 x 2.8 inch figure of two panels shows at 560 x 224 pixels inline and is saved at 150 dpi.
+
+    Example:
+        >>> use_style()
+        >>> matplotlib.rcParams["pdf.fonttype"]
+        42
+    """
+    matplotlib.rcParams.update(
+        _FILE_SETTINGS
+        | {
+            "figure.figsize": (4.2, 2.8),
+            "figure.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 150,
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so it is everywhere
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "legend.handlelength": 2.6,  # long enough to show a dash pattern
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.8,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
+            "grid.color": "#E6E6E6",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.6,
+            "lines.markersize": 4.5,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def method_style(method: str) -> dict:
+    """The colour, line style and marker that a method has in all notebooks.
+
+    Args:
+        method: one of ``METHODS``.
+
+    Returns:
+        ``{"color", "linestyle", "marker"}``, to be passed to ``ax.plot``.
+
+    Raises:
+        ParameterError: unknown method; the text names the nearest known one.
+
+    Example:
+        >>> method_style("trimming")
+        {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
+    """
+    if method not in _METHODS:
+        raise unknown_name("method", method, _METHODS)
+    return dict(zip(("color", "linestyle", "marker"), _METHODS[method][1:], strict=True))
+
+
+def method_label(method: str) -> str:
+    """The name of a method in legends and tables.
+
+    Example:
+        >>> method_label("gradient_noise")
+        'Gradient noise'
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    return METHODS[method]
+
+
+def variant_styles(method: str, num: int) -> list[dict]:
+    """Styles for ``num`` settings of one method (a sweep of delta, say), from dark to light.
+
+    All have the method's hue; line styles and markers differ, and so does the lightness.
+
+    Raises:
+        ParameterError: unknown method, or ``num`` not in 1..8.
+
+    Example:
+        >>> [style["marker"] for style in variant_styles("hard_batches", 3)]
+        ['o', 's', '^']
+    """
+    if not 1 <= num <= 8:
+        raise ParameterError(f"num must be in 1..8; got {num}")
+    base = np.array(colors.to_rgb(method_style(method)["color"]))
+    dark, light = 0.55 * base, base + 0.55 * (1 - base)
+    lines = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (5, 3)), (0, (1, 2))]
+    mixes = np.linspace(0, 1, num) if num > 1 else [0.5]
+    return [
+        {
+            "color": colors.to_hex(dark + mix * (light - dark)),
+            "linestyle": lines[i],
+            "marker": _CLASS_MARKERS[i],
+        }
+        for i, mix in enumerate(mixes)
+    ]
+
+
+def save(fig, out_dir, name: str) -> list[Path]:
+    """Write ``out_dir/name.pdf`` and ``name.png``: the same bytes for the same figure.
+
+    Neither dates nor versions go into the files. A file whose bytes would stay is not touched; a
+    changed one is replaced whole. The figure stays open, so a notebook still shows it.
+
+    Args:
+        fig: ``matplotlib.figure.Figure``.
+        out_dir: folder, made if missing.
+        name: ``fig_`` and then letters, digits, ``_`` or ``-``.
+
+    Returns:
+        The paths of the PDF and of the PNG (150 dpi).
+
+    Raises:
+        ParameterError: another kind of name.
+        StoreError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from matplotlib.figure import Figure
+        >>> [path.name for path in save(Figure(), tempfile.mkdtemp(), "fig_1_empty")]
+        ['fig_1_empty.pdf', 'fig_1_empty.png']
+    """
+    if not isinstance(name, str) or not _FIGURE_NAME.fullmatch(name):
+        raise ParameterError(f"name must be 'fig_' and then letters, digits, _ or -; got {name!r}")
+    nameless = {
+        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+        "png": {"Software": None},
+    }
+    paths = []
+    with matplotlib.rc_context(_FILE_SETTINGS):
+        for suffix, metadata in nameless.items():
+            content = io.BytesIO()
+            for ax in fig.axes:  # constrained layout starts from where the last drawing ended
+                if ax.get_subplotspec() is not None:
+                    ax.set_subplotspec(ax.get_subplotspec())
+            fig.savefig(content, format=suffix, dpi=150, metadata=metadata)
+            paths.append(Path(out_dir, f"{name}.{suffix}"))
+            if not (paths[-1].is_file() and paths[-1].read_bytes() == content.getvalue()):
+                write_atomically(paths[-1], content.getvalue())
+    return paths
+
+
+def band(
+    ax, x, values, *, method: str | None = None, label: str | None = None,
+    confidence: float = 0.95, **style,
+):  # fmt: skip
+    """Draw the mean over seeds as a line, with its Student-t interval as a band.
+
+    Args:
+        ax: axes to draw on.
+        x: shape ``(num_points,)``.
+        values: shape ``(num_seeds, num_points)``, finite; one seed gives the line only.
+        method: takes style and label from `method_style` and `method_label`.
+        label: legend text in place of the method's.
+        confidence: of the band, in (0, 1).
+        **style: for ``ax.plot``, over the method's style.
+
+    Returns:
+        The line, ``matplotlib.lines.Line2D``.
+
+    Raises:
+        ParameterError: shapes that do not fit, a value that is not finite, or an unknown method.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> line = band(Figure().subplots(), [1, 2], [[0.2, 0.1], [0.4, 0.1]], method="plain")
+        >>> [round(float(y), 6) for y in line.get_ydata()]
+        [0.3, 0.1]
+    """
+    x, values = np.asarray(x), np.asarray(values, dtype=float)
+    if values.ndim != 2 or x.shape != values.shape[1:] or values.size == 0:
+        raise ParameterError(
+            "values must have shape (num_seeds, num_points) and x (num_points,); "
+            f"got {values.shape} and {x.shape}"
+        )
+    if method is not None:
+        style = method_style(method) | style
+        label = method_label(method) if label is None else label
+    style.setdefault("markevery", max(1, len(x) // 8))
+    intervals = [mean_interval(column, confidence) for column in values.T]
+    (line,) = ax.plot(x, [interval.mean for interval in intervals], label=label, **style)
+    if len(values) > 1:
+        low, high = ([i.low for i in intervals], [i.high for i in intervals])
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+    return line
+
+
+def image_grid(images, *, titles=None, columns: int = 8, size: float = 0.9):
+    """Small images in rows, unsmoothed, each with its caption below.
+
+    Args:
+        images: uint8, ``(N, C, H, W)`` with C 1 or 3, array or tensor.
+        titles: N captions, or none; line breaks are allowed.
+        columns: images per row.
+        size: side of an image in inches.
+
+    Returns:
+        ``matplotlib.figure.Figure``.
+
+    Raises:
+        ParameterError: another dtype or shape, no image, or not N titles.
+
+    Example:
+        >>> figure = image_grid(np.zeros((3, 1, 8, 8), dtype=np.uint8), titles=["a", "b", "c"])
+        >>> len(figure.axes)
+        3
+    """
+    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
+
+    images = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ParameterError(
+            f"images must be uint8 (N, 1 or 3, H, W); got {images.dtype} {images.shape}"
+        )
+    titles = [""] * len(images) if titles is None else [str(title) for title in titles]
+    if not len(images) or len(titles) != len(images) or columns < 1:
+        raise ParameterError(
+            "need at least one image, a title for each, and a column; "
+            f"got {len(images)} images, {len(titles)} titles, {columns} columns"
+        )
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    figsize = (columns * (size + 0.15), rows * (size + 0.1 + 0.16 * lines))
+    fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(images) :]:
+        ax.remove()
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_xlabel(title, fontsize=8, labelpad=2)
+        ax.spines[:].set_visible(False)
+    return fig
+
+
+def embed(
+    features, *, seed: int = 0, max_points: int = 10_000, perplexity: float = 30
+) -> tuple[np.ndarray, np.ndarray]:
+    """t-SNE of features in the plane, the same each time on one machine.
+
+    Starts from the principal components. Runs on one thread, because the order of sums over
+    several changes the picture.
+
+    Args:
+        features: shape ``(N, D)``, finite, N >= 4; array or tensor.
+        seed: of the subsample and of t-SNE.
+        max_points: with more samples, this many are drawn without replacement.
+        perplexity: lowered to (n - 1) / 3 where n points are too few for it.
+
+    Returns:
+        ``embedding (n, 2)`` float32 and ``indices (n,)`` int64, ascending, of its rows in
+        ``features``.
+
+    Raises:
+        ParameterError: wrong shape, too few points, a value that is not finite, or all rows equal.
+
+    Example:
+        >>> embedding, indices = embed(np.eye(20), max_points=12)
+        >>> embedding.shape, indices.shape
+        ((12, 2), (12,))
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    features = _features(features)
+    if max_points < 4 or perplexity < 1:
+        raise ParameterError(
+            f"need max_points >= 4 and perplexity >= 1; got {max_points} and {perplexity}"
+        )
+    indices = np.arange(len(features))
+    if len(features) > max_points:
+        drawn = np.random.default_rng(seed).choice(len(features), max_points, replace=False)
+        indices = np.sort(drawn)
+    chosen = features[indices]
+    if (chosen == chosen[0]).all():
+        raise ParameterError("features are all equal; there is nothing to embed")
+    if chosen.shape[1] == 1:
+        chosen = np.pad(chosen, ((0, 0), (0, 1)))  # two principal components need two columns
+    perplexity = min(perplexity, (len(chosen) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
+    with threadpool_limits(1):
+        return tsne.fit_transform(chosen), indices
+
+
+def embedding_scores(features, embedding, labels, *, num_neighbours: int = 10) -> dict[str, float]:
+    """How far classes are apart, in a picture and in the space it was made from.
+
+    Args:
+        features: shape ``(n, D)``, finite, n >= 4; the rows that were embedded.
+        embedding: shape ``(n, 2)``.
+        labels: shape ``(n,)``, int.
+        num_neighbours: k, lowered to n - 1.
+
+    Returns:
+        ``silhouette_features``, ``silhouette_embedding`` in [-1, 1] (nan with one class, or with
+        one sample in each) and ``knn_features``, ``knn_embedding``: the fraction of samples whose
+        k nearest others vote for their class; of tied classes the smallest label wins.
+
+    Raises:
+        ParameterError: shapes that do not fit, or a value that is not finite.
+
+    Example:
+        >>> points = np.array([[0.0, 0], [0, 1], [9, 0], [9, 1]])
+        >>> scores = embedding_scores(points, points, [0, 0, 1, 1], num_neighbours=1)
+        >>> scores["knn_embedding"], round(scores["silhouette_embedding"], 3)
+        (1.0, 0.889)
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    labels = np.asarray(labels)
+    spaces = {"features": _features(features), "embedding": _features(embedding)}
+    if any(labels.shape != space.shape[:1] for space in spaces.values()):
+        shapes = [space.shape for space in spaces.values()]
+        raise ParameterError(f"features, embedding, labels do not fit: {shapes}, {labels.shape}")
+    classes, classes_of = np.unique(labels, return_inverse=True)
+    scores = {}
+    for name, space in spaces.items():
+        defined = 1 < len(classes) < len(labels)
+        scores[f"silhouette_{name}"] = (
+            float(silhouette_score(space, labels)) if defined else float("nan")
+        )
+        search = NearestNeighbors(n_neighbors=min(num_neighbours, len(labels) - 1)).fit(space)
+        neighbours = search.kneighbors(return_distance=False)  # without the sample itself
+        votes = np.zeros((len(labels), len(classes)), dtype=int)
+        np.add.at(votes, (np.arange(len(labels))[:, None], classes_of[neighbours]), 1)
+        scores[f"knn_{name}"] = float((votes.argmax(axis=1) == classes_of).mean())
+    return scores
+
+
+def plot_embedding(
+    ax, embedding, labels, class_names, *, marked=None, marked_label: str = "hardest",
+    legend: bool = True, size: float = 9.0,
+) -> None:  # fmt: skip
+    """Scatter plot of an embedding, one colour and marker per class.
+
+    Up to ten classes get a legend beside the plot, so that it hides no point. With more, colours
+    repeat, and names stand at the medians of the largest classes, as far as there is room.
+
+    Args:
+        ax: axes to draw on.
+        embedding: shape ``(n, 2)``.
+        labels: shape ``(n,)``, int in 0..K-1.
+        class_names: K names.
+        marked: bool ``(n,)`` or indices into the rows: ringed on top.
+        marked_label: what the rings mean, for the legend.
+        legend: false for all but the last of several panels.
+        size: marker area in points squared.
+
+    Raises:
+        ParameterError: shapes that do not fit, or a label without a name.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> plot_embedding(ax, np.eye(2), [0, 1], ["cat", "dog"], marked=[1])
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['cat', 'dog', 'hardest']
+    """
+    embedding, labels = np.asarray(embedding), np.asarray(labels)
+    if embedding.ndim != 2 or embedding.shape[1] != 2 or labels.shape != embedding.shape[:1]:
+        raise ParameterError(
+            f"embedding must be (n, 2), labels (n,); got {embedding.shape}, {labels.shape}"
+        )
+    present = np.unique(labels)
+    if len(present) and not 0 <= present[0] <= present[-1] < len(class_names):
+        raise ParameterError(f"labels must be in 0..{len(class_names) - 1}; got {present}")
+    many = len(class_names) > 10
+    for label in present:
+        points = embedding[labels == label]
+        ax.scatter(
+            *points.T, s=size, linewidths=0, alpha=0.8, rasterized=True,
+            color=_CLASS_COLOURS[label % 10], marker=_CLASS_MARKERS[(label + label // 10) % 10],
+            label=class_names[label],
+        )  # fmt: skip
+    if marked is not None:
+        ax.scatter(
+            *embedding[np.asarray(marked)].T, s=4 * size, facecolors="none", edgecolors="black",
+            linewidths=0.8, zorder=3, label=marked_label,
+        )  # fmt: skip
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    ax.set_adjustable("datalim")
+    ax.spines[:].set_visible(False)
+    if many:
+        _name_classes(ax, embedding, labels, class_names)
+    elif legend:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6, handletextpad=0.2)
+
+
+def _name_classes(ax, embedding, labels, class_names, most: int = 20) -> None:
+    """Names at class medians, largest classes first, none nearer than a tenth of the plot."""
+    extent = np.ptp(embedding, axis=0).max()
+    placed = []
+    for label in sorted(np.unique(labels), key=lambda c: -(labels == c).sum()):
+        centre = np.median(embedding[labels == label], axis=0)
+        # names are wide and low, so a neighbour above may be nearer than one beside
+        near = [np.hypot((centre[0] - x) / 2.5, centre[1] - y) < 0.06 * extent for x, y in placed]
+        if len(placed) < most and not any(near):
+            placed.append(centre)
+            halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+            ax.text(
+                *centre, class_names[label], fontsize=7, ha="center", va="center", zorder=4,
+                path_effects=halo,
+            )  # fmt: skip
+
+
+def _features(features) -> np.ndarray:
+    features = np.asarray(features.detach().cpu() if hasattr(features, "detach") else features)
+    if features.ndim != 2 or len(features) < 4 or features.shape[1] == 0:
+        raise ParameterError(f"features must have shape (n, D), n >= 4; got {features.shape}")
+    if not np.isfinite(features).all():
+        raise ParameterError("features must be finite")
+    return features.astype(np.float32)

@@ -1,0 +1,447 @@
+"""Run -> record: describe trainings, train what is missing, give tables of results."""
+import dataclasses
+import functools
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import filelock
+import numpy as np
+import pandas as pd
+import torch
+
+import hardtrain
+from hardtrain import checks, methods, training
+from hardtrain.data import ImageDataset, load_dataset, resolve_device
+from hardtrain.errors import DataError, DivergedError, ParameterError
+from hardtrain.files import sha256
+from hardtrain.networks import NETWORKS, build_network, has_batch_norm
+from hardtrain.progress import Progress
+from hardtrain.results import committed_results, result_frame, result_row
+from hardtrain.store import RunStore
+
+ARTEFACTS = ("final_weights", "features", "sample_counts")
+_NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: everything that its numbers depend on. JSON-able, hashable, checked.
+
+    Args:
+        dataset: a name or path that ``load_dataset`` takes.
+        network: a name that ``build_network`` takes.
+        method: a function of ``hardtrain.methods``; its keyword arguments come as ``options``,
+            a mapping.
+        seed: of initialisation, order, augmentation and whatever else is drawn.
+        epochs, batch_size, drop_last: the batches; the last short one is kept by default.
+        train_size, test_size: stratified subsets; 0 is all.
+        optimizer, lr, momentum, nesterov, weight_decay: see ``training.make_optimizer``.
+        schedule, gamma, milestones, step_epochs, warmup_epochs: see ``training.learning_rate``.
+        stem, image_size: of the network; images are resized to ``image_size`` (0: left alone).
+        augment: ``none``, ``flip``, ``crop`` (padding 4) or ``crop+flip``.
+        precision, channels_last: bf16 autocast and the memory layout.
+        evaluate_every, evaluate_unit: how often the test set is evaluated; always at the end.
+        keep: artefacts to store: ``final_weights``, ``features`` (of the test set, with its
+            losses and predictions), ``sample_counts`` (where the method counts).
+        device, data_root: where; they do not change the key.
+
+    Raises:
+        ParameterError: names the parameter, the value and what is allowed.
+
+    Example:
+        >>> run = Run(dataset="digits", network="cnn_small", method="trimming", epochs=20)
+        >>> print(run)
+        trimming, cnn_small on digits, seed 0
+        >>> run.key == dataclasses.replace(run, device="cpu").key
+        True
+        >>> Run(dataset="digits", network="cnn_smal")
+        Traceback (most recent call last):
+        hardtrain.errors.ParameterError: unknown network 'cnn_smal'; did you mean 'cnn_small'? ...
+    """
+
+    dataset: str
+    network: str
+    method: str = "plain"
+    options: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    epochs: int = 1
+    batch_size: int = 128
+    drop_last: bool = False
+    train_size: int = 0
+    test_size: int = 0
+    optimizer: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    gamma: float = 0.1
+    milestones: tuple[int, ...] = ()
+    step_epochs: int = 1
+    warmup_epochs: int = 0
+    stem: str = "cifar"
+    image_size: int = 0
+    augment: str = "none"
+    precision: str = "float32"
+    channels_last: bool = False
+    evaluate_every: int = 1
+    evaluate_unit: str = "epoch"
+    keep: tuple[str, ...] = ()
+    device: str = "auto"
+    data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        for names, check in _CHECKS.items():
+            for name in names.split():
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+        options = methods.checked_options(self.method, self.options)
+        object.__setattr__(self, "options", _Options(options))
+        if self.nesterov and self.momentum == 0:
+            raise ParameterError("nesterov = True needs momentum > 0; got momentum = 0.0")
+        if self.warmup_epochs > self.epochs:
+            raise ParameterError(
+                f"warmup_epochs = {self.warmup_epochs} is more than epochs = {self.epochs}"
+            )
+
+    def __str__(self) -> str:
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.method}{options}, {self.network} on {self.dataset}, seed {self.seed}"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """20 hex digits of all that changes the numbers: the fields that are not at their
+        default (so that a new field leaves old keys alone; a default never changes), and the
+        versions of the method and of the training loop."""
+        described = {
+            name: value
+            for name, value in self.as_dict().items()
+            if name not in _NOT_IN_KEY and value != _DEFAULTS[name]
+        }
+        defaults = methods.default_options(self.method)
+        described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
+        described["versions"] = [training.VERSION, methods.find_method(self.method).VERSION]
+        return sha256(json.dumps(described, sort_keys=True).encode())[:20]
+
+    def as_dict(self) -> dict:
+        """All fields, ready for JSON."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+class _Options(dict):
+    """Options of a method: a mapping that can be part of a hashable run."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.items())))
+
+
+def _integers(name: str, value: object, low: int) -> tuple[int, ...]:
+    return tuple(checks.integer(name, item, low) for item in checks.listed(name, value))
+
+
+_CHECKS = {
+    "dataset": checks.text,
+    "network": partial(checks.choice, known=NETWORKS),
+    "method": lambda _, value: methods.find_method(value).__name__,
+    "seed train_size test_size image_size warmup_epochs": partial(checks.integer, low=0),
+    "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
+    "drop_last nesterov channels_last": checks.flag,
+    "optimizer": partial(checks.choice, known=("sgd", "adam", "adamw")),
+    "lr gamma": partial(checks.number, low=0, above=True),
+    "momentum": partial(checks.number, low=0, below=1),
+    "weight_decay": partial(checks.number, low=0),
+    "schedule": partial(checks.choice, known=("constant", "step", "multistep", "cosine")),
+    "milestones": partial(_integers, low=1),
+    "stem": partial(checks.choice, known=("cifar", "imagenet")),
+    "augment": partial(checks.choice, known=("none", "flip", "crop", "crop+flip")),
+    "precision": partial(checks.choice, known=("float32", "bfloat16")),
+    "evaluate_unit": partial(checks.choice, known=("epoch", "step")),
+    "keep": lambda name, value: tuple(
+        checks.choice(name, item, ARTEFACTS) for item in checks.listed(name, value)
+    ),
+    "device": checks.text,
+    "data_root": lambda name, value: value if value is None else checks.text(name, str(value)),
+}
+_DEFAULTS = {
+    item.name: {} if item.name == "options" else [] if item.default == () else item.default
+    for item in dataclasses.fields(Run)
+}
+
+
+def run_missing(
+    runs: Iterable[Run],
+    store: RunStore | None = None,
+    *,
+    engine: str = "local",
+    use_committed: bool = True,
+) -> pd.DataFrame:
+    """Train the runs that have no result yet; give one row per run, in the order of ``runs``.
+
+    A finished run is found by its key: first, if ``use_committed``, in the ``results.csv`` files
+    of the figures folder, then in ``store``. Where the data is at hand its fingerprint must
+    agree too. A run that diverges is a finished run without metrics (``status`` "diverged").
+
+    Args:
+        runs: at least one; duplicates are trained once and get a row each.
+        store: default ``RunStore()``.
+        engine: ``"local"``, in this process, one after the other.
+        use_committed: whether results that came with the repository count as finished.
+
+    Returns:
+        Columns: ``key``, ``fingerprint``, ``source`` ("store" or the folder of the
+        ``results.csv``), ``status`` ("finished" or "diverged"), the fields of ``Run``, and the
+        metrics ``test_error``, ``test_loss``, ``train_loss``, ``per_class_error`` (JSON),
+        ``diverged_epoch``, ``diverged_step``.
+
+    Raises:
+        ParameterError, DataError, StoreError: before anything is trained.
+    """
+    runs = list(runs)
+    if not runs:
+        raise ParameterError("runs is empty; give at least one Run")
+    checks.choice("engine", engine, ENGINES)
+    _data.cache_clear()  # the files may have changed since the last call
+    _fingerprint.cache_clear()
+    store = RunStore() if store is None else store
+    committed = committed_results() if use_committed else {}
+    found: dict[str, dict] = {}
+    missing: list[Run] = []
+    for run in dict.fromkeys(runs):
+        row = _committed_row(run, committed) or _stored_row(run, store)
+        if row is None:
+            missing.append(run)
+        else:
+            found[run.key] = row
+    if missing:
+        for run in missing:
+            load_data(run)
+        for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
+            with training.isolated_randomness(0, torch.device("cpu")):
+                _build(run, *load_data(run)[:2])
+        store.open()
+        with Progress(missing) as progress:
+            ENGINES[engine](missing, store, progress)
+        found |= {run.key: _stored_row(run, store) for run in missing}
+    return result_frame([_columns(run) | found[run.key] for run in runs])
+
+
+def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:
+    """Arrays that a run stored under ``name``; trained first (again) if they are missing.
+
+    Raises:
+        ParameterError: the run does not declare the artefact in ``keep``.
+    """
+    if name not in run.keep:
+        raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
+    store = RunStore() if store is None else store
+    run_missing([run], store, use_committed=False)
+    record = store.load(run.key, load_data(run)[2])
+    return store.load_artefact(record, name)
+
+
+@functools.lru_cache(maxsize=4)
+def _data(
+    dataset: str, root: str | None, device: str, train_size: int, test_size: int
+) -> tuple[ImageDataset, ImageDataset, str]:
+    train = load_dataset(dataset, "train", root=root, device=device)
+    test = load_dataset(dataset, "test", root=root, device=device)
+    fingerprint = sha256(f"{train.fingerprint}{test.fingerprint}".encode())
+    return train.subset(train_size), test.subset(test_size), fingerprint
+
+
+def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
+    """A run's training set, test set and the fingerprint of both, on the run's device."""
+    device = str(resolve_device(run.device))
+    return _data(run.dataset, run.data_root, device, run.train_size, run.test_size)
+
+
+def train_run(run: Run, store: RunStore, progress=None) -> dict:
+    """Train one run, from its last checkpoint if there is one, and give its record."""
+    train, test, fingerprint = load_data(run)
+    device = train.images.device
+    began = time.perf_counter()
+    last_saved = began
+    checkpoint = store.load_checkpoint(run.key, fingerprint)
+    seconds_before = checkpoint["seconds"] if checkpoint else 0.0
+
+    def save_checkpoint(state: dict) -> None:
+        nonlocal last_saved
+        now = time.perf_counter()
+        if now - last_saved >= store.checkpoint_seconds:
+            state["seconds"] = seconds_before + now - began
+            store.save_checkpoint(run.key, fingerprint, state)
+            last_saved = time.perf_counter()
+
+    record = {"key": run.key, "fingerprint": fingerprint, "status": "finished"}
+    with training.isolated_randomness(methods.derived_seed(run.seed, "torch"), device):
+        model, method = _build(run, train, test)
+        transform = methods.train_transform(run, train).without_augmentation()
+        final: training.Evaluation | None = None
+
+        def evaluate(model):
+            nonlocal final
+            final = training.evaluate(model, test, transform, precision=run.precision)
+            return final
+
+        if progress is not None and checkpoint:
+            progress(run, checkpoint["epoch"])
+        try:
+            history = training.fit(
+                run,
+                model,
+                method,
+                evaluate,
+                checkpoint=checkpoint,
+                save_checkpoint=save_checkpoint,
+                progress=None if progress is None else partial(progress, run),
+            )
+        except DivergedError as error:
+            history = error.history
+            record["status"] = "diverged"
+            record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
+        else:
+            last = history[-1]
+            record["metrics"] = {
+                "test_error": last["test_error"],
+                "test_loss": last["test_loss"],
+                "train_loss": last["train_loss"],
+                "per_class_error": json.dumps(final.per_class_error),
+            }
+            record["artefacts"] = _save_artefacts(
+                run, store, fingerprint, model, method, test, transform, final
+            )
+    seconds = seconds_before + time.perf_counter() - began
+    record |= {"run": run.as_dict(), "history": history}
+    record["timings"] = {"seconds": round(seconds, 3), **environment(device)}
+    store.save(record)
+    store.remove_checkpoints(run.key, fingerprint)
+    return record
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a run's last bits depend on besides its seed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardtrain": hardtrain.__version__,
+    }
+
+
+def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
+    """One after the other; runs that another process holds come last, and are waited for."""
+    waiting = []
+    try:
+        for patient, queue in ((False, runs), (True, waiting)):
+            for run in queue:
+                lock = store.lock(run.key, load_data(run)[2])
+                try:
+                    held = lock.acquire(blocking=patient)
+                except filelock.Timeout:
+                    waiting.append(run)
+                    continue
+                with held:
+                    if _stored_row(run, store) is None:  # another may have finished it
+                        train_run(run, store, progress)
+                    progress(run, run.epochs)
+    except KeyboardInterrupt:
+        progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
+        raise
+
+
+ENGINES = {"local": _train_locally}
+
+
+# --- small steps -----------------------------------------------------------------------------------
+
+
+def _build(run: Run, train: ImageDataset, test: ImageDataset):
+    """The run's network and method; refuses here what cannot be trained."""
+    if train.num_classes != test.num_classes:
+        raise DataError(
+            f"{run.dataset}: {train.num_classes} classes in train, {test.num_classes} in test"
+        )
+    model = build_network(
+        run.network,
+        train.num_classes,
+        train.in_channels,
+        stem=run.stem,
+        image_size=run.image_size or train.image_size,
+    )
+    last = len(train) % run.batch_size
+    if has_batch_norm(model) and not run.drop_last and (run.batch_size == 1 or last == 1):
+        raise ParameterError(
+            f"batch_size = {run.batch_size} gives a batch of one sample, which {run.network} "
+            "cannot normalise; change batch_size, or set drop_last"
+        )
+    model = model.to(train.images.device)
+    if run.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    method_options = methods.default_options(run.method) | dict(run.options)
+    try:
+        method = methods.find_method(run.method)(run, train, model, **method_options)
+    except ValueError as error:
+        raise ParameterError(f"{run}: {error}") from error
+    for name in run.keep:
+        if name == "sample_counts" and name not in method.artefacts:
+            raise ParameterError(f"method {run.method!r} keeps no {name!r}")
+    return model, method
+
+
+def _save_artefacts(run, store, fingerprint, model, method, test, transform, final) -> dict:
+    makers = {
+        "final_weights": lambda: {k: v.cpu() for k, v in model.state_dict().items()},
+        "features": lambda: {
+            "features": training.extract_features(model, test, transform),
+            "losses": final.losses,
+            "predictions": final.predictions,
+        },
+    } | dict(method.artefacts)
+    return {
+        name: store.save_artefact(run.key, fingerprint, name, makers[name]()) for name in run.keep
+    }
+
+
+@functools.lru_cache
+def _fingerprint(dataset: str, root: str | None) -> str | None:
+    """Of a run's data; ``None`` if it is not at hand (nothing is downloaded to find out)."""
+    try:
+        train = load_dataset(dataset, "train", root=root, download=False)
+        test = load_dataset(dataset, "test", root=root, download=False)
+    except DataError:
+        return None
+    return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
+
+
+def _stored_row(run: Run, store: RunStore) -> dict | None:
+    record = store.load(run.key, _fingerprint(run.dataset, run.data_root))
+    if record is None:
+        return None
+    if record["status"] == "finished":
+        if any(store.load_artefact(record, name) is None for name in run.keep):
+            return None
+    return result_row(record | record["metrics"], "store")
+
+
+def _committed_row(run: Run, committed: Mapping[str, dict]) -> dict | None:
+    row = committed.get(run.key)
+    if row is None:
+        return None
+    if _fingerprint(run.dataset, run.data_root) not in (None, row["fingerprint"]):
+        return None
+    return result_row(row, row["source"])
+
+
+def _columns(run: Run) -> dict:
+    """A run's fields as cells of a table: lists and mappings as JSON text."""
+    return {
+        name: json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in run.as_dict().items()
+    }

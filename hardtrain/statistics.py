@@ -1,0 +1,479 @@
+"""Intervals over seeds, paired differences, convergence epochs, steps to a goal, verdicts."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr, stdtrit
+
+from hardtrain.errors import ParameterError, unknown_name
+
+VERDICTS = (
+    "reproduced",
+    "same direction",
+    "no difference seen",
+    "opposite",
+    "not reproduced",  # single printed values only
+    "not comparable",
+)
+MIN_SEEDS = 3
+
+
+class Interval(NamedTuple):
+    """A mean and the bounds around it; the bounds are nan when ``n`` is 1."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+class PairedDifference(NamedTuple):
+    """Treatment minus baseline over ``n`` common seeds: mean, interval, two-sided p value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+class StepsToGoal(NamedTuple):
+    """Steps of the best trial (inf: none arrived), bootstrap bounds, trials and arrivals."""
+
+    steps: float
+    low: float
+    high: float
+    num_trials: int
+    num_reached: int
+
+
+class Verdict(NamedTuple):
+    """One of ``VERDICTS`` and a sentence with the numbers behind it."""
+
+    word: str
+    reason: str
+
+
+def mean_interval(values, confidence: float = 0.95) -> Interval:
+    r"""Mean over seeds with its Student-t confidence interval.
+
+    .. math:: \bar x \pm t_{(1+c)/2,\, n-1} \, \frac{s}{\sqrt n}, \quad
+              s^2 = \frac{1}{n-1} \sum_i (x_i - \bar x)^2
+
+    Args:
+        values: shape ``(n,)``, one finite number per seed, n >= 1, any unit.
+        confidence: ``c`` in (0, 1).
+
+    Returns:
+        ``Interval(mean, low, high, n)`` with ``half_width``, in the unit of ``values``. One value
+        gives nan bounds, equal values give a width of exactly zero.
+
+    Raises:
+        ParameterError: no values, a value that is not finite, or ``confidence`` outside (0, 1).
+
+    Example:
+        >>> interval = mean_interval([17.0, 17.5, 17.7])
+        >>> f"{interval.mean:.2f} ± {interval.half_width:.2f}"
+        '17.40 ± 0.90'
+    """
+    values = _finite(values, "values")
+    mean, deviation = _mean_and_deviation(values)
+    half = _t_quantile(confidence, len(values)) * deviation / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def prediction_interval(values, num_runs: int, confidence: float = 0.95) -> Interval:
+    r"""Where the mean of ``num_runs`` further runs would lie, from the runs at hand.
+
+    .. math:: \bar x \pm t_{(1+c)/2,\, n-1} \, s \sqrt{\tfrac{1}{n} + \tfrac{1}{m}}
+
+    Args:
+        values: shape ``(n,)``, one finite number per seed, n >= 1.
+        num_runs: ``m`` >= 1, runs behind the number to be predicted.
+        confidence: ``c`` in (0, 1).
+
+    Returns:
+        ``Interval``; ``n`` counts ``values``. One value gives nan bounds.
+
+    Raises:
+        ParameterError: as `mean_interval`, or ``num_runs`` below 1.
+
+    Example:
+        >>> interval = prediction_interval([17.0, 17.5, 17.7], num_runs=1)
+        >>> f"{interval.mean:.2f} ± {interval.half_width:.2f}"
+        '17.40 ± 1.79'
+    """
+    if num_runs < 1:
+        raise ParameterError(f"num_runs must be at least 1; got {num_runs}")
+    values = _finite(values, "values")
+    mean, deviation = _mean_and_deviation(values)
+    half = _t_quantile(confidence, len(values)) * deviation
+    half *= math.sqrt(1 / len(values) + 1 / num_runs)
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def paired_difference(treatment, baseline, confidence: float = 0.95) -> PairedDifference:
+    r"""Treatment minus baseline, seed by seed, with interval and t test.
+
+    .. math:: d_i = x_i - y_i, \quad \bar d \pm t_{(1+c)/2,\, n-1} \, s_d / \sqrt n, \quad
+              p = 2 P\big(T_{n-1} > |\bar d| \sqrt n / s_d\big)
+
+    Args:
+        treatment: mapping or ``pandas.Series``, seed -> finite value.
+        baseline: the same for the baseline. Seeds that only one side has are left out.
+        confidence: ``c`` in (0, 1).
+
+    Returns:
+        ``PairedDifference(mean, low, high, p, n)``; ``n`` counts the common seeds. One pair gives
+        nan bounds and p. Equal differences (up to round-off) give a zero width, and p = 1 if they
+        are zero, else 0.
+
+    Raises:
+        ParameterError: not a mapping or Series, a seed twice, a value that is not finite on a
+            common seed, or no common seed.
+
+    Example:
+        >>> difference = paired_difference({0: 17.0, 1: 17.2, 2: 16.9}, {0: 17.5, 1: 17.6, 2: 17.1})
+        >>> f"{difference.mean:.2f} [{difference.low:.2f}, {difference.high:.2f}]"
+        '-0.37 [-0.75, 0.01]'
+    """
+    treatment = _by_seed(treatment, "treatment")
+    baseline = _by_seed(baseline, "baseline")
+    common = [seed for seed in treatment if seed in baseline]
+    if not common:
+        raise ParameterError(
+            f"treatment and baseline have no common seed: {list(treatment)} and {list(baseline)}"
+        )
+    first = _finite([treatment[seed] for seed in common], "treatment")
+    second = _finite([baseline[seed] for seed in common], "baseline")
+    n = len(common)
+    # subtracting leaves round-off of this size, which is no spread and no difference
+    noise = 8 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max())
+    mean, deviation = _mean_and_deviation(first - second, noise)
+    half = _t_quantile(confidence, n) * deviation / math.sqrt(n)
+    if n == 1:
+        p = math.nan
+    elif deviation == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = float(2 * stdtr(n - 1, -abs(mean) * math.sqrt(n) / deviation))
+    return PairedDifference(mean, mean - half, mean + half, p, n)
+
+
+def convergence_epoch(
+    losses,
+    *,
+    reading: str = "relative",
+    tolerance: float = 0.01,
+    threshold: float | None = None,
+) -> int:
+    r"""The epoch, counted from 1, at which a loss curve has converged.
+
+    .. math:: \text{relative:}\ \min\{t : L_t \le L_{\min} + \tau (L_1 - L_{\min})\}, \quad
+              \text{threshold:}\ \min\{t : L_t \le \theta\}, \quad
+              \text{argmin:}\ \min\{t : L_t = L_{\min}\}
+
+    Args:
+        losses: shape ``(E,)``, the training loss after each epoch, finite.
+        reading: ``"relative"``, ``"threshold"`` or ``"argmin"``; each ignores the others' argument.
+        tolerance: ``τ`` in [0, 1), share of the run's own total decrease.
+        threshold: ``θ``, needed by ``"threshold"``.
+
+    Returns:
+        Epoch in 1..E; E if a threshold is never reached.
+
+    Raises:
+        ParameterError: no losses, a loss that is not finite, an unknown reading, ``tolerance``
+            outside [0, 1), or ``"threshold"`` without one.
+
+    Source:
+        Sahayam et al. print such epochs (tables 3 to 5) without a rule, hence three readings.
+
+    Example:
+        >>> convergence_epoch([2.0, 1.0, 0.509, 0.5, 0.51])
+        3
+        >>> convergence_epoch([2.0, 1.0, 0.509, 0.5, 0.51], reading="argmin")
+        4
+    """
+    losses = _finite(losses, "losses")
+    if reading == "relative":
+        if not 0 <= tolerance < 1:
+            raise ParameterError(f"tolerance must be in [0, 1); got {tolerance}")
+        limit = losses.min() + tolerance * (losses[0] - losses.min())
+    elif reading == "threshold":
+        if threshold is None or not math.isfinite(threshold):
+            raise ParameterError(f"reading 'threshold' needs a finite threshold; got {threshold}")
+        limit = threshold
+    elif reading == "argmin":
+        limit = losses.min()
+    else:
+        raise unknown_name("reading", reading, ("relative", "threshold", "argmin"))
+    reached = losses <= limit
+    return int(reached.argmax()) + 1 if reached.any() else len(losses)
+
+
+def steps_to_goal(
+    measurements: pd.DataFrame,
+    goal: float,
+    *,
+    num_resamples: int = 1000,
+    generator: np.random.Generator | None = None,
+    confidence: float = 0.95,
+) -> StepsToGoal:
+    r"""Steps until the error first reaches the goal, for the best of several trials.
+
+    .. math:: \min_{\text{trials } r} \ \min \{ s : \text{error}_r(s) \le \text{goal} \}
+
+    The interval is the percentile bootstrap over trials. A minimum cannot fall below the best
+    trial at hand, so the interval reaches upwards: it says how much hangs on the luckiest trials.
+
+    Args:
+        measurements: one row per evaluation, columns ``trial``, ``step`` (> 0) and ``error``, in
+            any order; a nan error (a diverged trial) does not reach any goal.
+        goal: error to reach, in the unit of ``error``; equal counts as reached.
+        num_resamples: bootstrap samples.
+        generator: draws them; ``None`` leaves the bounds nan.
+        confidence: in (0, 1).
+
+    Returns:
+        ``StepsToGoal(steps, low, high, num_trials, num_reached)``. ``steps`` is inf when no trial
+        gets there, and so may ``high`` be. A single trial has nan bounds.
+
+    Raises:
+        ParameterError: a column or all rows missing, a trial without a name, a step not above 0,
+            ``goal`` nan, ``num_resamples`` below 1, or ``confidence`` outside (0, 1).
+
+    Source:
+        Shallue et al., arXiv 1811.03600: steps to a goal out-of-sample error.
+
+    Example:
+        >>> rows = [("a", 100, 0.4), ("a", 200, 0.2), ("b", 100, 0.3), ("b", 200, 0.3)]
+        >>> steps_to_goal(pd.DataFrame(rows, columns=["trial", "step", "error"]), 0.25).steps
+        200.0
+    """
+    missing = [name for name in ("trial", "step", "error") if name not in measurements]
+    if missing:
+        raise ParameterError(f"measurements lack {missing}; got {list(measurements)}")
+    if measurements.empty or measurements["trial"].isna().any():
+        raise ParameterError("measurements need at least one row, and a trial in each")
+    if math.isnan(goal) or num_resamples < 1 or not 0 < confidence < 1:
+        raise ParameterError(
+            "goal must be a number, num_resamples at least 1, confidence in (0, 1); "
+            f"got {goal}, {num_resamples}, {confidence}"
+        )
+    steps = measurements["step"].astype(float)
+    if not (np.isfinite(steps) & (steps > 0)).all():
+        raise ParameterError(f"steps must be finite and above 0; got {steps.min()}")
+    steps = steps.where(measurements["error"] <= goal, math.inf)
+    per_trial = steps.groupby(measurements["trial"]).min().to_numpy()
+    n, reached = len(per_trial), int(np.isfinite(per_trial).sum())
+    low = high = math.nan
+    if generator is not None and n > 1:
+        drawn = generator.integers(0, n, (num_resamples, n))
+        best = np.sort(per_trial[drawn].min(axis=1))
+        # order statistics instead of interpolation, which cannot deal with inf
+        tail = (1 - confidence) / 2
+        low = float(best[math.floor(tail * (num_resamples - 1))])
+        high = float(best[math.ceil((1 - tail) * (num_resamples - 1))])
+    return StepsToGoal(float(per_trial.min()), low, high, n, reached)
+
+
+def verdict(
+    printed_difference: float,
+    difference: PairedDifference,
+    *,
+    comparable: bool = True,
+    reason: str = "",
+) -> Verdict:
+    """Does a measured difference bear out the printed one? One rule for all notebooks.
+
+    With the mean difference d, its 95 % interval I and the printed difference p, the first that
+    holds: fewer than 3 seeds, or another protocol, profile or data: "not comparable"; 0 in I:
+    "no difference seen"; d and p of opposite sign: "opposite"; p in I: "reproduced"; otherwise
+    "same direction". Bounds belong to I. A printed difference of zero has no direction: unless
+    0 lies in I, it is "not comparable".
+
+    Args:
+        printed_difference: treatment minus baseline as printed, in the unit of ``difference``;
+            nan where the paper prints nothing.
+        difference: from `paired_difference`, with its default confidence.
+        comparable: false if protocol, profile or data are not the paper's.
+        reason: why not, shown in place of the numbers.
+
+    Returns:
+        ``Verdict(word, reason)``.
+
+    Example:
+        >>> measured = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10)
+        >>> verdict(-0.42, measured).word
+        'reproduced'
+        >>> print(verdict(-0.11, measured._replace(high=-0.2)).reason)
+        measured -0.4 [-0.7, -0.2], n = 10; printed -0.11 lies outside
+    """
+    refused = _not_comparable(printed_difference, difference.n, comparable, reason)
+    if refused:
+        return refused
+    mean, low, high = difference[:3]
+    numbers = f"measured {mean:+.4g} [{low:+.4g}, {high:+.4g}], n = {difference.n}"
+    printed = f"printed {printed_difference:+.4g}"
+    if _inside(0.0, low, high):
+        return Verdict("no difference seen", f"{numbers} includes 0; {printed}")
+    if printed_difference == 0:
+        return Verdict("not comparable", f"{numbers}; {printed}, which has no direction")
+    if mean * printed_difference < 0:
+        return Verdict("opposite", f"{numbers}; {printed} has the other sign")
+    if _inside(printed_difference, low, high):
+        return Verdict("reproduced", f"{numbers}; {printed} lies inside")
+    return Verdict("same direction", f"{numbers}; {printed} lies outside")
+
+
+def verdict_single(
+    printed_value: float, values, *, num_runs: int = 1, comparable: bool = True, reason: str = ""
+) -> Verdict:
+    """Could a single printed value have come from runs like ours?
+
+    "reproduced" if it lies in the 95 % prediction interval for the mean of the paper's number of
+    runs, else "not reproduced"; "not comparable" as in `verdict`.
+
+    Args:
+        printed_value: as printed, in the unit of ``values``.
+        values: shape ``(n,)``, one finite number per seed.
+        num_runs: runs behind the printed value.
+        comparable, reason: as in `verdict`.
+
+    Returns:
+        ``Verdict(word, reason)``; the reason says how far outside the value lies.
+
+    Raises:
+        ParameterError: a value that is not finite, or ``num_runs`` below 1.
+
+    Example:
+        >>> print(verdict_single(19.8, [17.0, 17.5, 17.7]).reason)
+        predicted 17.4 [15.61, 19.19], n = 3; printed 19.8 lies 0.61 above
+    """
+    values = np.asarray(values, dtype=float)
+    refused = _not_comparable(printed_value, values.size, comparable, reason)
+    if refused:
+        return refused
+    mean, low, high, n = prediction_interval(values, num_runs)
+    text = (
+        f"predicted {mean:.4g} [{low:.4g}, {high:.4g}], n = {n}; printed {printed_value:.4g} lies"
+    )
+    if _inside(printed_value, low, high):
+        return Verdict("reproduced", f"{text} inside")
+    side = "above" if printed_value > high else "below"
+    gap = max(printed_value - high, low - printed_value)
+    return Verdict("not reproduced", f"{text} {gap:.2g} {side}")
+
+
+def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bool = False) -> str:
+    """Text for a table cell: ``mean ± half width (n = ...)``, without ± where n is 1.
+
+    Args:
+        interval: `Interval` or `PairedDifference`.
+        digits: decimals.
+        scale: factor before rounding; 100 turns fractions into %.
+        signed: write the sign of a positive mean, too.
+
+    Example:
+        >>> format_interval(Interval(0.174, 0.171, 0.177, 10), digits=1, scale=100)
+        '17.4 ± 0.3 (n = 10)'
+    """
+    sign = "+" if signed else ""
+    mean = f"{interval.mean * scale:{sign}z.{digits}f}"
+    half = interval.half_width * abs(scale)
+    spread = "" if math.isnan(half) else f" ± {half:.{digits}f}"
+    return f"{mean}{spread} (n = {interval.n})"
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown pipe table, without its index; numeric columns align right.
+
+    Missing cells are empty, floats keep every digit (round before), pipes are escaped and line
+    breaks become ``<br>``.
+
+    Example:
+        >>> print(to_markdown(pd.DataFrame({"network": ["vgg13"], "error": [17.43]})), end="")
+        | network | error |
+        | --- | ---: |
+        | vgg13 | 17.43 |
+    """
+
+    def row(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
+    numeric = [
+        pd.api.types.is_numeric_dtype(c) and not pd.api.types.is_bool_dtype(c) for c in columns
+    ]
+    lines = [row(map(_cell, frame.columns)), row("---:" if n else "---" for n in numeric)]
+    lines += [row(map(_cell, cells)) for cells in zip(*columns, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    text = str(value).replace("|", "\\|")
+    return "<br>".join(text.splitlines())
+
+
+def _finite(values, name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or values.size == 0:
+        raise ParameterError(f"{name} must have shape (n,), n >= 1; got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ParameterError(f"{name} must be finite; got {values[~np.isfinite(values)][0]}")
+    return values
+
+
+def _mean_and_deviation(values: np.ndarray, noise: float = 0.0) -> tuple[float, float]:
+    """Mean and sample standard deviation; what stays within ``noise`` counts as equal."""
+    if values.max() - values.min() <= noise:  # the rounded mean of equal values may not be theirs
+        return (0.0 if abs(values[0]) <= noise else float(values[0])), 0.0
+    mean = math.fsum(values) / len(values)  # exact sums do not depend on the order of the seeds
+    squares = math.fsum((values - mean) ** 2)
+    return mean, math.sqrt(squares / (len(values) - 1))
+
+
+def _t_quantile(confidence: float, n: int) -> float:
+    if not 0 < confidence < 1:
+        raise ParameterError(f"confidence must be in (0, 1); got {confidence}")
+    return float(stdtrit(n - 1, (1 + confidence) / 2)) if n > 1 else math.nan
+
+
+def _by_seed(values, name: str) -> Mapping:
+    if isinstance(values, pd.Series):
+        twice = values.index[values.index.duplicated()]
+        if len(twice):
+            raise ParameterError(f"{name} has seed {twice[0]} twice")
+        return values.to_dict()
+    if isinstance(values, Mapping):
+        return values
+    raise ParameterError(f"{name} must map seed -> value; got {type(values).__name__}")
+
+
+def _inside(value: float, low: float, high: float) -> bool:
+    slack = 1e-12 * max(abs(low), abs(high), abs(value))  # a bound met up to round-off is met
+    return low - slack <= value <= high + slack
+
+
+def _not_comparable(printed: float, n: int, comparable: bool, reason: str) -> Verdict | None:
+    if not comparable:
+        return Verdict("not comparable", reason or "other protocol, profile or data")
+    if n < MIN_SEEDS:
+        return Verdict("not comparable", f"{n} of at least {MIN_SEEDS} seeds")
+    if not math.isfinite(printed):
+        return Verdict("not comparable", "the paper prints no number")
+    return None

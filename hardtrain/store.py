@@ -1,0 +1,192 @@
+"""The run store: records, checkpoints and artefacts, one file each, never torn."""
+import hashlib
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+
+from hardtrain.errors import RecordError, StoreError
+from hardtrain.files import project_root, remove_stale_partials, sha256, write_atomically
+
+SCHEMA = 1
+
+
+class RunStore:
+    """Where finished and unfinished runs live.
+
+    Every file is written whole or not at all and carries a SHA-256 of its content. A file that
+    fails its check is set aside in ``quarantine/`` with a warning and made again.
+
+    Args:
+        path: a folder; default ``$HARDTRAIN_RUNS``, else ``.runs`` at the repository's root.
+            It is created when the first run is trained.
+        checkpoint_seconds: an epoch's end writes a checkpoint if the last one is at least this
+            old, so that short epochs do not spend their time on the disk.
+
+    Files: ``records/ID.json``, ``checkpoints/ID.{newest,previous}.pt``,
+    ``artefacts/ID.NAME.npz``, ``locks/ID.lock``, where ID is the run's key and the first digits
+    of its data's fingerprint.
+
+    Example:
+        >>> import tempfile
+        >>> RunStore(tempfile.mkdtemp()).load("3f9a2c", "d41d8c") is None
+        True
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None, *, checkpoint_seconds: float = 5.0):
+        self.path = Path(path or os.environ.get("HARDTRAIN_RUNS") or project_root() / ".runs")
+        self.path = self.path.expanduser().absolute()
+        self.checkpoint_seconds = checkpoint_seconds
+
+    def __repr__(self) -> str:
+        return f"RunStore({str(self.path)!r})"
+
+    # --- records -----------------------------------------------------------------------------
+
+    def load(self, key: str, fingerprint: str | None) -> dict | None:
+        """The record of a finished run, or ``None``.
+
+        ``fingerprint=None`` (the data is not at hand) takes the one record with this key.
+
+        Raises:
+            RecordError: the record was written by a newer hardtrain, or several records of
+                different data answer to ``key`` and none can be preferred.
+        """
+        if fingerprint is None:
+            found = sorted(self.path.glob(f"records/{key}-*.json"))
+            if len(found) > 1:
+                raise RecordError(
+                    f"{len(found)} records of different data answer to run {key}; "
+                    "give the data, so that its fingerprint can choose"
+                )
+            return self._read_record(found[0]) if found else None
+        path = self._file("records", key, fingerprint, "json")
+        return self._read_record(path) if path.exists() else None
+
+    def save(self, record: dict) -> None:
+        """Write a finished run's record; floats must be finite or ``None``."""
+        path = self._file("records", record["key"], record["fingerprint"], "json")
+        body = {"schema": SCHEMA, **record}
+        body["sha256"] = sha256(_canonical(body))
+        write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
+
+    def _read_record(self, path: Path) -> dict | None:
+        try:
+            record = json.loads(path.read_bytes())
+            stored = record.pop("sha256")
+            intact = stored == sha256(_canonical(record))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            intact = False
+        except OSError as error:
+            raise StoreError(f"could not read {path}: {error.strerror or error}") from error
+        if not intact:
+            self._set_aside(path, "is torn or was edited")
+            return None
+        if record["schema"] > SCHEMA:
+            raise RecordError(f"{path} was written by a newer hardtrain (schema {record['schema']})")
+        return record
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        quarantine = self.path / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        os.replace(path, quarantine / f"{path.stem}.{digest}{path.suffix}")
+        warnings.warn(f"{path} {why}; set aside in {quarantine}, made again", stacklevel=4)
+
+    # --- one writer per run --------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the folders and see that they can be written, before anything is trained.
+
+        Raises:
+            StoreError: no permission or no space.
+        """
+        try:
+            for name in ("records", "checkpoints", "artefacts", "locks"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+                remove_stale_partials(self.path / name)
+        except OSError as error:
+            raise StoreError(f"could not make {self.path}: {error.strerror or error}") from error
+        write_atomically(self.path / "locks" / f"writable.{os.getpid()}", b"")
+        (self.path / "locks" / f"writable.{os.getpid()}").unlink(missing_ok=True)
+
+    def lock(self, key: str, fingerprint: str) -> filelock.BaseFileLock:
+        """The lock of one run: a kernel lock, so the death of its holder frees it."""
+        return filelock.FileLock(self._file("locks", key, fingerprint, "lock"))
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def save_checkpoint(self, key: str, fingerprint: str, state: dict) -> None:
+        """Write a checkpoint and keep the one before it; ``state["epoch"]`` tells them apart."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        body = buffer.getvalue()
+        header = json.dumps({"schema": SCHEMA, "key": key, "sha256": sha256(body)}).encode()
+        newest, previous = self._checkpoints(key, fingerprint)
+        if newest.exists():
+            os.replace(newest, previous)
+        write_atomically(newest, header + b"\n" + body)
+
+    def load_checkpoint(self, key: str, fingerprint: str) -> dict | None:
+        """The newest intact checkpoint, or ``None``."""
+        for path in self._checkpoints(key, fingerprint):
+            if path.exists() and (state := self._read_checkpoint(path, key)):
+                return state
+        return None
+
+    def _read_checkpoint(self, path: Path, key: str) -> dict | None:
+        header, _, body = path.read_bytes().partition(b"\n")
+        try:
+            header = json.loads(header)
+            intact = header["key"] == key and header["sha256"] == sha256(body)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            self._set_aside(path, "is torn, edited or of another run")
+            return None
+        return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+
+    def remove_checkpoints(self, key: str, fingerprint: str) -> None:
+        for path in self._checkpoints(key, fingerprint):
+            path.unlink(missing_ok=True)
+
+    def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, Path]:
+        return tuple(
+            self._file("checkpoints", key, fingerprint, f"{generation}.pt")
+            for generation in ("newest", "previous")
+        )
+
+    # --- artefacts -----------------------------------------------------------------------------
+
+    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: dict) -> dict:
+        """Write arrays as ``.npz``; the entry (file, sha256) that belongs into the record."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
+        path = self._file("artefacts", key, fingerprint, f"{name}.npz")
+        write_atomically(path, buffer.getvalue())
+        return {"file": path.name, "sha256": sha256(buffer.getvalue())}
+
+    def load_artefact(self, record: dict, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a run's artefact; ``None`` if absent or damaged."""
+        entry = record.get("artefacts", {}).get(name)
+        path = self.path / "artefacts" / entry["file"] if entry else None
+        if path is None or not path.exists():
+            return None
+        content = path.read_bytes()
+        if sha256(content) != entry["sha256"]:
+            self._set_aside(path, "is torn or was edited")
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    def _file(self, kind: str, key: str, fingerprint: str, ending: str) -> Path:
+        return self.path / kind / f"{key}-{fingerprint[:8]}.{ending}"
+
+
+def _canonical(record: dict) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

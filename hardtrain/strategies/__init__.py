@@ -1,0 +1,1 @@
+"""One method per file; each imports torch and nothing else of hardtrain."""

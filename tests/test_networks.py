@@ -1,0 +1,427 @@
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hardtrain
+from hardtrain.errors import DataError, ParameterError
+from hardtrain.networks import (
+    NETWORKS,
+    build_network,
+    check_network_input,
+    has_batch_norm,
+    minimum_size,
+    num_parameters,
+)
+
+STEMS = ("cifar", "imagenet")
+CNNS = ("cnn2", "cnn5", "cnn_small")  # one stem only
+LARGE = tuple(name for name in NETWORKS if name not in CNNS)
+PRINTED = {
+    "ResNet-18": "resnet18",
+    "ResNet-50": "resnet50",
+    "EfficientNet-B4": "efficientnet_b4",
+    "EfficientNetV2-S": "efficientnetv2_s",
+    "MobilenetV3-S": "mobilenetv3_small",
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_random_state_and_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two samples a batch: more threads only wait for each other
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+def outputs_of(model, inputs, kind=nn.Module):
+    """Sizes (H, W) that each layer of a kind takes in and gives out, in the order of the calls."""
+    sizes, handles = [], []
+
+    def note(_, args, output):
+        if args[0].ndim == 4 and output.ndim == 4:
+            sizes.append((tuple(args[0].shape[-2:]), tuple(output.shape[-2:])))
+
+    for module in model.modules():
+        if isinstance(module, kind) and not list(module.children()):
+            handles.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model.eval()(inputs)
+    for handle in handles:
+        handle.remove()
+    return sizes
+
+
+# What the papers print
+
+
+def test_parameter_counts_are_those_of_hard_mini_batches_table_2():
+    path = Path(hardtrain.__file__).parent / "papers" / "hard_minibatches_table2.csv"
+    with path.open(newline="") as file:
+        printed = {row["network"]: row["params_M"] for row in csv.DictReader(file)}
+    assert set(printed) == set(PRINTED)
+    for network, params in printed.items():
+        with torch.device("meta"):
+            model = build_network(PRINTED[network], 10, 3, stem="imagenet", image_size=128)
+        # the paper cuts after two decimals: MobileNetV3 has 1.528 M, printed as 1.52
+        assert num_parameters(model) // 10_000 == round(float(params) * 100), network
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "expected"),
+    [
+        ("resnet18", 3, 11_173_962),  # the widely used CIFAR versions
+        ("vgg13", 3, 9_416_010),
+        ("mobilenet", 3, 3_217_226),
+        ("cnn2", 1, (25 + 1) * 20 + (25 * 20 + 1) * 50 + 801 * 100 + 101 * 10),
+        ("cnn2", 3, (75 + 1) * 20 + (25 * 20 + 1) * 50 + 801 * 100 + 101 * 10),
+        ("cnn5", 1, 10 * 32 + 289 * 64 + 577 * 128 + 1153 * 256 + 2305 * 512 + 2 * 992 + 5130),
+    ],
+)
+def test_parameter_counts_of_the_small_image_networks(name, channels, expected):
+    with torch.device("meta"):
+        assert num_parameters(build_network(name, 10, channels)) == expected
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_cnn2_matches_the_network_written_out(size):
+    model = build_network("cnn2", 10, 1)
+    w = list(model.parameters())
+    inputs = torch.randn(3, 1, size, size)
+    x = F.max_pool2d(F.conv2d(inputs, w[0], w[1]).relu(), 2)
+    x = F.max_pool2d(F.conv2d(x, w[2], w[3]).relu(), 2)
+    if size == 32:
+        x = F.max_pool2d(x, 2, stride=1)
+    x = F.linear(x.flatten(1), w[4], w[5]).relu()
+    assert x.shape == (3, 100)
+    torch.testing.assert_close(model.features(inputs), x)
+    torch.testing.assert_close(model(inputs), F.linear(x, w[6], w[7]))
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_cnn5_matches_the_network_written_out(size):
+    model = build_network("cnn5", 10, 3).eval()
+    w = list(model.parameters())
+    inputs = torch.randn(3, 3, size, size)
+    x, sizes = inputs, []
+    for i, padding in enumerate((0, 0, 1, 0, 0)):
+        x = F.conv2d(x, w[4 * i], w[4 * i + 1], padding=padding).relu()
+        x = F.batch_norm(x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
+        sizes.append(x.shape[-1])
+        if i == 2:
+            x = F.max_pool2d(x, 2)
+    if size == 28:
+        assert sizes == [26, 24, 24, 10, 8]
+        x = F.max_pool2d(x, 8, stride=1)
+    x = x.amax((2, 3))
+    assert x.shape == (3, 512)
+    torch.testing.assert_close(model.features(inputs), x)
+    torch.testing.assert_close(model(inputs), F.linear(x, w[-2], w[-1]))
+
+
+# Every network
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_forward_is_the_classifier_on_the_features(name, stem, channels):
+    model = build_network(name, 7, channels, stem=stem, image_size=32).eval()
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen = []
+    last.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    inputs = torch.randn(2, channels, 32, 32)
+    with torch.no_grad():
+        logits = model(inputs)
+        features = model.features(inputs)
+    assert len(seen) == 1, "features must end before the classifier"
+    assert torch.equal(features, seen[0][0])
+    assert torch.equal(logits, seen[0][1])
+    assert logits.shape == (2, 7)
+    assert features.shape == (2, last.in_features)
+    torch.testing.assert_close(logits, features @ last.weight.T + last.bias)
+    assert not torch.allclose(features[0], features[1])  # it looks at the image
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_reaches_every_parameter(name, stem):
+    model = build_network(name, 7, 3, stem=stem).eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.ones_(module.weight)  # timm starts the last one of a residual block at 0
+    F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 3])).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_mode_draws_nothing(name, stem):
+    # no dropout, no stochastic depth: also in training mode features are what the classifier gets
+    with torch.device("meta"):
+        model = build_network(name, 7, 3, stem=stem)
+    for module in model.modules():
+        rates = {getattr(module, key, 0) or 0 for key in ("p", "drop_rate", "drop_prob")}
+        assert rates == {0}, module
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_cifar_stem_keeps_the_size_in_the_first_layer(name):
+    with torch.device("meta"):
+        model = build_network(name, 10, 3)
+        (before, after), (second, _) = outputs_of(model, torch.empty(2, 3, 32, 32), nn.Conv2d)[:2]
+    assert before == after == second == (32, 32)  # second: no pooling between the first two
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert first.kernel_size == (3, 3)
+    assert first.stride == (1, 1)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_imagenet_stem_is_the_librarys(name):
+    with torch.device("meta"):
+        model = build_network(name, 10, 3, stem="imagenet")
+        (_, after), (second, _) = outputs_of(model, torch.empty(2, 3, 64, 64), nn.Conv2d)[:2]
+    if name == "vgg13":
+        assert (after, second) == ((64, 64), (64, 64))
+    elif name.startswith(("resnet", "densenet")):
+        assert (after, second) == ((32, 32), (16, 16))
+    else:
+        assert (after, second) == ((32, 32), (32, 32))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", LARGE)
+def test_minimum_size_is_the_product_of_the_strides(name, stem):
+    side = 4 * minimum_size(name, stem)
+    with torch.device("meta"):
+        model = build_network(name, 10, 3, stem=stem)
+        sizes = outputs_of(model, torch.empty(2, 3, side, side))
+    assert [after for _, after in sizes if after != (1, 1)][-1] == (4, 4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_minimum_size_works_and_one_pixel_less_is_refused(name, stem):
+    side = minimum_size(name, stem)
+    with torch.device("meta"):
+        model = build_network(name, 10, 1, stem=stem, image_size=side).train()
+        assert model(torch.empty(2, 1, side, side)).shape == (2, 10)
+        check_network_input(name, (side, side), 1, stem=stem)
+        for small in (side - 1, (side, side - 1), (side - 1, side)):
+            height, width = small if isinstance(small, tuple) else (small, small)
+            message = f"{name} takes .*{side}x{side}.*got {height}x{width}"
+            with pytest.raises(DataError, match=message):
+                check_network_input(name, small, 1, stem=stem)
+            with pytest.raises(DataError, match=message):
+                build_network(name, 10, 1, stem=stem, image_size=small)
+            with pytest.raises(DataError, match=message):
+                model(torch.empty(2, 1, height, width))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_follow_from_the_seed_of_torch_alone(name):
+    torch.manual_seed(5)
+    first = build_network(name, 10, 1).state_dict()
+    build_network("mobilenetv3_small", 3, 3)
+    torch.rand(7)
+    np.random.seed(9)  # noqa: NPY002 - that state must not matter
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    torch.manual_seed(5)
+    again = build_network(name, 10, 1, image_size=32).state_dict()
+    other = build_network(name, 10, 1).state_dict()
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    weights = [key for key in first if key.endswith("weight") and first[key].ndim == 4]
+    assert weights
+    assert not any(torch.equal(first[key], other[key]) for key in weights)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+# cnn_small
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (11, 13), (28, 28), (96, 64)])
+def test_cnn_small_takes_any_size_and_looks_at_every_corner(size):
+    model = build_network("cnn_small", 10, 1)
+    inputs = torch.zeros(1, 1, *size, requires_grad=True)
+    maps = model.body[:4](inputs)  # up to the pooling
+    pooled = model.body[4](maps)
+    torch.testing.assert_close(pooled, F.adaptive_max_pool2d(maps, 2))
+    plain = model.features(inputs)
+    assert plain.shape == (1, 64)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        dotted = torch.zeros(1, 1, *size)
+        dotted[0, 0, row, column] = 5
+        assert not torch.allclose(model.features(dotted), plain)
+
+
+def test_cnn_small_learns_the_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    order = torch.randperm(len(labels))
+    train, test = order[:1437], order[1437:]
+    model = build_network("cnn_small", 10, 1, image_size=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(20):
+        for batch in train[torch.randperm(len(train))].split(32):
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    accuracy = (model(images[test]).argmax(1) == labels[test]).float().mean().item()
+    assert accuracy > 0.97  # seeds 0-3, four splits: 0.981 to 0.989
+
+
+def test_cnn_small_needs_no_timm():
+    code = (
+        "import sys; from hardtrain.networks import build_network;"
+        "build_network('cnn_small', 10, 1); print('timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# Helpers
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_has_batch_norm_of_every_network(name, stem):
+    with torch.device("meta"):
+        assert has_batch_norm(build_network(name, 10, 3, stem=stem)) == (
+            name not in ("cnn2", "cnn_small")
+        )
+
+
+def test_has_batch_norm_knows_derived_layers_and_no_others():
+    from timm.layers import BatchNormAct2d
+
+    assert has_batch_norm(nn.Sequential(nn.Sequential(BatchNormAct2d(4))))
+    assert has_batch_norm(nn.SyncBatchNorm(4))
+    assert not has_batch_norm(nn.Sequential(nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.Dropout(0.5)))
+
+
+def test_num_parameters_counts_a_shared_layer_once():
+    layer = nn.Linear(3, 3)
+    assert num_parameters(nn.Sequential(layer, nn.BatchNorm1d(3), layer)) == 12 + 6
+
+
+# Refusals (numbers of the fault catalogue)
+
+
+@pytest.mark.parametrize("given", ["resnet-18", "ResNet18", "resnet_18", "RESNET18", "resnet 18"])
+def test_catalogue_a23_unknown_network_suggests_the_nearest(given):
+    message = re.escape(f"unknown network '{given}'; did you mean 'resnet18'? known: resnet18,")
+    for call in (
+        lambda: build_network(given, 10, 3),
+        lambda: minimum_size(given),
+        lambda: check_network_input(given, 32, 3),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            call()
+
+
+def test_catalogue_a23_single_typos_suggest_the_original():
+    right, total = 0, 0
+    for name in NETWORKS:
+        typos = {name[:i] + name[i + 1 :] for i in range(len(name))}
+        typos |= {name[:i] + name[i : i + 2][::-1] + name[i + 2 :] for i in range(len(name) - 1)}
+        typos |= {name[:i] + c + name[i + 1 :] for i in range(len(name)) for c in "axz017_"}
+        for typo in typos - set(NETWORKS):
+            with pytest.raises(ParameterError) as caught:
+                minimum_size(typo)
+            right += f"did you mean {name!r}?" in str(caught.value)
+            total += 1
+    assert total > 500
+    assert right / total >= 0.95  # 'cnn7' is as near to cnn2 as to cnn5
+
+
+@pytest.mark.parametrize("name", [None, 18, "", "alexnet"])
+def test_catalogue_a23_anything_else_is_refused_with_the_names(name):
+    with pytest.raises(ParameterError, match=r"unknown network .*known: .*cnn_small"):
+        build_network(name, 10, 3)
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("cifar10", "cifar"), ("ImageNet", "imagenet")])
+def test_catalogue_a23_unknown_stem_suggests_the_nearest(given, nearest):
+    for name in ("resnet18", "cnn2"):
+        with pytest.raises(ParameterError, match=f"unknown stem .*did you mean '{nearest}'"):
+            build_network(name, 10, 3, stem=given)
+    with pytest.raises(ParameterError, match="unknown stem"):
+        minimum_size("resnet18", given)
+    with pytest.raises(ParameterError, match="unknown stem"):
+        check_network_input("resnet18", 32, 3, stem=given)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, 10.0, True, "10", None, float("nan")])
+def test_build_network_rejects_num_classes(value):
+    with pytest.raises(ParameterError, match=f"num_classes .*>= 1; got {value!r}"):
+        build_network("cnn_small", value, 1)
+
+
+@pytest.mark.parametrize("value", [0, 2, 4, -1, 3.0, True, "3", None])
+def test_catalogue_b5_in_channels_is_one_or_three(value):
+    for call in (
+        lambda: build_network("cnn_small", 10, value),
+        lambda: check_network_input("cnn_small", 8, value),
+    ):
+        with pytest.raises(ParameterError, match=f"in_channels must be 1 or 3; got {value!r}"):
+            call()
+
+
+@pytest.mark.parametrize("value", [0, -8, 8.0, True, "32", (32,), (32, 32, 3), (32, 0)])
+def test_image_size_must_be_a_size(value):
+    message = re.escape(f"got {value!r}")
+    with pytest.raises(ParameterError, match=f"image_size .*{message}"):
+        check_network_input("cnn_small", value, 1)
+    with pytest.raises(ParameterError, match=f"image_size .*{message}"):
+        build_network("cnn_small", 10, 1, image_size=value)
+
+
+def test_numbers_may_come_from_numpy():
+    model = build_network("cnn_small", np.int64(10), np.int64(1), image_size=np.int64(8))
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("size", [8, 27, 29, 31, 33, 64, (28, 32)])
+@pytest.mark.parametrize("name", ["cnn2", "cnn5"])
+def test_catalogue_b4_the_itdm_networks_take_two_sizes(name, size):
+    height, width = size if isinstance(size, tuple) else (size, size)
+    message = f"^{name} takes 28x28 or 32x32; got {height}x{width}$"
+    with pytest.raises(DataError, match=message):
+        check_network_input(name, size, 1)
+    with pytest.raises(DataError, match=message):
+        build_network(name, 10, 1)(torch.zeros(2, 1, height, width))
+
+
+def test_catalogue_b4_names_the_stem_where_it_matters():
+    with pytest.raises(DataError, match=r"^resnet18 takes 32x32 and larger with stem='imagenet'"):
+        check_network_input("resnet18", 28, 1, stem="imagenet")
+    with pytest.raises(DataError, match=r"^cnn_small takes 8x8 and larger; got 4x4$"):
+        check_network_input("cnn_small", 4, 1)
+
+
+@pytest.mark.parametrize("call", ["features", "forward"])
+def test_catalogue_b5_inputs_that_do_not_fit_are_refused(call):
+    model = getattr(build_network("cnn_small", 10, 3), call)
+    with pytest.raises(DataError, match=r"\(B, 3, H, W\); got \(2, 1, 8, 8\)"):
+        model(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(DataError, match=r"\(B, 3, H, W\); got \(3, 8, 8\)"):
+        model(torch.zeros(3, 8, 8))
+    with pytest.raises(DataError, match=r"scaled to float; got torch.uint8"):
+        model(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

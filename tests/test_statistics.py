@@ -1,0 +1,413 @@
+"""Statistics against hand computations, scipy references and simulated coverage."""
+
+import math
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from hardtrain.errors import ParameterError
+from hardtrain.statistics import (
+    VERDICTS,
+    Interval,
+    PairedDifference,
+    convergence_epoch,
+    format_interval,
+    mean_interval,
+    paired_difference,
+    prediction_interval,
+    steps_to_goal,
+    to_markdown,
+    verdict,
+    verdict_single,
+)
+
+# --- mean_interval ---------------------------------------------------------------------------
+
+
+def test_mean_interval_of_three_numbers_by_hand():
+    # mean 2, sample variance 1, t_{0.975, 2} = 4.30265, half width 4.30265 / sqrt(3) = 2.48414
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval == pytest.approx((2.0, -0.48414, 4.48414, 3), abs=1e-5)
+    assert interval.half_width == pytest.approx(2.48414, abs=1e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_mean_interval_matches_scipy(confidence):
+    values = np.random.default_rng(1).normal(17.4, 0.3, 10)
+    interval = mean_interval(values, confidence)
+    reference = scipy.stats.t.interval(confidence, 9, values.mean(), scipy.stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx(reference, rel=1e-12)
+
+
+def test_mean_interval_covers_the_mean_as_often_as_it_says():
+    samples = np.random.default_rng(2).normal(3.0, 2.0, (2000, 4))
+    intervals = [mean_interval(sample) for sample in samples]
+    covered = np.mean([i.low <= 3.0 <= i.high for i in intervals])
+    assert 0.93 <= covered <= 0.97  # z in place of t: 0.85; no sqrt(n): 1.00
+
+
+def test_mean_interval_of_one_value_has_no_bounds():
+    mean, low, high, n = mean_interval([0.3])
+    assert (mean, n) == (0.3, 1)
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, -17.43])
+def test_mean_interval_of_equal_values_has_zero_width(value):
+    assert mean_interval([value] * 3) == (value, value, value, 3)
+
+
+def test_mean_interval_does_not_depend_on_the_order():
+    values = np.random.default_rng(3).normal(size=9)
+    assert mean_interval(values) == mean_interval(values[::-1])
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]], 3.0])
+def test_mean_interval_rejects_what_is_not_a_list_of_finite_numbers(values):
+    with pytest.raises(ParameterError, match="values must"):
+        mean_interval(values)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95, -0.5, math.nan])
+def test_mean_interval_rejects_confidence_outside_zero_one(confidence):
+    with pytest.raises(ParameterError, match="confidence"):
+        mean_interval([1.0, 2.0], confidence)
+
+
+# --- prediction_interval ---------------------------------------------------------------------
+
+
+def test_prediction_interval_of_three_numbers_by_hand():
+    # half width 4.30265 * 1 * sqrt(1/3 + 1/10) = 2.83235
+    interval = prediction_interval([1.0, 2.0, 3.0], num_runs=10)
+    assert interval == pytest.approx((2.0, 2 - 2.83235, 2 + 2.83235, 3), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_runs", [1, 10])
+def test_prediction_interval_covers_future_means_as_often_as_it_says(num_runs):
+    generator = np.random.default_rng(4)
+    intervals = [prediction_interval(generator.normal(size=5), num_runs) for _ in range(2000)]
+    future = generator.normal(size=(2000, num_runs)).mean(axis=1)
+    covered = np.mean([i.low <= f <= i.high for i, f in zip(intervals, future, strict=True)])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_prediction_interval_of_one_value_has_no_bounds():
+    assert math.isnan(prediction_interval([1.0], 1).low)
+
+
+def test_prediction_interval_rejects_no_runs():
+    with pytest.raises(ParameterError, match="num_runs"):
+        prediction_interval([1.0, 2.0], 0)
+
+
+# --- paired_difference -----------------------------------------------------------------------
+
+
+def test_paired_difference_by_hand():
+    # differences 1, 2, 3; t = 2 / (1 / sqrt(3)) = 3.4641, p = 0.07418
+    difference = paired_difference({0: 11.0, 1: 22.0, 2: 33.0}, {0: 10.0, 1: 20.0, 2: 30.0})
+    assert difference == pytest.approx((2.0, -0.48414, 4.48414, 0.07418, 3), abs=1e-5)
+
+
+def test_paired_difference_matches_scipy_and_pairs_by_seed():
+    generator = np.random.default_rng(5)
+    baseline = pd.Series(generator.normal(50, 5, 10))
+    treatment = baseline - generator.normal(0.4, 0.3, 10)
+    difference = paired_difference(treatment.sample(frac=1, random_state=0), baseline.to_dict())
+    reference = scipy.stats.ttest_rel(treatment, baseline)
+    bounds = reference.confidence_interval(0.95)
+    assert difference.p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert (difference.low, difference.high) == pytest.approx((bounds.low, bounds.high), rel=1e-9)
+    assert difference.mean < 0  # treatment minus baseline
+    unpaired = scipy.stats.ttest_ind(treatment, baseline).pvalue
+    assert difference.p < 0.05 < 0.5 < unpaired
+
+
+def test_paired_difference_uses_the_common_seeds_only():
+    difference = paired_difference({1: 1.0, 2: 3.0, 7: 99.0}, {0: 50.0, 1: 0.0, 2: 1.0})
+    assert (difference.mean, difference.n) == (1.5, 2)
+
+
+def test_paired_difference_ignores_a_value_without_partner_even_if_nan():
+    assert paired_difference({0: 1.0, 1: 2.0, 2: math.nan}, {0: 0.0, 1: 0.0}).n == 2
+
+
+def test_paired_difference_of_one_pair_has_no_bounds():
+    mean, low, high, p, n = paired_difference({0: 2.0}, {0: 1.5})
+    assert (mean, n) == (0.5, 1)
+    assert all(math.isnan(x) for x in (low, high, p))
+
+
+def test_paired_difference_of_equal_differences_has_zero_width():
+    # 0.3 - 0.2, 0.5 - 0.4 and 0.9 - 0.8 differ in their last bits
+    difference = paired_difference({0: 0.3, 1: 0.5, 2: 0.9}, {0: 0.2, 1: 0.4, 2: 0.8})
+    assert difference.half_width == 0
+    assert difference.p == 0.0
+    assert difference.mean == pytest.approx(0.1)
+    values = {0: 0.3, 1: 0.5, 2: 0.9}
+    assert paired_difference(values, values) == (0.0, 0.0, 0.0, 1.0, 3)
+    rounded = {0: 0.1 + 0.2, 1: 0.5, 2: 0.9}
+    assert paired_difference(rounded, values) == (0.0, 0.0, 0.0, 1.0, 3)
+
+
+def test_paired_difference_keeps_a_small_true_spread():
+    difference = paired_difference({0: 1 + 1e-9, 1: 1 + 2e-9}, {0: 1.0, 1: 1.0})
+    assert difference.half_width > 1e-9
+
+
+@pytest.mark.parametrize(
+    ("treatment", "baseline", "message"),
+    [
+        ({0: 1.0}, {1: 1.0}, "no common seed"),
+        ({}, {}, "no common seed"),
+        (pd.Series([1.0, 2.0], index=[3, 3]), {3: 1.0}, "seed 3 twice"),
+        ({3: 1.0}, pd.Series([1.0, 2.0], index=[3, 3]), "baseline has seed 3 twice"),
+        ({0: math.nan}, {0: 1.0}, "treatment must be finite"),
+        ([1.0, 2.0], [1.0, 2.0], "map seed -> value; got list"),
+    ],
+)
+def test_paired_difference_rejects(treatment, baseline, message):
+    with pytest.raises(ParameterError, match=message):
+        paired_difference(treatment, baseline)
+
+
+def test_paired_difference_finds_no_effect_as_rarely_as_it_says():
+    generator = np.random.default_rng(6)
+    shared = generator.normal(0, 10, (2000, 5))  # seeds move both arms together
+    left, right = shared + generator.normal(size=(2, 2000, 5))
+    rows = zip(left, right, strict=True)
+    found = [paired_difference(dict(enumerate(a)), dict(enumerate(b))).p < 0.05 for a, b in rows]
+    assert 0.035 <= np.mean(found) <= 0.065
+
+
+# --- convergence_epoch -----------------------------------------------------------------------
+
+CURVE = [2.0, 1.0, 0.6, 0.515, 0.505, 0.5, 0.52]  # total decrease 1.5; 1 % of it is 0.015
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epoch"),
+    [
+        ({}, 4),  # 0.515 <= 0.5 + 0.015, met with equality
+        ({"tolerance": 0.009}, 5),
+        ({"tolerance": 0.0}, 6),
+        ({"tolerance": 0.5}, 2),
+        ({"reading": "argmin"}, 6),
+        ({"reading": "threshold", "threshold": 1.0}, 2),
+        ({"reading": "threshold", "threshold": 3.0}, 1),
+        ({"reading": "threshold", "threshold": 0.1}, 7),  # never reached: the last epoch
+    ],
+)
+def test_convergence_epoch_by_hand(arguments, epoch):
+    assert convergence_epoch(CURVE, **arguments) == epoch
+
+
+def test_convergence_epoch_takes_the_first_of_equal_minima():
+    assert convergence_epoch([1.0, 0.5, 0.5, 0.7], reading="argmin") == 2
+    assert convergence_epoch([1.0, 2.0, 3.0]) == 1
+    assert convergence_epoch([1.0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "arguments", "message"),
+    [
+        ([], {}, "losses"),
+        ([1.0, math.nan], {}, "finite"),
+        ([1.0], {"reading": "relativ"}, "did you mean 'relative'"),
+        ([1.0], {"tolerance": 1.0}, "tolerance"),
+        ([1.0], {"tolerance": -0.1}, "tolerance"),
+        ([1.0], {"reading": "threshold"}, "needs a finite threshold"),
+    ],
+)
+def test_convergence_epoch_rejects(losses, arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        convergence_epoch(losses, **arguments)
+
+
+# --- steps_to_goal ---------------------------------------------------------------------------
+
+
+def trials(**errors):
+    rows = [(t, 100 * (i + 1), e) for t, curve in errors.items() for i, e in enumerate(curve)]
+    return pd.DataFrame(rows, columns=["trial", "step", "error"])
+
+
+def test_steps_to_goal_is_the_first_evaluation_of_the_best_trial():
+    measured = trials(a=[0.5, 0.4, 0.3, 0.1], b=[0.6, 0.2, 0.5, 0.1], c=[0.9, 0.9, 0.9, 0.9])
+    result = steps_to_goal(measured, 0.3)
+    assert (result.steps, result.num_trials, result.num_reached) == (200, 3, 2)
+    assert steps_to_goal(measured.sample(frac=1, random_state=0), 0.3).steps == 200
+    assert steps_to_goal(measured, 0.2).steps == 200  # equal counts as reached
+    assert steps_to_goal(measured, 0.19).steps == 400
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
+
+
+def test_steps_to_goal_is_inf_when_no_trial_arrives():
+    measured = trials(a=[0.5, 0.4], b=[math.nan, math.nan])
+    result = steps_to_goal(measured, 0.1, generator=np.random.default_rng(0))
+    assert result == (math.inf, math.inf, math.inf, 2, 0)
+
+
+def test_steps_to_goal_bootstrap_matches_the_exact_distribution():
+    # trials arrive at 100, 200, ..., 1000; P(best of 10 draws > k-th) = (1 - k / 10)^10
+    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
+    result = steps_to_goal(
+        trials(**curves), 0.1, num_resamples=4000, generator=np.random.default_rng(7)
+    )
+    assert (result.steps, result.low) == (100, 100)
+    # 0.7^10 = 0.0282 > 0.025 > 0.6^10 = 0.0060, so the 97.5 % quantile is the fourth
+    assert result.high == 400
+    half = steps_to_goal(trials(**curves), 0.1, confidence=0.5, generator=np.random.default_rng(7))
+    assert half.high == 200  # 0.9^10 = 0.3487 > 0.25 > 0.8^10 = 0.1074
+
+
+def test_steps_to_goal_bootstrap_depends_on_the_generator_alone():
+    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
+    runs = [
+        steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(8)) for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_steps_to_goal_reaches_inf_when_few_trials_arrive():
+    curves = {"lucky": [0.1]} | {f"t{i}": [0.9] for i in range(4)}
+    result = steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(9))
+    assert (result.steps, result.low, result.high) == (100, 100, math.inf)  # 0.8^5 = 0.33 miss it
+
+
+@pytest.mark.parametrize(
+    ("frame", "arguments", "message"),
+    [
+        (trials(a=[0.1]).drop(columns="step"), {}, r"lack \['step'\]"),
+        (trials(a=[0.1]).iloc[:0], {}, "at least one row"),
+        (trials(a=[0.1]).assign(trial=None), {}, "a trial in each"),
+        (trials(a=[0.1]).assign(step=0), {}, "above 0"),
+        (trials(a=[0.1]), {"goal": math.nan}, "goal"),
+        (trials(a=[0.1]), {"num_resamples": 0}, "num_resamples"),
+        (trials(a=[0.1]), {"confidence": 1.0}, "confidence"),
+    ],
+)
+def test_steps_to_goal_rejects(frame, arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        steps_to_goal(frame, **({"goal": 0.1} | arguments))
+
+
+# --- verdicts --------------------------------------------------------------------------------
+
+
+def measured(low, high, n=10):
+    return PairedDifference((low + high) / 2, low, high, 0.5, n)
+
+
+@pytest.mark.parametrize(
+    ("printed", "difference", "word"),
+    [
+        (-0.42, measured(-0.7, -0.1), "reproduced"),
+        (0.42, measured(0.1, 0.7), "reproduced"),
+        (-0.7, measured(-0.7, -0.1), "reproduced"),  # bounds belong to the interval
+        (-0.1, measured(-0.7, -0.1), "reproduced"),
+        (10.19 - 10.10, measured(0.09, 0.3), "reproduced"),  # 0.08999999999999986
+        (-0.71, measured(-0.7, -0.1), "same direction"),
+        (-0.09, measured(-0.7, -0.1), "same direction"),
+        (0.8, measured(0.1, 0.7), "same direction"),
+        (0.42, measured(-0.7, -0.1), "opposite"),
+        (-0.05, measured(0.1, 0.7), "opposite"),
+        (0.42, measured(-0.1, 0.7), "no difference seen"),
+        (-0.42, measured(-0.1, 0.7), "no difference seen"),  # before "opposite"
+        (0.42, measured(0.0, 0.7), "no difference seen"),
+        (0.42, measured(-0.7, 0.0), "no difference seen"),
+        (0.0, measured(-0.1, 0.7), "no difference seen"),
+        (0.0, measured(0.1, 0.7), "not comparable"),
+        (math.nan, measured(0.1, 0.7), "not comparable"),
+        (-0.42, measured(-0.7, -0.1, n=3), "reproduced"),
+        (-0.42, measured(-0.7, -0.1, n=2), "not comparable"),  # before all others
+        (0.42, measured(-0.7, 0.7, n=2), "not comparable"),
+        (-0.42, PairedDifference(-0.4, math.nan, math.nan, math.nan, 1), "not comparable"),
+        (0.5, PairedDifference(0.5, 0.5, 0.5, 0.0, 3), "reproduced"),
+        (0.5, PairedDifference(0.0, 0.0, 0.0, 1.0, 3), "no difference seen"),
+    ],
+)
+def test_verdict_follows_the_rule(printed, difference, word):
+    assert verdict(printed, difference).word == word
+    assert word in VERDICTS
+
+
+def test_verdict_gives_the_numbers():
+    assert verdict(-0.42, measured(-0.7, -0.1)).reason == (
+        "measured -0.4 [-0.7, -0.1], n = 10; printed -0.42 lies inside"
+    )
+    assert "includes 0" in verdict(-0.42, measured(-0.7, 0.1)).reason
+    assert "other sign" in verdict(0.42, measured(-0.7, -0.1)).reason
+    assert verdict(-0.42, measured(-0.7, -0.1, n=2)).reason == "2 of at least 3 seeds"
+
+
+def test_verdict_of_another_protocol_is_not_comparable():
+    result = verdict(-0.42, measured(-0.7, -0.1), comparable=False, reason="quick profile")
+    assert result == ("not comparable", "quick profile")
+    assert verdict(-0.42, measured(-0.7, -0.1), comparable=False).reason
+
+
+def test_verdict_of_measured_seeds():
+    baseline = dict(enumerate([17.5, 17.3, 17.6, 17.4]))
+    treatment = dict(enumerate([17.1, 16.9, 17.1, 17.0]))
+    assert verdict(17.01 - 17.43, paired_difference(treatment, baseline)).word == "reproduced"
+    assert verdict(17.01 - 17.43, paired_difference(baseline, treatment)).word == "opposite"
+
+
+def test_verdict_single_follows_the_prediction_interval():
+    values = [1.0, 2.0, 3.0]  # +- 4.9683 for one run, +- 2.8323 for the mean of ten
+    assert verdict_single(6.9, values).word == "reproduced"
+    assert verdict_single(7.0, values).word == "not reproduced"
+    assert verdict_single(4.8, values, num_runs=10).word == "reproduced"
+    assert verdict_single(4.9, values, num_runs=10).word == "not reproduced"
+    assert verdict_single(-2.9, values).word == "reproduced"
+    assert verdict_single(-3.0, values).reason == (
+        "predicted 2 [-2.968, 6.968], n = 3; printed -3 lies 0.032 below"
+    )
+    assert verdict_single(0.1, [0.1] * 3).word == "reproduced"
+
+
+def test_verdict_single_is_not_comparable_when_it_should_be():
+    assert verdict_single(1.0, [1.0, 1.1]) == ("not comparable", "2 of at least 3 seeds")
+    assert verdict_single(1.0, []).word == "not comparable"
+    assert verdict_single(math.nan, [1.0, 1.1, 1.2]).word == "not comparable"
+    refused = verdict_single(1.0, [1.0, 1.1, 1.2], comparable=False, reason="other data")
+    assert refused == ("not comparable", "other data")
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+def test_format_interval_reads_like_a_table_cell():
+    interval = mean_interval([0.170, 0.174, 0.178])
+    half = 4.30265 * statistics.stdev([17.0, 17.4, 17.8]) / 3**0.5
+    assert format_interval(interval, scale=100) == f"17.40 ± {half:.2f} (n = 3)"
+    assert format_interval(interval, digits=1, scale=100) == f"17.4 ± {half:.1f} (n = 3)"
+    assert format_interval(mean_interval([17.43])) == "17.43 (n = 1)"
+    assert format_interval(Interval(-0.001, -0.002, 0.0, 5)) == "0.00 ± 0.00 (n = 5)"
+    assert format_interval(measured(0.1, 0.7), signed=True) == "+0.40 ± 0.30 (n = 10)"
+
+
+def test_to_markdown_escapes_and_aligns():
+    frame = pd.DataFrame(
+        {"a|b": ["x|y", "two\nlines", None], "n": [1, 2, 3], "e": [0.5, math.nan, 17.43]}
+    )
+    assert to_markdown(frame) == (
+        "| a\\|b | n | e |\n"
+        "| --- | ---: | ---: |\n"
+        "| x\\|y | 1 | 0.5 |\n"
+        "| two<br>lines | 2 |  |\n"
+        "|  | 3 | 17.43 |\n"
+    )
+
+
+def test_to_markdown_of_no_rows_and_of_equal_column_names():
+    assert to_markdown(pd.DataFrame({"a": []})).count("\n") == 2
+    twice = pd.DataFrame([[1, "b"]], columns=["x", "x"])
+    assert to_markdown(twice).splitlines()[-1] == "| 1 | b |"

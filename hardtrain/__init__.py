@@ -1,4 +1,5 @@
 """Papers about training on hard samples: the strategies, one training loop, and its records."""
+
 __version__ = "0.1.0"
 
 from hardtrain.data import ImageDataset, load_dataset

@@ -1,5 +1,7 @@
 """Checks of parameters: each gives the value back in its own type, or says what is allowed."""
+
 import math
+import sys
 from collections.abc import Iterable
 
 from hardtrain.errors import ParameterError, unknown_name
@@ -25,7 +27,12 @@ def integer(name: str, value: object, low: int, high: int = MAX_SEED) -> int:
 
 
 def number(
-    name: str, value: object, low: float = -math.inf, *, above: bool = False, below: float = math.inf
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    *,
+    above: bool = False,
+    below: float = math.inf,
 ) -> float:
     """``value`` as a finite float of at least ``low`` (more than ``low`` if ``above``) and less
     than ``below``.
@@ -39,10 +46,12 @@ def number(
         raise ParameterError(f"{name} = {value!r} is text; in YAML write 1.0e-3, not 1e-3")
     if type(value) not in (int, float):
         raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not float")
-    if not math.isfinite(value):
+    if not -sys.float_info.max <= value <= sys.float_info.max:  # NaN too, and huge integers
         raise ParameterError(f"{name} = {value} is not finite")
     if value < low or (above and value == low):
-        raise ParameterError(f"{name} = {value} is not {'more than' if above else 'at least'} {low}")
+        raise ParameterError(
+            f"{name} = {value} is not {'more than' if above else 'at least'} {low}"
+        )
     if value >= below:
         raise ParameterError(f"{name} = {value} is not less than {below}")
     return float(value)

@@ -6,9 +6,9 @@
     for inputs, targets, indices in Batches(train, transform, sampler, generator=augmentation):
         ...
 
-The whole set lies on the device as uint8; a batch is one gather, one crop and flip, one
-normalisation there. Random numbers are drawn on the CPU from the caller's generator, so that CPU
-and GPU see the same augmentation, and no batch waits for the device.
+The whole set lies on the device as uint8; a batch is gathered, mirrored, cropped and
+normalised there, all at once. Random numbers are drawn on the CPU from the caller's generator,
+so that CPU and GPU see the same augmentation, and no batch waits for the device.
 """
 
 import functools
@@ -220,6 +220,7 @@ def load_dataset(
     *,
     root: str | os.PathLike | None = None,
     device: str | torch.device = "cpu",
+    download: bool = True,
 ) -> ImageDataset:
     """One split of a known set or of one's own files.
 
@@ -232,6 +233,7 @@ def load_dataset(
         root: folder of the named sets; default ``$HARDTRAIN_DATA``, else the user's cache
             folder. What is missing there is downloaded once.
         device: where images and labels go; see `resolve_device`.
+        download: whether a named set that is missing may be downloaded.
 
     Raises:
         ParameterError: unknown name that is no path either, unknown split or device.
@@ -248,10 +250,28 @@ def load_dataset(
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise unknown_name("data set", name_or_path, DATASETS)
     device = resolve_device(device)  # before anything is downloaded
-    images, labels, names, name = downloads.read_split(os.fspath(name_or_path), split, root)
+    images, labels, names, name = downloads.read_split(
+        os.fspath(name_or_path), split, root, download=download
+    )
     return ImageDataset.from_arrays(
         images, labels, class_names=names, name=name, split=split, device=device
     )
+
+
+def is_at_hand(name: str, root: str | os.PathLike | None = None) -> bool:
+    """Whether both splits of a named set lie in ``root`` (default as in `load_dataset`).
+
+    Example:
+        >>> is_at_hand("digits"), is_at_hand("svhn", "an/empty/folder")
+        (True, False)
+    """
+    if name == "digits":
+        return True
+    try:
+        files = [downloads.named_files(name, s, root, download=False) for s in downloads.SPLITS]
+    except DataError:
+        return False
+    return len(files) == len(downloads.SPLITS)
 
 
 def _proportional(counts: np.ndarray, size: int) -> np.ndarray:
@@ -292,9 +312,9 @@ class Transform:
         mean, std: one number a channel, in units of the pixel range [0, 1].
         size: first resize to ``size`` x ``size`` pixels (bilinear, antialiased; the aspect ratio
             is not kept); 0 leaves the size alone.
-        crop_padding: then pad with that many black pixels on each side and cut the original
-            size out at a random place; 4 in the papers, 0 is none.
-        flip: then mirror left and right, with probability 1/2.
+        crop_padding: pad with that many black pixels on each side and cut the original size
+            out at a random place; 4 in the papers, 0 is none.
+        flip: mirror left and right with probability 1/2, before padding.
 
     Raises:
         ParameterError: an argument is not of that kind; names it.
@@ -375,7 +395,7 @@ class Transform:
                 images.float(), (self.size, self.size), mode="bilinear", antialias=True
             )
         if self.is_random:
-            images = _crop_and_flip(images, self.crop_padding, self.flip, generator)
+            images = _flip_and_crop(images, self.crop_padding, self.flip, generator)
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.float().mul_(scale).add_(shift)
 
@@ -396,23 +416,27 @@ def _check_generator(generator: object) -> None:
         )
 
 
-def _crop_and_flip(images: Tensor, padding: int, flip: bool, generator: Generator | None) -> Tensor:
+def _flip_and_crop(images: Tensor, padding: int, flip: bool, generator: Generator | None) -> Tensor:
+    """Mirror half of ``images`` and cut each out of its padded self; see `Transform`."""
     _check_generator(generator)
     batch, channels, height, width = images.shape
-    draws = torch.zeros(3, batch, 1, dtype=torch.int64)
-    if padding:
-        draws[:2] = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
-        images = functional.pad(images, (padding,) * 4)
+    device, number = images.device, torch.arange(batch)
+    # two copies of rows, not one gather of pixels: half the time on a CPU
     if flip:
-        draws[2] = torch.randint(2, (batch, 1), generator=generator)
-    top, left, mirror = draws.to(images.device, non_blocking=True)
-    columns = torch.arange(width, device=images.device)
-    columns = left + torch.where(mirror > 0, width - 1 - columns, columns)  # (B, W)
-    rows = top + torch.arange(height, device=images.device)  # (B, H)
-    # crop and flip are one gather: where in the padded image each output pixel comes from
-    source = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
-    source = source.view(batch, 1, -1).expand(-1, channels, -1)
-    return images.flatten(2).gather(2, source).view(batch, channels, height, width)
+        chosen = number + batch * torch.randint(2, (batch,), generator=generator)
+        both = torch.cat([images, images.flip(-1)])
+        images = both.index_select(0, chosen.to(device, non_blocking=True))
+    if padding:
+        top, left = torch.randint(2 * padding + 1, (2, batch), generator=generator)
+        images = functional.pad(images, (padding,) * 4)
+        high, wide = images.shape[2:]
+        # a view of all windows that begin anywhere in the padded batch
+        span = ((channels - 1) * high + height - 1) * wide + width
+        shape = (images.numel() - span + 1, channels, height, width)
+        windows = images.as_strided(shape, (1, high * wide, wide, 1))
+        begin = (number * channels * high + top) * wide + left
+        images = windows.index_select(0, begin.to(device, non_blocking=True))
+    return images
 
 
 class UniformBatchSampler:

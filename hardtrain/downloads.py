@@ -169,7 +169,7 @@ def read_npz(
 
 
 def read_split(
-    name: str, split: str, root: str | os.PathLike | None = None
+    name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], str]:
     """Images, labels, class names and the short name of what ``load_dataset`` was asked for."""
     path = Path(name).expanduser()
@@ -177,7 +177,7 @@ def read_split(
         images, labels, names = _digits()
         return *_eighty_twenty(images, labels, split), names, name
     if name in SOURCES:
-        return *_from_pair(named_files(name, split, root), split), name
+        return *_from_pair(named_files(name, split, root, download=download), split), name
     if path.is_file():
         for part, other in (SPLITS, SPLITS[::-1]):
             twin = path.with_name(f"{path.stem.removesuffix(part)}{other}.npz")
@@ -338,11 +338,14 @@ def _bounded_sockets() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def named_files(name: str, split: str, root: str | os.PathLike | None = None) -> dict[str, Path]:
+def named_files(
+    name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
+) -> dict[str, Path]:
     """The files of a named set, ``{"train": path, "test": path}``; that of ``split`` exists.
 
-    If it does not exist yet, torchvision downloads and checks the set in a folder of its own, and
-    both splits are written whole or not at all; of several processes one does so, the others wait.
+    If it does not exist yet, torchvision downloads (if ``download``) and checks the set in a
+    folder of its own, and both splits are written whole or not at all; of several processes one
+    does so, the others wait.
 
     Raises:
         DataError: no file and no download; says what is missing, where, and how to put it there.
@@ -351,6 +354,8 @@ def named_files(name: str, split: str, root: str | os.PathLike | None = None) ->
     files = {part: folder / f"{name}_{part}.npz" for part in SPLITS}
     if files[split].exists():
         return files
+    if not download:
+        raise DataError(f"data set {name!r}: {files[split].name} not found in {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):

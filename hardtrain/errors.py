@@ -1,4 +1,5 @@
 """The errors of hardtrain, and the one way to say that a name is unknown."""
+
 import difflib
 from collections.abc import Iterable
 

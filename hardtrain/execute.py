@@ -8,6 +8,7 @@ papermill writes its output file again and again, says "completed" of cells whos
 two of it overwrite each other. Here the output appears under its name only when the notebook's
 last cell has said that it is complete, and one process at a time writes it.
 """
+
 import argparse
 import os
 import shutil

@@ -1,13 +1,14 @@
 """Files that are written whole or not at all."""
+
 import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from hardtrain.errors import StoreError
+from hardtrain.errors import HardtrainError, StoreError
 
 _HOST = socket.gethostname() or "host"
 
@@ -15,6 +16,17 @@ _HOST = socket.gethostname() or "host"
 def sha256(content: bytes) -> str:
     """Hex digest of ``content``."""
     return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def store_errors(failed: str) -> Iterator[None]:
+    """An ``OSError`` inside becomes a ``StoreError`` that says what failed, and why."""
+    try:
+        yield
+    except HardtrainError:
+        raise
+    except OSError as error:
+        raise StoreError(f"could not {failed}: {error.strerror or error}") from error
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -28,20 +40,19 @@ def write_atomically(path: str | os.PathLike, content: bytes | Callable[[BinaryI
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.partial")
+    size = f" ({len(content):,} bytes)" if isinstance(content, bytes) else ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        size = f" ({len(content):,} bytes)" if isinstance(content, bytes) else ""
-        raise StoreError(f"could not write {path}{size}: {error.strerror or error}") from error
+        with store_errors(f"write {path}{size}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

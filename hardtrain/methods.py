@@ -4,6 +4,7 @@ A method is ``name(run, data, model, **options) -> Method``; ``Run.method`` is t
 and ``Run.options`` its keyword arguments. ``VERSION`` is part of a run's key: raise it when a
 change here or in the strategy changes a run's numbers.
 """
+
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,11 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import checks
 from hardtrain.data import Batches, ImageDataset, Transform, UniformBatchSampler
-from hardtrain.errors import ParameterError, unknown_name
+from hardtrain.errors import ParameterError
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
 from hardtrain.training import Method
 
-NUM_PHASES = 4  # sample counts are kept for each quarter of the training
+NUM_PHASES = 4  # sample counts are kept for each quarter of a training
 
 
 def version(number: int) -> Callable:
@@ -72,12 +73,12 @@ def trimming(run, data: ImageDataset, model, *, start: float = 1.0, end: float =
         observe=observe if counting else None,
         start_epoch=start_epoch,
         log=lambda: {"keep": trimmed.keep},
-        state=state | ({"kept": kept} if counting else {}),
+        state=state | {"kept": kept},
         artefacts={"sample_counts": kept.arrays},
     )
 
 
-# --- pieces that methods share ---------------------------------------------------------------------
+# --- pieces that methods share ------------------------------------------------------------------
 
 
 def sample_losses(model, batch) -> Tensor:
@@ -142,7 +143,7 @@ class SampleCounts:
         self.counts.copy_(state["counts"])
 
 
-# --- look-up by name -----------------------------------------------------------------------------
+# --- look-up by name ----------------------------------------------------------------------------
 
 
 def methods() -> dict[str, Callable]:
@@ -153,9 +154,7 @@ def methods() -> dict[str, Callable]:
 def find_method(name: str) -> Callable:
     """The method called ``name``; the error names the nearest one."""
     known = methods()
-    if name not in known:
-        raise unknown_name("method", name, known)
-    return known[name]
+    return known[checks.choice("method", name, known)]
 
 
 def default_options(name: str) -> dict:
@@ -165,8 +164,8 @@ def default_options(name: str) -> dict:
 
 
 def checked_options(name: str, options: Mapping) -> dict:
-    """``options`` in the order of their names, each in the type of its default; refuses one
-    that the method does not have."""
+    """A method's options, its defaults where ``options`` says nothing, in the order of their
+    names and each in the type of its default; refuses one that the method does not have."""
     known = default_options(name)
     if not isinstance(options, Mapping):
         raise ParameterError(f"options = {options!r} is not a mapping of option names to values")
@@ -176,6 +175,8 @@ def checked_options(name: str, options: Mapping) -> dict:
         checks.choice(f"option of method {name!r}", option, known)
     check = {float: checks.number, bool: checks.flag, str: checks.text}
     return {
-        option: check.get(type(known[option]), partial(checks.integer, low=0))(option, value)
-        for option, value in sorted(options.items())
+        option: check.get(type(default), partial(checks.integer, low=0))(
+            option, options.get(option, default)
+        )
+        for option, default in sorted(known.items())
     }

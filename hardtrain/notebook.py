@@ -1,21 +1,25 @@
 """What every notebook of a paper needs: checked parameters, profiles, figure data, an end."""
+
 import ast
 import hashlib
 import io
+import itertools
 import json
 import os
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError, StoreError, unknown_name
 from hardtrain.files import project_root, write_atomically
+from hardtrain.results import committed_folder
 from hardtrain.runs import Run, load_artefact
+from hardtrain.statistics import to_markdown
 from hardtrain.store import RunStore
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
@@ -25,22 +29,29 @@ def check_parameters(namespace: Mapping) -> None:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
     Call it as ``check_parameters(globals())`` in the cell after the parameters cell, whose
-    annotated assignments (``epochs: int | None = None``) say which names and types there are.
-    papermill puts what the user gave into a cell between the two.
+    annotated assignments (``epochs: int = None``) say which names and types there are, and which
+    may be ``None``. papermill puts what the user gave into a cell between the two; which cells ran
+    is read from IPython's history, so that running all cells again finds the same.
 
     Raises:
         ParameterError: names the parameter, the value, what is allowed, the nearest name.
     """
     declared = namespace["__annotations__"]
-    history = namespace.get("In", [])
-    given = _assigned_names(history[-2]) if len(history) > 1 else ()
-    for name in given:
-        if name not in declared:
-            raise unknown_name("parameter", name, declared)
+    cells = [ast.parse(source).body for source in namespace["In"][-3:-1]]
+    for node in cells[-1]:
+        for target in getattr(node, "targets", []):  # papermill's cell has plain assignments
+            if isinstance(target, ast.Name) and target.id not in declared:
+                raise unknown_name("parameter", target.id, declared)
+    unset = {
+        node.target.id
+        for node in itertools.chain(*cells)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is None
+    }
     for name, wanted in declared.items():
-        if name not in namespace:
-            raise ParameterError(f"parameter {name} has no value")
-        _check_type(name, namespace[name], wanted)
+        if not (namespace[name] is None and name in unset):
+            _check_type(name, namespace[name], wanted)
 
 
 def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> SimpleNamespace:
@@ -86,11 +97,11 @@ def figure_folder(notebook: str, profile: str, out_dir: str | os.PathLike | None
 
 def figure_data(
     name: str,
-    runs: Sequence[Run],
-    artefact: str,
     make: Callable[..., Mapping[str, np.ndarray]],
     out_dir: Path,
     *,
+    runs: Sequence[Run] = (),
+    artefact: str = "",
     store: RunStore | None = None,
     use_committed: bool = True,
     **settings,
@@ -98,39 +109,43 @@ def figure_data(
     """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
 
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
-    settings, it is read. Otherwise each run's ``artefact`` is loaded (the run is trained again
-    if it is missing) and ``make(artefacts, **settings)`` computes the arrays.
+    settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
+    runs' artefacts (a run that lacks its artefact is trained again), or, without runs,
+    ``make(**settings)``.
     """
     origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
-    figures = os.environ.get("HARDTRAIN_COMMITTED") or project_root() / "figures"
-    candidates = sorted(Path(figures).glob(f"*/*/{name}.npz")) if use_committed else []
-    for path in candidates:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["origin"]) == origin:
-                content = path.read_bytes()
-                break
-    else:
-        arrays = make([load_artefact(run, artefact, store) for run in runs], **settings)
+    content = _committed_arrays(name, origin) if use_committed else None
+    if content is None:
+        artefacts = [[load_artefact(run, artefact, store) for run in runs]] if runs else []
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, origin=np.array(origin), **arrays)
+        np.savez_compressed(buffer, origin=np.array(origin), **make(*artefacts, **settings))
         content = buffer.getvalue()
-    if not (target := out_dir / f"{name}.npz").exists() or target.read_bytes() != content:
-        write_atomically(target, content)
+    write_atomically(out_dir / f"{name}.npz", content)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files if key != "origin"}
 
 
-def save_table(frame, out_dir: Path, name: str):
-    """Write a table as ``NAME.csv`` and ``NAME.md``; give it back to be shown, as Markdown."""
-    from IPython.display import Markdown
+def _committed_arrays(name: str, origin: str) -> bytes | None:
+    for path in sorted(committed_folder().glob(f"*/*/{name}.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["origin"]) == origin:
+                return path.read_bytes()
+    return None
 
-    from hardtrain.statistics import to_markdown
+
+def save_table(frame: pd.DataFrame, out_dir: Path, name: str, *, note: str = ""):
+    """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it back as Markdown.
+
+    Raises:
+        ParameterError: a name that is not ``table_...``, or holds a folder.
+    """
+    from IPython.display import Markdown
 
     if not name.startswith("table_") or Path(name).name != name:
         raise ParameterError(f"name = {name!r} is not table_... without a folder")
-    markdown = to_markdown(frame)
+    markdown = to_markdown(frame) + (f"\n*{note}*\n" if note else "")
     write_atomically(out_dir / f"{name}.csv", frame.to_csv(index=False).encode())
-    write_atomically(out_dir / f"{name}.md", (markdown.rstrip() + "\n").encode())
+    write_atomically(out_dir / f"{name}.md", markdown.encode())
     return Markdown(markdown)
 
 
@@ -148,20 +163,7 @@ def finish(out_dir: Path, promised: Iterable[str]) -> str:
     return f"{END_MARKER} {len(promised)} files, results.csv {digest}"
 
 
-def _assigned_names(source: str) -> list[str]:
-    """Names that a cell assigns at its top level."""
-    names = []
-    for node in ast.parse(source).body:
-        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
-
-
-def _check_type(name: str, value: object, wanted: object) -> None:
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    if value is None and types.NoneType in options:
-        return
-    kind = next(option for option in options if option is not types.NoneType)
+def _check_type(name: str, value: object, kind: object) -> None:
     if typing.get_origin(kind) is list:
         (item_kind,) = typing.get_args(kind)
         for item in checks.listed(name, value):

@@ -2,11 +2,12 @@
 
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import colors, patheffects
+from matplotlib import colors, patheffects, ticker
 
 from hardtrain.errors import ParameterError, unknown_name
 from hardtrain.files import write_atomically
@@ -33,12 +34,11 @@ _CLASS_COLOURS = [
     *("#D55E00", "#332288", "#999933", "#882255", "#808080"),
 ]
 _CLASS_MARKERS = "os^Dv<>PX*"
-_SALT = "hardtrain"
 _FIGURE_NAME = re.compile(r"fig_[A-Za-z0-9][A-Za-z0-9_-]*")
 _FILE_SETTINGS = {
     "pdf.fonttype": 42,  # TrueType, so that text can be searched and edited
     "pdf.compression": 6,
-    "svg.hashsalt": _SALT,
+    "svg.hashsalt": "hardtrain",
     "savefig.bbox": None,
     "savefig.pad_inches": 0.1,
     "savefig.transparent": False,
@@ -48,7 +48,8 @@ _FILE_SETTINGS = {
 def use_style() -> None:
     """Set the style of every notebook; call it once, after the imports.
 
-    A 7 x 2.8 inch figure of two panels shows at 560 x 224 pixels inline and is saved at 150 dpi.
+    A figure of two panels, 7 x 2.8 inches, shows at 560 x 224 pixels inline and is saved at 150
+    dpi. For a legend shared by its panels: ``fig.legend(..., loc="outside lower center")``.
 
     Example:
         >>> use_style()
@@ -148,7 +149,7 @@ def variant_styles(method: str, num: int) -> list[dict]:
     ]
 
 
-def save(fig, out_dir, name: str) -> list[Path]:
+def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
     """Write ``out_dir/name.pdf`` and ``name.png``: the same bytes for the same figure.
 
     Neither dates nor versions go into the files. A file whose bytes would stay is not touched; a
@@ -158,6 +159,7 @@ def save(fig, out_dir, name: str) -> list[Path]:
         fig: ``matplotlib.figure.Figure``.
         out_dir: folder, made if missing.
         name: ``fig_`` and then letters, digits, ``_`` or ``-``.
+        note: profile, seeds, subset: written small below the figure.
 
     Returns:
         The paths of the PDF and of the PNG (150 dpi).
@@ -178,6 +180,9 @@ def save(fig, out_dir, name: str) -> list[Path]:
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
         "png": {"Software": None},
     }
+    if note:
+        lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
+        fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
     paths = []
     with matplotlib.rc_context(_FILE_SETTINGS):
         for suffix, metadata in nameless.items():
@@ -229,12 +234,57 @@ def band(
         style = method_style(method) | style
         label = method_label(method) if label is None else label
     style.setdefault("markevery", max(1, len(x) // 8))
+    if (x == x.round()).all():
+        ax.xaxis.get_major_locator().set_params(integer=True)
     intervals = [mean_interval(column, confidence) for column in values.T]
     (line,) = ax.plot(x, [interval.mean for interval in intervals], label=label, **style)
     if len(values) > 1:
         low, high = ([i.low for i in intervals], [i.high for i in intervals])
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     return line
+
+
+def log_percent_axis(ax) -> None:
+    """A logarithmic y axis in %, with plain numbers at 1, 2 and 5 in each decade.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> log_percent_axis(ax)
+        >>> ax.yaxis.get_major_formatter()(20)
+        '20'
+    """
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _=None: f"{value:g}"))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def intervals(ax, labels, differences, **style) -> None:
+    """Means with their intervals, one row each from the top down, and a line at zero.
+
+    Args:
+        ax: axes to draw on.
+        labels: one text a row.
+        differences: `PairedDifference` or `Interval`, or ``None`` for an empty row.
+        **style: colour and marker, as from `method_style`; a line style is ignored.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from hardtrain.statistics import mean_interval
+        >>> ax = Figure().subplots()
+        >>> intervals(ax, ["a", "b"], [mean_interval([0.1, 0.3]), None], color="black")
+        >>> [tick.get_text() for tick in ax.get_yticklabels()]
+        ['a', 'b']
+    """
+    style = {"marker": "o"} | style | {"linestyle": "none"}
+    ax.axvline(0, color="0.6", linewidth=1)
+    for row, found in enumerate(differences):
+        if found is not None:
+            half = 0.0 if np.isnan(found.half_width) else found.half_width
+            ax.errorbar(found.mean, row, xerr=half, capsize=3, **style)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def image_grid(images, *, titles=None, columns: int = 8, size: float = 0.9):

@@ -1,5 +1,6 @@
 """One progress bar for a sweep: on a terminal as a line, in Jupyter as one output that is
 replaced and, at the end, emptied, so that saved notebooks stay small."""
+
 import os
 import sys
 from collections.abc import Sequence

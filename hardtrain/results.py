@@ -1,11 +1,13 @@
 """Results as tables: rows of runs, their histories and timings, and the CSV files of a figure
 folder, from which every figure can be drawn again."""
+
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from hardtrain.errors import RecordError
 from hardtrain.files import project_root, write_atomically
 from hardtrain.store import RunStore
 
@@ -76,20 +78,29 @@ def write_results(
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV of ours, floats to the last bit, the text columns as text."""
-    return pd.read_csv(
-        path, float_precision="round_trip", dtype={"key": str, "fingerprint": str}
-    )
+    """A CSV of ours: numbers to the last bit, whatever pandas' own parser rounds to."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for name in frame.columns.difference(["key", "fingerprint", "dataset"]):
+        for number in (int, lambda text: float(text or "nan")):
+            try:
+                frame[name] = [number(text) for text in frame[name]]
+                break
+            except ValueError:
+                continue
+    return frame
 
 
-def committed_results(root: str | os.PathLike | None = None) -> dict[str, dict]:
-    """Rows of every ``results.csv`` below ``root`` by key, each with its folder as ``source``.
+def committed_folder() -> Path:
+    """Where results that came with the repository stand: ``$HARDTRAIN_COMMITTED``, else its
+    ``figures``."""
+    return Path(os.environ.get("HARDTRAIN_COMMITTED") or project_root() / "figures")
 
-    ``root`` is ``$HARDTRAIN_COMMITTED``, else the repository's ``figures`` folder.
-    """
-    root = Path(root or os.environ.get("HARDTRAIN_COMMITTED") or project_root() / "figures")
+
+def committed_results() -> dict[str, dict]:
+    """Rows of every ``results.csv`` below `committed_folder` by key, each with its folder as
+    ``source``."""
     rows = {}
-    for path in sorted(root.glob("*/*/results.csv")):
+    for path in sorted(committed_folder().glob("*/*/results.csv")):
         for row in read_csv(path).to_dict("records"):
             rows.setdefault(row["key"], row | {"source": str(path.parent)})
     return rows
@@ -109,9 +120,14 @@ def _per_run(
         if source != "store"
     }
     parts = []
-    for key, fingerprint, source in unique[["key", "fingerprint", "source"]].itertuples(index=False):
+    for key, fingerprint, source in unique[["key", "fingerprint", "source"]].itertuples(
+        index=False
+    ):
         if source == "store":
-            part = pd.DataFrame(rows_of(store.load(key, fingerprint)))
+            record = store.load(key, fingerprint)
+            if record is None:
+                raise RecordError(f"{store} holds no record of run {key}")
+            part = pd.DataFrame(rows_of(record))
             part.insert(0, "key", key)
         else:
             part = tables[source].query("key == @key")

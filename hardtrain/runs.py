@@ -1,7 +1,9 @@
 """Run -> record: describe trainings, train what is missing, give tables of results."""
+
 import dataclasses
 import functools
 import json
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,6 +131,7 @@ class Run:
     def as_dict(self) -> dict:
         """All fields, ready for JSON."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values["options"] = dict(self.options)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
@@ -139,14 +142,31 @@ class _Options(dict):
         return hash(tuple(sorted(self.items())))
 
 
+def _distinct(runs: Iterable[Run]) -> list[Run]:
+    """One run for each key, which keeps what any of its duplicates keeps."""
+    distinct: dict[str, Run] = {}
+    for run in runs:
+        distinct[run.key] = _keeping(distinct.get(run.key, run), run.keep)
+    return list(distinct.values())
+
+
+def _keeping(run: Run, names: Iterable[str]) -> Run:
+    """The run, which keeps the artefacts ``names`` too."""
+    return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
+
+
 def _integers(name: str, value: object, low: int) -> tuple[int, ...]:
     return tuple(checks.integer(name, item, low) for item in checks.listed(name, value))
+
+
+def _folder(name: str, value: object) -> str:
+    return checks.text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 _CHECKS = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
-    "method": lambda _, value: methods.find_method(value).__name__,
+    "method": lambda name, value: methods.find_method(checks.text(name, value)).__name__,
     "seed train_size test_size image_size warmup_epochs": partial(checks.integer, low=0),
     "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
     "drop_last nesterov channels_last": checks.flag,
@@ -164,7 +184,7 @@ _CHECKS = {
         checks.choice(name, item, ARTEFACTS) for item in checks.listed(name, value)
     ),
     "device": checks.text,
-    "data_root": lambda name, value: value if value is None else checks.text(name, str(value)),
+    "data_root": lambda name, value: value if value is None else _folder(name, value),
 }
 _DEFAULTS = {
     item.name: {} if item.name == "options" else [] if item.default == () else item.default
@@ -210,7 +230,7 @@ def run_missing(
     committed = committed_results() if use_committed else {}
     found: dict[str, dict] = {}
     missing: list[Run] = []
-    for run in dict.fromkeys(runs):
+    for run in _distinct(runs):
         row = _committed_row(run, committed) or _stored_row(run, store)
         if row is None:
             missing.append(run)
@@ -234,12 +254,16 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
 
     Raises:
         ParameterError: the run does not declare the artefact in ``keep``.
+        DivergedError: the run diverged, so there is none.
     """
     if name not in run.keep:
         raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = RunStore() if store is None else store
     run_missing([run], store, use_committed=False)
-    record = store.load(run.key, load_data(run)[2])
+    record = store.load(run.key, _fingerprint(run.dataset, run.data_root))
+    if record["status"] == "diverged":
+        epoch, step = (record["metrics"][f"diverged_{unit}"] for unit in ("epoch", "step"))
+        raise DivergedError(f"{run} diverged, so it has no {name!r}", epoch=epoch, step=step)
     return store.load_artefact(record, name)
 
 
@@ -265,14 +289,18 @@ def train_run(run: Run, store: RunStore, progress=None) -> dict:
     device = train.images.device
     began = time.perf_counter()
     last_saved = began
+    stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
+    run = _keeping(run, stored.get("artefacts", ()))  # the new record forgets none of the old
     checkpoint = store.load_checkpoint(run.key, fingerprint)
+    if checkpoint and not set(run.keep) <= set(checkpoint["keep"]):
+        checkpoint = None  # of the same run when it kept, and counted, less
     seconds_before = checkpoint["seconds"] if checkpoint else 0.0
 
     def save_checkpoint(state: dict) -> None:
         nonlocal last_saved
         now = time.perf_counter()
         if now - last_saved >= store.checkpoint_seconds:
-            state["seconds"] = seconds_before + now - began
+            state |= {"seconds": seconds_before + now - began, "keep": list(run.keep)}
             store.save_checkpoint(run.key, fingerprint, state)
             last_saved = time.perf_counter()
 
@@ -359,7 +387,7 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
 ENGINES = {"local": _train_locally}
 
 
-# --- small steps -----------------------------------------------------------------------------------
+# --- small steps ---------------------------------------------------------------------------------
 
 
 def _build(run: Run, train: ImageDataset, test: ImageDataset):
@@ -384,9 +412,8 @@ def _build(run: Run, train: ImageDataset, test: ImageDataset):
     model = model.to(train.images.device)
     if run.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    method_options = methods.default_options(run.method) | dict(run.options)
     try:
-        method = methods.find_method(run.method)(run, train, model, **method_options)
+        method = methods.find_method(run.method)(run, train, model, **run.options)
     except ValueError as error:
         raise ParameterError(f"{run}: {error}") from error
     for name in run.keep:
@@ -402,6 +429,7 @@ def _save_artefacts(run, store, fingerprint, model, method, test, transform, fin
             "features": training.extract_features(model, test, transform),
             "losses": final.losses,
             "predictions": final.predictions,
+            "labels": test.labels.cpu(),
         },
     } | dict(method.artefacts)
     return {
@@ -415,7 +443,7 @@ def _fingerprint(dataset: str, root: str | None) -> str | None:
     try:
         train = load_dataset(dataset, "train", root=root, download=False)
         test = load_dataset(dataset, "test", root=root, download=False)
-    except DataError:
+    except (DataError, ParameterError):  # who needs the data will hear what is wrong
         return None
     return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
 

@@ -1,8 +1,10 @@
 """The run store: records, checkpoints and artefacts, one file each, never torn."""
-import hashlib
+
+import contextlib
 import io
 import json
 import os
+import pickle
 import warnings
 from pathlib import Path
 
@@ -10,8 +12,14 @@ import filelock
 import numpy as np
 import torch
 
-from hardtrain.errors import RecordError, StoreError
-from hardtrain.files import project_root, remove_stale_partials, sha256, write_atomically
+from hardtrain.errors import RecordError
+from hardtrain.files import (
+    project_root,
+    remove_stale_partials,
+    sha256,
+    store_errors,
+    write_atomically,
+)
 
 SCHEMA = 1
 
@@ -64,9 +72,9 @@ class RunStore:
                     f"{len(found)} records of different data answer to run {key}; "
                     "give the data, so that its fingerprint can choose"
                 )
-            return self._read_record(found[0]) if found else None
-        path = self._file("records", key, fingerprint, "json")
-        return self._read_record(path) if path.exists() else None
+            return self._read_record(found[0], key) if found else None
+        record = self._read_record(self._file("records", key, fingerprint, "json"), key)
+        return record if record and record["fingerprint"] == fingerprint else None
 
     def save(self, record: dict) -> None:
         """Write a finished run's record; floats must be finite or ``None``."""
@@ -75,27 +83,30 @@ class RunStore:
         body["sha256"] = sha256(_canonical(body))
         write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
 
-    def _read_record(self, path: Path) -> dict | None:
+    def _read_record(self, path: Path, key: str) -> dict | None:
+        if (content := _content(path)) is None:
+            return None
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(content)
             stored = record.pop("sha256")
-            intact = stored == sha256(_canonical(record))
+            intact = stored == sha256(_canonical(record)) and record["key"] == key
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             intact = False
-        except OSError as error:
-            raise StoreError(f"could not read {path}: {error.strerror or error}") from error
         if not intact:
-            self._set_aside(path, "is torn or was edited")
+            self._set_aside(path, content, "is torn, edited or of another run")
             return None
         if record["schema"] > SCHEMA:
-            raise RecordError(f"{path} was written by a newer hardtrain (schema {record['schema']})")
+            raise RecordError(
+                f"{path} was written by a newer hardtrain (schema {record['schema']})"
+            )
         return record
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _set_aside(self, path: Path, content: bytes, why: str) -> None:
         quarantine = self.path / "quarantine"
-        quarantine.mkdir(exist_ok=True)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-        os.replace(path, quarantine / f"{path.stem}.{digest}{path.suffix}")
+        with store_errors(f"set {path} aside, which {why}"):
+            quarantine.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                os.replace(path, quarantine / f"{path.stem}.{sha256(content)[:8]}{path.suffix}")
         warnings.warn(f"{path} {why}; set aside in {quarantine}, made again", stacklevel=4)
 
     # --- one writer per run --------------------------------------------------------------------
@@ -106,14 +117,13 @@ class RunStore:
         Raises:
             StoreError: no permission or no space.
         """
-        try:
+        probe = self.path / "locks" / f"writable.{os.getpid()}"
+        with store_errors(f"make {self.path}"):
             for name in ("records", "checkpoints", "artefacts", "locks"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
                 remove_stale_partials(self.path / name)
-        except OSError as error:
-            raise StoreError(f"could not make {self.path}: {error.strerror or error}") from error
-        write_atomically(self.path / "locks" / f"writable.{os.getpid()}", b"")
-        (self.path / "locks" / f"writable.{os.getpid()}").unlink(missing_ok=True)
+            write_atomically(probe, b"")
+            probe.unlink(missing_ok=True)
 
     def lock(self, key: str, fingerprint: str) -> filelock.BaseFileLock:
         """The lock of one run: a kernel lock, so the death of its holder frees it."""
@@ -128,32 +138,37 @@ class RunStore:
         body = buffer.getvalue()
         header = json.dumps({"schema": SCHEMA, "key": key, "sha256": sha256(body)}).encode()
         newest, previous = self._checkpoints(key, fingerprint)
-        if newest.exists():
+        with store_errors(f"write {previous}"), contextlib.suppress(FileNotFoundError):
             os.replace(newest, previous)
         write_atomically(newest, header + b"\n" + body)
 
     def load_checkpoint(self, key: str, fingerprint: str) -> dict | None:
         """The newest intact checkpoint, or ``None``."""
         for path in self._checkpoints(key, fingerprint):
-            if path.exists() and (state := self._read_checkpoint(path, key)):
+            if (state := self._read_checkpoint(path, key)) is not None:
                 return state
         return None
 
     def _read_checkpoint(self, path: Path, key: str) -> dict | None:
-        header, _, body = path.read_bytes().partition(b"\n")
-        try:
-            header = json.loads(header)
-            intact = header["key"] == key and header["sha256"] == sha256(body)
-        except (ValueError, KeyError, TypeError):
-            intact = False
-        if not intact:
-            self._set_aside(path, "is torn, edited or of another run")
+        if (content := _content(path)) is None:
             return None
-        return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+        header, _, body = content.partition(b"\n")
+        try:
+            # another schema too: a checkpoint that is not understood costs only its epochs
+            if json.loads(header) == {"schema": SCHEMA, "key": key, "sha256": sha256(body)}:
+                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+            why = "is torn, edited or of another run"
+        except (ValueError, RecursionError):
+            why = "is torn or was edited"
+        except pickle.UnpicklingError:
+            why = "holds more than tensors and plain values"
+        self._set_aside(path, content, why)
+        return None
 
     def remove_checkpoints(self, key: str, fingerprint: str) -> None:
         for path in self._checkpoints(key, fingerprint):
-            path.unlink(missing_ok=True)
+            with store_errors(f"remove {path}"):
+                path.unlink(missing_ok=True)
 
     def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, Path]:
         return tuple(
@@ -175,17 +190,26 @@ class RunStore:
         """The arrays of a run's artefact; ``None`` if absent or damaged."""
         entry = record.get("artefacts", {}).get(name)
         path = self.path / "artefacts" / entry["file"] if entry else None
-        if path is None or not path.exists():
+        content = _content(path) if path else None
+        if content is None:
             return None
-        content = path.read_bytes()
         if sha256(content) != entry["sha256"]:
-            self._set_aside(path, "is torn or was edited")
+            self._set_aside(path, content, "is torn or was edited")
             return None
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
     def _file(self, kind: str, key: str, fingerprint: str, ending: str) -> Path:
         return self.path / kind / f"{key}-{fingerprint[:8]}.{ending}"
+
+
+def _content(path: Path) -> bytes | None:
+    """A file's content; ``None`` if there is no such file."""
+    with store_errors(f"read {path}"):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def _canonical(record: dict) -> bytes:

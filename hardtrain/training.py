@@ -1,4 +1,5 @@
 """One plain training loop, and the evaluation that goes with it."""
+
 import contextlib
 import itertools
 import math
@@ -211,7 +212,7 @@ def evaluate(
 def extract_features(
     model: nn.Module, dataset: ImageDataset, transform: Transform, *, batch_size: int = 1000
 ) -> Tensor:
-    """The last hidden layer's features ``(N, D)`` of a whole set, in evaluation mode, on the CPU."""
+    """The last hidden layer's features ``(N, D)`` of a set, in evaluation mode, on the CPU."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -229,9 +230,7 @@ def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = {"lr": run.lr, "weight_decay": run.weight_decay}
     if run.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, momentum=run.momentum, nesterov=run.nesterov, **settings
-        )
+        return torch.optim.SGD(parameters, momentum=run.momentum, nesterov=run.nesterov, **settings)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optimizer](
         parameters, **settings
     )

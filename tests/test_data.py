@@ -556,6 +556,7 @@ def test_offline_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch):
 def test_silent_connection_is_given_up(tmp_path, monkeypatch):
     class MNIST:
         def __init__(self, root, train, download):
+            assert socket.getdefaulttimeout() == 0.05  # else the next lines wait for ever
             with socket.create_server(("127.0.0.1", 0)) as server:
                 socket.create_connection(server.getsockname()).recv(1)  # nobody answers
 
@@ -712,16 +713,15 @@ def test_crop_and_flip_match_a_loop_over_images(padding, flip, height, width):
     transform = Transform((0.0,) * 3, (1 / 255,) * 3, crop_padding=padding, flip=flip)
     got = transform(images, seeded(3))
     generator = seeded(3)
-    top = left = torch.zeros(64, 1, dtype=torch.int64)
+    mirror = torch.randint(2, (64,), generator=generator) if flip else torch.zeros(64)
+    top = left = [0] * 64
     if padding:
-        top, left = torch.randint(2 * padding + 1, (2, 64, 1), generator=generator)
-    mirror = torch.randint(2, (64, 1), generator=generator) if flip else torch.zeros(64, 1)
+        top, left = torch.randint(2 * padding + 1, (2, 64), generator=generator)
     for i in range(64):
-        padded = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)))
+        image = images[i].numpy()[:, :, ::-1] if mirror[i] else images[i].numpy()
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
         y, x = int(top[i]), int(left[i])
         cut = padded[:, y : y + height, x : x + width]
-        if mirror[i]:
-            cut = cut[:, :, ::-1]
         torch.testing.assert_close(got[i], torch.from_numpy(cut.astype(np.float32)))
 
 

@@ -7,10 +7,12 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+import sklearn.manifold
 import torch
 from matplotlib import colors
 from matplotlib.figure import Figure
 from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_info
 
 from hardtrain.errors import ParameterError, StoreError
 from hardtrain.plotting import (
@@ -334,6 +336,20 @@ def test_embed_lowers_the_perplexity_for_few_points():
     np.testing.assert_array_equal(embedding, embed(features, perplexity=3.0)[0])  # (10 - 1) / 3
     assert (embedding != embed(features, perplexity=2.0)[0]).any()
     assert np.isfinite(embed(features[:4])[0]).all()
+
+
+def test_embed_leaves_nothing_to_chance(monkeypatch):
+    seen = {}
+
+    class Spy(sklearn.manifold.TSNE):
+        def fit_transform(self, features):
+            threads = {pool["num_threads"] for pool in threadpool_info()}
+            seen.update(self.get_params(), threads=threads)
+            return np.zeros((len(features), 2), dtype=np.float32)
+
+    monkeypatch.setattr(sklearn.manifold, "TSNE", Spy)
+    embed(blobs()[0], seed=5)
+    assert (seen["random_state"], seen["init"], seen["threads"]) == (5, "pca", {1})
 
 
 def test_embed_takes_a_single_feature():

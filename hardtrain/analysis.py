@@ -4,46 +4,97 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hardtrain.data import load_dataset
 from hardtrain.methods import NUM_PHASES
 from hardtrain.plotting import embed, embedding_scores
 
 SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
 
 
+def sample_images(
+    *, datasets: Sequence[str], train_size: int, test_size: int, data_root: str | None = None
+) -> dict[str, np.ndarray]:
+    """What a notebook shows of its data: ``described``, a line for each split of each set, and of
+    the first set the first training image of each class (ten at most): ``images``, ``titles``.
+
+    Example:
+        >>> shown = sample_images(datasets=["digits"], train_size=100, test_size=0)
+        >>> print(shown["described"][0])
+        digits train: 1438 images 1x8x8, 10 classes; used: 100
+        >>> shown["images"].shape, "".join(shown["titles"])
+        ((10, 1, 8, 8), '0123456789')
+    """
+    lines, first_set = [], None
+    for name in datasets:
+        for split, size in (("train", train_size), ("test", test_size)):
+            data = load_dataset(name, split, root=data_root)
+            used = data.subset(size)
+            first_set = used if first_set is None else first_set
+            shape = "x".join(map(str, data.images.shape[1:]))
+            lines.append(
+                f"{data.name} {split}: {len(data)} images {shape}, {data.num_classes} classes; "
+                f"used: {len(used)}"
+            )
+    labels = first_set.labels.numpy()
+    present = np.unique(labels)[:10]
+    first = [int(np.flatnonzero(labels == label)[0]) for label in present]
+    return {
+        "described": np.array(lines),
+        "images": first_set.images[first].numpy(),
+        "titles": np.array([first_set.class_names[label] for label in present]),
+    }
+
+
 def kept_shares(
-    artefacts: Sequence[Mapping[str, np.ndarray]], *, epochs: int, num_shown: int = 10
+    artefacts: Sequence[Mapping[str, np.ndarray]],
+    *,
+    epochs: int,
+    dataset: str,
+    train_size: int = 0,
+    num_shown: int = 10,
+    data_root: str | None = None,
 ) -> dict[str, np.ndarray]:
     """In which share of the epochs each sample counted, by quarter of the training.
 
     Args:
         artefacts: ``sample_counts`` of runs that differ in their seed: ``counts (P, N)``.
         epochs: length of the training.
+        dataset, train_size, data_root: of the training.
         num_shown: how many of the samples that counted most and least to name.
 
     Returns:
         ``quantiles (P, 101)``: the shares of each quarter, sorted, averaged over the runs, at
         every percent of the samples; quarters without an epoch are nan. ``most`` and ``least``
-        ``(num_shown,)``: indices by the mean share of the last quarter, and their shares
-        ``most_share``, ``least_share``.
+        ``(num_shown,)``: indices by the mean share of the last quarter that has an epoch, and
+        their shares ``most_share``, ``least_share``; ``images`` and ``titles`` (class and
+        share) of both, the most first.
 
     Example:
-        >>> counts = np.repeat([[1, 1], [1, 0], [1, 1], [1, 0]], 2, axis=1)
-        >>> kept_shares([{"counts": counts}], epochs=4, num_shown=1)["quantiles"][1, ::50]
-        array([0. , 0.5, 1. ])
+        >>> counts = np.zeros((4, 1438), dtype=int)
+        >>> counts[:, :719] = 1
+        >>> found = kept_shares([{"counts": counts}], epochs=4, dataset="digits", num_shown=1)
+        >>> found["quantiles"][1, ::50].tolist(), found["most_share"].tolist()
+        ([0.0, 0.5, 1.0], [1.0])
     """
     phases = [NUM_PHASES * epoch // epochs for epoch in range(epochs)]
     lengths = np.bincount(phases, minlength=NUM_PHASES).astype(float)
     lengths[lengths == 0] = np.nan
     shares = np.stack([artefact["counts"] / lengths[:, None] for artefact in artefacts])
-    last = shares[:, -1].mean(axis=0)
+    last = shares[:, phases[-1]].mean(axis=0)
     order = np.argsort(last, kind="stable")
     least, most = order[:num_shown], order[::-1][:num_shown]
+    data = load_dataset(dataset, "train", root=data_root).subset(train_size)
+    shown = np.concatenate([most, least])
+    kinds = [data.class_names[label] for label in data.labels[shown].tolist()]
+    titles = [f"{kind}\n{100 * last[i]:.0f} %" for kind, i in zip(kinds, shown, strict=True)]
     return {
         "quantiles": np.quantile(shares, np.linspace(0, 1, 101), axis=2).mean(axis=1).T,
         "most": most,
         "least": least,
         "most_share": last[most],
         "least_share": last[least],
+        "images": data.images[shown].numpy(),
+        "titles": np.array(titles),
     }
 
 
@@ -54,12 +105,12 @@ def embedded_features(
 
     Args:
         artefacts: ``features`` of runs on one test set: ``features (N, D)``, ``labels (N,)``,
-            ``losses (N,)``.
+            ``losses (N,)``, ``class_names (K,)``.
         seed, max_points: of the subsample, which is the same for all runs, and of t-SNE.
 
     Returns:
-        ``embedding (R, n, 2)``, ``losses (R, n)``, ``labels (n,)`` and ``scores (R, 4)`` in the
-        order of ``SCORES``.
+        ``embedding (R, n, 2)``, ``losses (R, n)``, ``labels (n,)``, ``class_names (K,)`` and
+        ``scores (R, 4)`` in the order of ``SCORES``.
     """
     embeddings, losses, scores = [], [], []
     for artefact in artefacts:
@@ -73,5 +124,6 @@ def embedded_features(
         "embedding": np.stack(embeddings),
         "losses": np.stack(losses),
         "labels": labels,
+        "class_names": artefact["class_names"],
         "scores": np.array(scores),
     }

@@ -61,7 +61,7 @@ def check(notebooks: list[Path]) -> int:
     root = project_root()
     copy = root / "build" / "committed"
     shutil.rmtree(copy, ignore_errors=True)
-    export = "git ls-files -z notebooks figures | git checkout-index -z --stdin --prefix=$0/"
+    export = 'git ls-files -z notebooks figures | git checkout-index -z --stdin --prefix="$0/"'
     in_git = subprocess.run(["sh", "-c", export, str(copy)], cwd=root, capture_output=True)
     if in_git.returncode != 0 or not (copy / "notebooks").is_dir():
         for name in ("notebooks", "figures"):

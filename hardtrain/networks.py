@@ -256,7 +256,7 @@ def _cnn5(in_channels: int) -> tuple[nn.Module, int]:
 
 
 def _cnn_small(in_channels: int) -> tuple[nn.Module, int]:
-    body = [nn.Conv2d(in_channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    body = [nn.Conv2d(in_channels, 32, 3, stride=2, padding=1), nn.ReLU()]
     body += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), _MaxPoolTo(2)]
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
 

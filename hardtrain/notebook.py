@@ -3,9 +3,9 @@
 import ast
 import hashlib
 import io
-import itertools
 import json
 import os
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from hardtrain import checks
+from hardtrain.data import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, StoreError, unknown_name
 from hardtrain.files import project_root, write_atomically
+from hardtrain.networks import NETWORKS
 from hardtrain.results import committed_folder
 from hardtrain.runs import Run, load_artefact
 from hardtrain.statistics import to_markdown
@@ -30,33 +32,48 @@ def check_parameters(namespace: Mapping) -> None:
 
     Call it as ``check_parameters(globals())`` in the cell after the parameters cell, whose
     annotated assignments (``epochs: int = None``) say which names and types there are, and which
-    may be ``None``. papermill puts what the user gave into a cell between the two; which cells ran
-    is read from IPython's history, so that running all cells again finds the same.
+    may be ``None``. papermill puts what the user gave into a cell between the two. Both are looked
+    for in IPython's history, so that running one cell or all cells again finds the same.
 
     Raises:
         ParameterError: names the parameter, the value, what is allowed, the nearest name.
     """
-    declared = namespace["__annotations__"]
-    cells = [ast.parse(source).body for source in namespace["In"][-3:-1]]
-    for node in cells[-1]:
-        for target in getattr(node, "targets", []):  # papermill's cell has plain assignments
-            if isinstance(target, ast.Name) and target.id not in declared:
-                raise unknown_name("parameter", target.id, declared)
-    unset = {
-        node.target.id
-        for node in itertools.chain(*cells)
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is None
-    }
-    for name, wanted in declared.items():
-        if not (namespace[name] is None and name in unset):
-            _check_type(name, namespace[name], wanted)
+    declared: dict[str, ast.AnnAssign] = {}
+    assigned: list[str] = []
+    for source in namespace["In"][:-1]:
+        body = _statements(source)
+        annotated = {node.target.id: node for node in body if isinstance(node, ast.AnnAssign)}
+        if "profile" in annotated:
+            declared, assigned = annotated, []
+        if "profile" in annotated or source.startswith("# Parameters"):  # papermill's first line
+            assigned += [
+                target.id
+                for node in body
+                for target in getattr(node, "targets", [])
+                if isinstance(target, ast.Name)
+            ]
+    for name in assigned:
+        if name not in declared:
+            raise unknown_name("parameter", name, declared)
+    for name, node in declared.items():
+        unset = isinstance(node.value, ast.Constant) and node.value.value is None
+        if not (namespace[name] is None and unset):
+            _check_type(name, namespace[name], eval(ast.unparse(node.annotation)))
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError:  # a cell that failed
+        return []
 
 
 def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> SimpleNamespace:
     """The profile that the notebook's parameter ``profile`` names, overridden by the parameters
     of the same names that are not ``None``.
+
+    Networks must be known; data sets too, and without ``use_committed`` they must be at hand (or
+    are downloaded), so that whatever is missing is said before anything is drawn.
 
     Returns:
         The profile's entries as attributes, with ``profile`` (its name) and ``changed`` (the
@@ -80,7 +97,18 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
             checks.listed(name, value)
             if not value:
                 raise ParameterError(f"{name} = [] is empty; give at least one")
+    _check_names(chosen, namespace)
     return SimpleNamespace(profile=profile, **chosen, changed=changed)
+
+
+def _check_names(chosen: Mapping, namespace: Mapping) -> None:
+    for name in chosen.get("networks", ()):
+        checks.choice("network", name, NETWORKS)
+    trains = not namespace.get("use_committed", True)
+    for name in chosen.get("datasets", ()):
+        if trains or name not in DATASETS:  # committed results can be looked at without the data
+            for split in ("train", "test"):
+                load_dataset(name, split, root=namespace.get("data_root"))
 
 
 def figure_folder(notebook: str, profile: str, out_dir: str | os.PathLike | None = None) -> Path:
@@ -92,6 +120,8 @@ def figure_folder(notebook: str, profile: str, out_dir: str | os.PathLike | None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"could not make {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"{folder} cannot be written")
     return folder.absolute()
 
 
@@ -104,6 +134,7 @@ def figure_data(
     artefact: str = "",
     store: RunStore | None = None,
     use_committed: bool = True,
+    place: Mapping = types.MappingProxyType({}),
     **settings,
 ) -> dict[str, np.ndarray]:
     """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
@@ -111,14 +142,17 @@ def figure_data(
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
     settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
     runs' artefacts (a run that lacks its artefact is trained again), or, without runs,
-    ``make(**settings)``.
+    ``make(**settings)``. ``place`` holds further arguments of ``make`` that say where something is
+    (``device``, ``data_root``), not what.
     """
     origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
     content = _committed_arrays(name, origin) if use_committed else None
     if content is None:
         artefacts = [[load_artefact(run, artefact, store) for run in runs]] if runs else []
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, origin=np.array(origin), **make(*artefacts, **settings))
+        np.savez_compressed(
+            buffer, origin=np.array(origin), **make(*artefacts, **settings, **place)
+        )
         content = buffer.getvalue()
     write_atomically(out_dir / f"{name}.npz", content)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from hardtrain.errors import RecordError
-from hardtrain.files import project_root, write_atomically
+from hardtrain.files import project_root, remove_stale_partials, write_atomically
 from hardtrain.store import RunStore
 
 METRICS = (
@@ -67,6 +67,7 @@ def write_results(
         "history.csv": load_history(unique, store),
         "timings.csv": load_timings(unique, store),
     }
+    remove_stale_partials(Path(out_dir))
     for name, table in tables.items():
         path = Path(out_dir) / name
         if path.exists():

@@ -430,6 +430,7 @@ def _save_artefacts(run, store, fingerprint, model, method, test, transform, fin
             "losses": final.losses,
             "predictions": final.predictions,
             "labels": test.labels.cpu(),
+            "class_names": np.array(test.class_names),
         },
     } | dict(method.artefacts)
     return {

@@ -29,7 +29,9 @@ def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], metric: str) -> pd
 def curves(history: pd.DataFrame, arm: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs ``(T,)`` and a history column ``(S, T)`` of the runs that reached the end."""
     chosen = history[history["key"].isin([run.key for run in arm])]
-    wide = chosen.pivot(index="epoch", columns="key", values=column).dropna(axis="columns")
+    last = chosen.groupby("key")["epoch"].max()
+    reached = [run.key for run in arm if last.get(run.key) == run.epochs]
+    wide = chosen.pivot(index="epoch", columns="key", values=column)[reached]
     return wide.index.to_numpy(), wide.to_numpy().T
 
 
@@ -113,7 +115,9 @@ def comparison_table(
         treated, plain = (arms.get((dataset, network, m), ()) for m in (treatment, baseline))
         found = difference(results, treated, plain, "test_error")
         row |= _difference_cells(found)
-        if found is None:
+        if found is None and results["key"].isin([run.key for run in (*treated, *plain)]).any():
+            row |= {"verdict": "not comparable", "why": "no seed finished with both methods"}
+        elif found is None:
             row |= {"verdict": MISSING, "why": not_run(dataset)}
         else:
             gap = theirs["treatment"] - theirs["baseline"] if is_printed else float("nan")

@@ -59,7 +59,12 @@ def machine(device: str = "auto") -> str:
 
 
 def trimming_step_times(
-    *, batch_size: int = 128, image_size: int = 12, repetitions: int = 9, device: str = "auto"
+    *,
+    keeps: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
+    batch_size: int = 128,
+    image_size: int = 12,
+    repetitions: int = 9,
+    device: str = "auto",
 ) -> dict[str, np.ndarray]:
     """Time of a trimmed SGD step relative to a plain one, by the part of the batch that counts.
 
@@ -69,7 +74,6 @@ def trimming_step_times(
         ``keeps (P,)``, the ratios ``trim``, ``trimmed_backward`` (both without batch-norm) and
         ``trim_batch_norm`` ``(P,)``, and ``machine``, a text.
     """
-    keeps = (1.0, 0.8, 0.6, 0.4, 0.2)
     place = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -78,8 +78,9 @@ def check(notebooks: list[Path]) -> int:
 
 
 def _is_complete(notebook: nbformat.NotebookNode) -> bool:
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    texts = [output.get("data", {}).get("text/plain", "") for output in code[-1].outputs]
+    last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1:]
+    outputs = [output for cell in last for output in cell.outputs]
+    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
     return any(END_MARKER in text for text in texts)
 
 

@@ -5,19 +5,15 @@ training difficulty".
 """
 
 import operator
-from collections.abc import Callable, ItemsView
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-aten = torch.ops.aten
 
 
 def trim(losses: Tensor, keep: float) -> Tensor:
@@ -167,16 +163,14 @@ def trimmed_backward(
 
     Adds to every ``.grad`` what ``trim(criterion(model(inputs), targets), keep).backward()``
     would add, up to rounding. All samples pass forward once without a graph; then the k of
-    largest loss pass forward again with a graph, and backward. The second pass takes the rows of
-    convolutions and matrix products from the first where it can see that they are the same, and
-    computes everything else anew. Above ``keep`` 0.65 it is the ordinary step, which is then the
-    fastest. Small models on a GPU, bound by the launch of each operation, gain nothing.
+    largest loss pass forward again with a graph, and backward. Above ``keep`` 0.65 it is the
+    ordinary step, which is then the fastest. Small models on a GPU, bound by the launch of each
+    operation, gain nothing.
 
     Args:
         model: the samples of a batch must not influence each other, and nothing may be drawn at
             random. It is called twice: hooks fire twice, and buffers that a forward pass changes
-            are changed twice. Compiled models and others that hide their operations are right,
-            but gain less.
+            are changed twice.
         inputs: ``(B, ...)``, one tensor.
         targets: ``(B, ...)``, one tensor.
         keep: as in :func:`trim`.
@@ -189,8 +183,8 @@ def trimmed_backward(
 
     Raises:
         ValueError: a batch-norm that uses batch statistics, or dropout with p > 0 in training
-            mode (both named), an operation in the model that draws random numbers, a criterion
-            that does not give one loss per sample, different lengths, ``keep`` outside (0, 1].
+            mode (both named), a model that draws random numbers otherwise, a criterion that does
+            not give one loss per sample, different lengths, ``keep`` outside (0, 1].
         TypeError: an argument of the wrong type.
 
     Source:
@@ -226,165 +220,23 @@ def trimmed_backward(
         losses = _per_sample(criterion, model(inputs), targets, num_samples)
         backward(trim(losses, keep))
         return losses.detach()
-    recall = _Recall(inputs)
-    with torch.no_grad(), recall:
+    state = _random_state(inputs.device)
+    with torch.no_grad():
         losses = _per_sample(criterion, model(inputs), targets, num_samples)
-    # older PyTorch caches weights cast without a graph, and uses them in the pass with one
+    if not torch.equal(state, _random_state(inputs.device)):
+        raise ValueError("model draws random numbers, and would draw others in the second pass")
+    # autocast keeps weights that it cast without a graph, and the next pass needs one
     torch.clear_autocast_cache()
     kept = losses.topk(k).indices
-    inputs, targets = inputs[kept], targets[kept]
-    with recall.take(inputs, kept):
-        loss = _per_sample(criterion, model(inputs), targets, k).mean()
-    recall.results.clear()  # frees them before the backward pass
+    loss = _per_sample(criterion, model(inputs[kept]), targets[kept], k).mean()
     backward(loss)
     return losses
 
 
-# Measured on CPU cores with small CNNs and MLPs: above it the two passes can cost more than the
-# plain step (break-even lay between 0.7 and 0.8).
+# Above it two passes can cost more than one. If a backward pass costs two forward passes,
+# 1 + 3 keep < 3 up to 2/3; measured on CPU cores, break-even lay between 0.7 and 0.8. Replaying
+# recorded activations in place of the second forward pass was measured, too, and gained nothing.
 _PLAIN_ABOVE = 0.65
-
-# Costly operations, and which argument's row i alone decides row i of what they return.
-_COSTLY = {
-    aten.convolution.default: 0,
-    aten.addmm.default: 1,
-    aten.mm.default: 0,
-}
-# The same for operations as cheap to do again as to fetch; pointwise ones are known by their tag.
-_CHEAP = {
-    aten.max_pool2d_with_indices.default: 0,
-    aten.native_group_norm.default: 0,
-    aten.native_layer_norm.default: 0,
-    aten.avg_pool2d.default: 0,
-    aten._adaptive_avg_pool2d.default: 0,
-    aten.mean.dim: 0,
-    aten._to_copy.default: 0,
-    aten.view.default: 0,
-    aten._unsafe_view.default: 0,
-}
-
-
-class _Recall(TorchDispatchMode):
-    """Remembers costly results of a pass over all samples for a pass over some of them.
-
-    Every tensor gets a name, which stands for how it came about: the inputs, a tensor that was
-    there before, or an operation on named tensors. Equal names in both passes mean equal rows.
-    No order of calls is trusted, and an operation not known to work row by row only has the
-    effect that whatever depends on it is computed anew.
-    """
-
-    def __init__(self, inputs: Tensor):
-        super().__init__()
-        self.names = {}  # how a tensor came about -> its name, a number
-        self.results = {}  # name -> what the operation returned
-        self.row_names = {self._name("inputs")}  # of tensors with one row per sample
-        self.outside = {}  # tensors from before: storage -> (weak reference, {form: name})
-        self.take(inputs, None)
-
-    def take(self, inputs: Tensor, kept: Tensor | None) -> "_Recall":
-        """Begin a pass: over all samples (``kept`` is None), or over ``inputs``, those kept."""
-        self.num_rows, self.kept = len(inputs), kept
-        self.computed = {}  # tensors of this pass, as in ``outside``
-        self._call(inputs, self._name("inputs"), self.computed)
-        return self
-
-    def _name(self, origin) -> int:
-        return self.names.setdefault(origin, len(self.names))
-
-    def _call(self, tensor: Tensor, name: int, table: dict) -> int:
-        storage, form = _storage_and_form(tensor)
-        # the weak reference frees the memory, but not the number that stands for the storage
-        table.setdefault(storage, (StorageWeakRef(tensor.untyped_storage()), {}))
-        return table[storage][1].setdefault(form, name)
-
-    def _name_of(self, tensor: Tensor) -> int:
-        storage, form = _storage_and_form(tensor)
-        for table in (self.computed, self.outside):
-            if storage in table and form in table[storage][1]:
-                return table[storage][1][form]
-        return self._call(tensor, self._name(object()), self.outside)
-
-    def _forget(self, tensor: Tensor) -> None:
-        """The tensor is about to be overwritten, and so is whatever shares its storage."""
-        storage, _ = _storage_and_form(tensor)
-        for table in (self.computed, self.outside):
-            for name in table.pop(storage, (None, {}))[1].values():
-                if self.kept is None and name in self.results:
-                    self.results[name] = tree_map(torch.clone, self.results[name])
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        parameters, written, is_random = _signature(func)
-        given = dict(zip(parameters, args, strict=False)) | kwargs
-        # attention and recurrent layers are tagged for their dropout (by default 0, then absent)
-        dropout = [given.get(p, 0) for p in ("dropout_p", "dropout") if p in parameters]
-        if is_random and given.get("train", True) and (any(dropout) or not dropout):
-            raise ValueError(f"model must not draw random numbers; it calls {func}")
-        tensors = _tensors_in(given.values())
-        if not tensors or any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
-            return func(*args, **kwargs)
-        names = {id(tensor): self._name_of(tensor) for tensor in tensors}
-        rows = [tensor for tensor in tensors if names[id(tensor)] in self.row_names]
-        if rows and func in (aten.view.default, aten._unsafe_view.default):
-            given["size"] = given["size"][1:]  # any batch size
-        elif rows and func == aten.native_group_norm.default:
-            del given["N"]
-        origin = func, _hashable(given.items(), names)
-        for tensor in _tensors_in(given[parameter] for parameter in written if parameter in given):
-            self._forget(tensor)
-        first = self._name((origin, 0))
-        if self.kept is not None and first in self.results:
-            result = tree_map(lambda all_rows: all_rows[self.kept], self.results[first])
-        else:
-            result = func(*args, **kwargs)
-        outputs = _tensors_in([result])
-        if self._is_row_by_row(func, args, rows, outputs) if rows else not written:
-            for position, output in enumerate(outputs):
-                name = self._call(output, self._name((origin, position)), self.computed)
-                if rows:
-                    self.row_names.add(name)
-            if rows and self.kept is None and func in _COSTLY:
-                self.results[first] = result
-        return result
-
-    def _is_row_by_row(self, func, args, rows, outputs) -> bool:
-        if any(output.shape[:1] != (self.num_rows,) for output in outputs):
-            return False
-        if torch.Tag.pointwise in func.tags:  # equal dimensions: no broadcasting across rows
-            return all(tensor.ndim == outputs[0].ndim for tensor in rows)
-        position = _COSTLY.get(func, _CHEAP.get(func))
-        return position is not None and len(rows) == 1 and rows[0] is args[position]
-
-
-@cache
-def _signature(func) -> tuple[list[str], list[str], bool]:
-    parameters = func._schema.arguments
-    written = [p.name for p in parameters if p.alias_info is not None and p.alias_info.is_write]
-    is_random = torch.Tag.nondeterministic_seeded in func.tags
-    return [p.name for p in parameters], written, is_random
-
-
-def _tensors_in(values) -> list[Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors_in(value)
-    return found
-
-
-def _hashable(value, names: dict):
-    if isinstance(value, Tensor):
-        return Tensor, names[id(value)]
-    if isinstance(value, list | tuple | ItemsView):
-        return tuple(_hashable(item, names) for item in value)
-    return type(value), value  # 1, 1.0 and True are different settings
-
-
-def _storage_and_form(tensor: Tensor) -> tuple:
-    form = tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
-    return tensor.untyped_storage()._cdata, (*form, tensor.is_conj(), tensor.is_neg())
 
 
 def _refuse_batch_dependence(model: nn.Module) -> None:
@@ -404,6 +256,11 @@ def _refuse_batch_dependence(model: nn.Module) -> None:
             )
 
 
+def _random_state(device: torch.device) -> Tensor:
+    """Of the generator that a model on ``device`` draws from; lies on the host for CUDA, too."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 def _dropout(module: nn.Module) -> float:
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p
@@ -413,6 +270,7 @@ def _dropout(module: nn.Module) -> float:
 
 
 def num_kept(keep: float, num_samples: int) -> int:
+    """k, the number of samples of a batch that count."""
     # round, not ceil: 0.07 * 100 is 7.000000000000001 in floating point
     return max(1, round(keep * num_samples))
 

@@ -80,7 +80,7 @@ def listed(name: str, value: object) -> tuple:
     """``value``, a list or tuple, as a tuple without duplicates.
 
     Example:
-        >>> listed("seeds", "0")
+        >>> listed("seeds", "0")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         hardtrain.errors.ParameterError: seeds = '0' is text, not a list; papermill takes lists ...
     """

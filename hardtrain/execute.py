@@ -24,6 +24,7 @@ import papermill
 from hardtrain.files import project_root, write_atomically
 from hardtrain.notebook import END_MARKER
 
+NO_DATA = os.path.join(os.sep, "no", "image", "sets")  # tables say what is not at hand
 CELL_TIMEOUT = 300  # seconds; nbval alone would wait 2000 for a dead kernel
 
 
@@ -70,6 +71,7 @@ def check(notebooks: list[Path]) -> int:
         "HARDTRAIN_COMMITTED": str(copy / "figures"),
         "HARDTRAIN_FIGURES": str(copy / "drawn"),
         "HARDTRAIN_RUNS": str(copy / "runs"),
+        "HARDTRAIN_DATA": NO_DATA,
     }
     command = [sys.executable, "-m", "pytest", "--nbval", "-o", "addopts=", "-q"]
     command += [f"--nbval-cell-timeout={CELL_TIMEOUT}", "-p", "no:cacheprovider"]
@@ -106,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check:
         return check(options.notebooks)
     os.environ.setdefault("HARDTRAIN_PROGRESS", "terminal")
+    if options.refresh:
+        os.environ["HARDTRAIN_DATA"] = NO_DATA
     for path in options.notebooks:
         began = time.perf_counter()
         target = path if options.refresh else project_root() / "build" / "notebooks" / path.name

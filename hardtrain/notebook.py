@@ -7,6 +7,7 @@ import json
 import os
 import types
 import typing
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,14 +142,15 @@ def figure_data(
 
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
     settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
-    runs' artefacts (a run that lacks its artefact is trained again), or, without runs,
-    ``make(**settings)``. ``place`` holds further arguments of ``make`` that say where something is
+    runs' artefacts (a run that lacks its artefact is trained again, one that diverged is left
+    out), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make`` that say where something is
     (``device``, ``data_root``), not what.
     """
     origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
     content = _committed_arrays(name, origin) if use_committed else None
     if content is None:
-        artefacts = [[load_artefact(run, artefact, store) for run in runs]] if runs else []
+        found = [load_artefact(run, artefact, store) for run in runs]
+        artefacts = [[arrays for arrays in found if arrays is not None]] if runs else []
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer, origin=np.array(origin), **make(*artefacts, **settings, **place)
@@ -161,9 +163,13 @@ def figure_data(
 
 def _committed_arrays(name: str, origin: str) -> bytes | None:
     for path in sorted(committed_folder().glob(f"*/*/{name}.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["origin"]) == origin:
-                return path.read_bytes()
+        content = path.read_bytes()
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                if str(arrays["origin"]) == origin:
+                    return content
+        except (KeyError, ValueError, zipfile.BadZipFile):
+            continue  # damaged, or not ours
     return None
 
 

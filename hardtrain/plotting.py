@@ -206,7 +206,8 @@ def band(
     Args:
         ax: axes to draw on.
         x: shape ``(num_points,)``.
-        values: shape ``(num_seeds, num_points)``, finite; one seed gives the line only.
+        values: shape ``(num_seeds, num_points)``, finite; one seed gives the line only, none
+            (all runs diverged) an entry in the legend only.
         method: takes style and label from `method_style` and `method_label`.
         label: legend text in place of the method's.
         confidence: of the band, in (0, 1).
@@ -225,7 +226,7 @@ def band(
         [0.3, 0.1]
     """
     x, values = np.asarray(x), np.asarray(values, dtype=float)
-    if values.ndim != 2 or x.shape != values.shape[1:] or values.size == 0:
+    if values.ndim != 2 or x.shape != values.shape[1:] or (len(values) and not len(x)):
         raise ParameterError(
             "values must have shape (num_seeds, num_points) and x (num_points,); "
             f"got {values.shape} and {x.shape}"
@@ -233,6 +234,8 @@ def band(
     if method is not None:
         style = method_style(method) | style
         label = method_label(method) if label is None else label
+    if not len(values):
+        return ax.plot([], [], label=f"{label}: all diverged", **style)[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)

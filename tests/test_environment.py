@@ -168,7 +168,8 @@ def test_no_file_holds_a_path_or_an_index_of_somebodys_machine():
         if b"\0" not in content:
             texts[path] = content.decode()
     assert texts
-    homes = r"(?<![\w.$}])/(?:home|Users|root|work|mnt|scratch|workspace|private|tmp)/\w"
+    folders = "home|Users|root|mnt|scratch|workspace|private|tmp"
+    homes = rf"(?<![\w.$}}])(?:/(?:{folders})/\w|{re.escape(str(ROOT))}\b)"
     # hosts that a package installer is pointed to; the public one needs no mention
     indices = r"--(?:extra-)?index-url|--find-links|--trusted-host|pypi\.[a-z]|files\.pythonhosted"
     for path, text in texts.items():

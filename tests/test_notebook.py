@@ -108,6 +108,7 @@ def test_check_parameters_again_in_the_same_kernel():
     run_cells(*cells, namespace=namespace)  # the mistake is not remembered
     with pytest.raises(ParameterError, match="unknown parameter 'epoch'"):
         run_cells(PARAMETERS, "# Parameters\nepoch = 3\n", CHECK, namespace=namespace)
+    run_cells(PARAMETERS, CHECK, namespace=namespace)  # nor is this one
 
 
 # --- profiles ------------------------------------------------------------------------------------

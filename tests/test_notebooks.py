@@ -1,0 +1,216 @@
+"""Every notebook, executed with small parameters: it trains, is found done, and refuses nonsense.
+
+A new notebook is one entry in ``NOTEBOOKS``.
+"""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill as papermill_command
+
+from hardtrain import Run, RunStore, run_missing, training, write_results
+from hardtrain.notebook import END_MARKER
+from hardtrain.results import read_csv
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+SMALL = {"epochs": 2, "seeds": [0, 1], "train_size": 200, "test_size": 100}
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What a notebook must do with the parameters ``SMALL``."""
+
+    num_runs: int
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+    run: Run  # one of those that it trains
+
+    @property
+    def files(self) -> set[str]:
+        pairs = itertools.product(self.figures, ("pdf", "png"))
+        pairs = [*pairs, *itertools.product(self.tables, ("csv", "md"))]
+        return {"results.csv", "history.csv", "timings.csv"} | {".".join(pair) for pair in pairs}
+
+
+NOTEBOOKS = {
+    "01_mini_batch_trimming": Notebook(
+        num_runs=2 * (2 + 4 + 2 + 2),  # seeds x (main, falling shares, constant shares, SGD)
+        figures=(
+            "fig_1_schedule", "fig_2_samples", "fig_3_test_error", "fig_4_last_share",
+            "fig_5_kept_shares", "fig_6_kept_samples", "fig_7_tsne", "fig_8_step_time",
+            "fig_9_equal_time",
+        ),
+        tables=(
+            "table_1_test_error", "table_2_last_share", "table_3_optimizers", "table_4_features",
+        ),
+        run=Run(
+            dataset="digits", network="cnn_small", method="trimming", options={"end": 0.2},
+            seed=1, epochs=2, batch_size=128, train_size=200, test_size=100, optimizer="adam",
+            lr=0.001, weight_decay=0.0001, schedule="multistep", milestones=(1,), gamma=0.5,
+        ),
+    ),
+}  # fmt: skip
+
+# runs in the kernel before the first cell: no network, and times are measured only once
+STARTUP = """
+import socket
+from hardtrain import timing
+
+def refuse(*args, **kwargs):
+    raise OSError("network is unreachable")
+
+socket.getaddrinfo = refuse
+measure = timing.interleaved
+timing.interleaved = lambda functions, repetitions: measure(functions, 1, warmup=0)
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folders of one notebook's executions, and what the last one said."""
+
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def records(self) -> dict[str, int]:
+        """Names of the trained runs, and when each was written."""
+        found = self.folder.glob("runs/records/*.json")
+        return {path.name: path.stat().st_mtime_ns for path in found}
+
+    def drawn(self) -> list[str]:
+        """Every figure, table or result, wherever it was written to."""
+        found = [*self.out.rglob("*"), *(self.folder / "figures").rglob("*")]
+        return sorted(path.name for path in found if path.is_file())
+
+    def execute(self, stem: str, **parameters) -> tuple[int, str]:
+        """papermill's exit code and the error, if any; the working folder is none of ours."""
+        startup = self.folder / "ipython" / "profile_default" / "startup"
+        startup.mkdir(parents=True, exist_ok=True)
+        (startup / "small.py").write_text(STARTUP)
+        parameters = SMALL | {"use_committed": False, "out_dir": str(self.out)} | parameters
+        command = [str(FOLDER / f"{stem}.ipynb"), str(self.folder / f"{stem}.ipynb")]
+        command += ["-k", "python3", "--cwd", str(self.folder), "--no-progress-bar"]
+        command += ["--execution-timeout", "300", "-y", json.dumps(parameters)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("IPYTHONDIR", str(self.folder / "ipython"))
+            patch.setenv("HARDTRAIN_RUNS", str(self.folder / "runs"))
+            patch.setenv("HARDTRAIN_FIGURES", str(self.folder / "figures"))
+            patch.setenv("OMP_NUM_THREADS", "1")
+            result = CliRunner().invoke(papermill_command, command)
+        return result.exit_code, str(result.exception or "")
+
+
+def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+    paths = itertools.chain(*(folder.glob(pattern) for pattern in patterns))
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def assert_trained(folder: Path, run: Run, store: RunStore) -> None:
+    """The numbers in ``folder`` come from training: the losses fall, and ``run``, trained here
+    and now, ends with the same."""
+    history = read_csv(folder / "history.csv")
+    for _, losses in history.sort_values("epoch").groupby("key")["train_loss"]:
+        assert losses.iloc[-1] < losses.iloc[0]
+    results = read_csv(folder / "results.csv").set_index("key")
+    again = run_missing([run], store, use_committed=False).iloc[0]
+    for name in ("train_loss", "test_loss", "test_error"):
+        assert results.loc[run.key, name] == pytest.approx(again[name], rel=1e-5)
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS)
+def executed(request, tmp_path_factory):
+    """A notebook's name and the place where it was executed once, from an empty store."""
+    place = Place(tmp_path_factory.mktemp("executed"))
+    exit_code, error = place.execute(request.param)
+    assert exit_code == 0, error
+    return request.param, place
+
+
+# --- a notebook that works -----------------------------------------------------------------------
+
+
+def test_notebook_writes_what_it_promises(executed):
+    stem, place = executed
+    written = {path.name: path.stat().st_size for path in place.out.iterdir()}
+    assert NOTEBOOKS[stem].files <= set(written)
+    assert all(written.values())
+    assert not (place.folder / "figures").exists()  # out_dir was given
+    last = nbformat.read(place.folder / f"{stem}.ipynb", 4).cells[-1]
+    assert END_MARKER in last.outputs[0].data["text/plain"]
+
+
+def test_notebook_trains_each_run_once(executed):
+    stem, place = executed
+    assert len(place.records()) == NOTEBOOKS[stem].num_runs
+    assert len(read_csv(place.out / "results.csv")) == NOTEBOOKS[stem].num_runs
+
+
+def test_notebook_shows_numbers_of_the_training_loop(executed, store):
+    stem, place = executed
+    assert_trained(place.out, NOTEBOOKS[stem].run, store)
+
+
+def test_notebook_again_trains_nothing_and_writes_the_same(executed):
+    stem, place = executed
+    patterns = ("results.csv", "history.csv", "table_*")
+    records, files = place.records(), contents(place.out, *patterns)
+    exit_code, error = place.execute(stem)
+    assert exit_code == 0, error
+    assert place.records() == records
+    assert contents(place.out, *patterns) == files
+
+
+def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):
+    """A test of `assert_trained`: a stub in place of the loop must not pass."""
+
+    def stub(run, model, method, evaluate, **_):
+        result = evaluate(model)
+        numbers = {"test_loss": result.loss, "test_error": result.error, "train_loss": 1.0}
+        return [{"epoch": epoch + 1, "step": epoch + 1} | numbers for epoch in range(run.epochs)]
+
+    run = NOTEBOOKS["01_mini_batch_trimming"].run
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "fit", stub)
+        write_results(run_missing([run], store, use_committed=False), store, tmp_path)
+    with pytest.raises(AssertionError):
+        assert_trained(tmp_path, run, RunStore(tmp_path / "other"))
+    honest = RunStore(tmp_path / "honest")
+    write_results(run_missing([run], honest, use_committed=False), honest, tmp_path)
+    assert_trained(tmp_path, run, RunStore(tmp_path / "another"))
+
+
+# --- a notebook that refuses ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "texts"),
+    [
+        ({"epoch": 3}, ["unknown parameter 'epoch'", "did you mean 'epochs'?"]),
+        ({"epochs": "3"}, ["epochs = '3' is str, not int"]),
+        ({"datasets": ["digit"]}, ["unknown data set 'digit'", "did you mean 'digits'?"]),
+        ({"networks": ["cnn-small"]}, ["unknown network 'cnn-small'", "did you mean 'cnn_small'?"]),
+        ({"datasets": ["mnist"]}, ["mnist_train.npz", "data", "unreachable", "HARDTRAIN_DATA"]),
+    ],
+    ids=["misspelt", "type", "data set", "network", "no data"],
+)
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_notebook_refuses_before_it_trains_or_draws(tmp_path, stem, parameters, texts):
+    (tmp_path / "data").mkdir()
+    place = Place(tmp_path)
+    began = time.perf_counter()
+    exit_code, error = place.execute(stem, data_root=str(tmp_path / "data"), **parameters)
+    assert time.perf_counter() - began < 60  # nothing waits for a network that is not there
+    assert exit_code != 0
+    for text in texts:
+        assert text in error
+    assert place.records() == {}
+    assert place.drawn() == []

@@ -21,7 +21,7 @@ from hardtrain.errors import ParameterError, StoreError, unknown_name
 from hardtrain.files import project_root, write_atomically
 from hardtrain.networks import NETWORKS
 from hardtrain.results import committed_folder
-from hardtrain.runs import Run, load_artefact
+from hardtrain.runs import Run, load_artefacts
 from hardtrain.statistics import to_markdown
 from hardtrain.store import RunStore
 
@@ -149,7 +149,7 @@ def figure_data(
     origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
     content = _committed_arrays(name, origin) if use_committed else None
     if content is None:
-        found = [load_artefact(run, artefact, store) for run in runs]
+        found = load_artefacts(runs, artefact, store) if runs else []
         artefacts = [[arrays for arrays in found if arrays is not None]] if runs else []
         buffer = io.BytesIO()
         np.savez_compressed(

@@ -256,15 +256,29 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
         ParameterError: the run does not declare the artefact in ``keep``.
         DivergedError: the run diverged, so there is none.
     """
-    if name not in run.keep:
-        raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = RunStore() if store is None else store
-    run_missing([run], store, use_committed=False)
-    record = store.load(run.key, _fingerprint(run.dataset, run.data_root))
-    if record["status"] == "diverged":
-        epoch, step = (record["metrics"][f"diverged_{unit}"] for unit in ("epoch", "step"))
+    (arrays,) = load_artefacts([run], name, store)
+    if arrays is None:
+        found = store.load(run.key, _fingerprint(run.dataset, run.data_root))["metrics"]
+        epoch, step = found["diverged_epoch"], found["diverged_step"]
         raise DivergedError(f"{run} diverged, so it has no {name!r}", epoch=epoch, step=step)
-    return store.load_artefact(record, name)
+    return arrays
+
+
+def load_artefacts(
+    runs: Sequence[Run], name: str, store: RunStore | None = None
+) -> list[dict[str, np.ndarray] | None]:
+    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged."""
+    for run in runs:
+        if name not in run.keep:
+            raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
+    store = RunStore() if store is None else store
+    run_missing(runs, store, use_committed=False)
+    fingerprints = [_fingerprint(run.dataset, run.data_root) for run in runs]
+    return [
+        store.load_artefact(store.load(run.key, fingerprint), name)
+        for run, fingerprint in zip(runs, fingerprints, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=4)

@@ -349,5 +349,5 @@ def _global_rng(device: torch.device) -> dict[str, Tensor]:
 
 def _set_global_rng(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:  # not if the pause was on a CPU
         torch.cuda.set_rng_state(state["cuda"], device)

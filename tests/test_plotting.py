@@ -237,12 +237,17 @@ def test_band_lets_the_caller_override_the_style():
     assert (line.get_label(), line.get_color(), line.get_marker()) == ("mine", "#112233", "o")
 
 
+def test_band_without_a_finished_run_says_so_in_the_legend():
+    line = band(Figure().subplots(), [], np.zeros((0, 0)), method="plain")
+    assert line.get_label() == "Plain training: all diverged"
+    assert len(line.get_xdata()) == 0
+
+
 @pytest.mark.parametrize(
     ("x", "values", "arguments"),
     [
         ([1, 2], [0.5, 0.4], {}),
         ([1, 2], [[0.5, 0.4, 0.3]], {}),
-        ([1, 2], np.zeros((0, 2)), {}),
         ([1, 2], [[0.5, np.nan]], {}),
         ([1, 2], [[0.5, 0.4]], {"method": "plane"}),
     ],

@@ -143,8 +143,8 @@ def figure_data(
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
     settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
     runs' artefacts (a run that lacks its artefact is trained again, one that diverged is left
-    out), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make`` that say where something is
-    (``device``, ``data_root``), not what.
+    out), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make``
+    that say where something is (``device``, ``data_root``), not what.
     """
     origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
     content = _committed_arrays(name, origin) if use_committed else None

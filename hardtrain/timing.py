@@ -62,8 +62,8 @@ def trimming_step_times(
     *,
     keeps: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.2),
     batch_size: int = 128,
-    image_size: int = 10,
-    repetitions: int = 7,
+    image_size: int = 8,
+    repetitions: int = 9,
     device: str = "auto",
 ) -> dict[str, np.ndarray]:
     """Time of a trimmed SGD step relative to a plain one, by the part of the batch that counts.

@@ -149,8 +149,8 @@ def variant_styles(method: str, num: int) -> list[dict]:
     ]
 
 
-def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
-    """Write ``out_dir/name.pdf`` and ``name.png``: the same bytes for the same figure.
+def save(fig, out_dir, name: str, note: str = "") -> None:
+    """Write ``out_dir/name.pdf`` and, at 150 dpi, ``name.png``: the same bytes for the same figure.
 
     Neither dates nor versions go into the files. A file whose bytes would stay is not touched; a
     changed one is replaced whole. The figure stays open, so a notebook still shows it.
@@ -161,9 +161,6 @@ def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
         name: ``fig_`` and then letters, digits, ``_`` or ``-``.
         note: profile, seeds, subset: written small below the figure.
 
-    Returns:
-        The paths of the PDF and of the PNG (150 dpi).
-
     Raises:
         ParameterError: another kind of name.
         StoreError: a file cannot be written.
@@ -171,7 +168,9 @@ def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
     Example:
         >>> import tempfile
         >>> from matplotlib.figure import Figure
-        >>> [path.name for path in save(Figure(), tempfile.mkdtemp(), "fig_1_empty")]
+        >>> folder = tempfile.mkdtemp()
+        >>> save(Figure(), folder, "fig_1_empty")
+        >>> sorted(path.name for path in Path(folder).iterdir())
         ['fig_1_empty.pdf', 'fig_1_empty.png']
     """
     if not isinstance(name, str) or not _FIGURE_NAME.fullmatch(name):
@@ -183,7 +182,6 @@ def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
-    paths = []
     with matplotlib.rc_context(_FILE_SETTINGS):
         for suffix, metadata in nameless.items():
             content = io.BytesIO()
@@ -191,10 +189,9 @@ def save(fig, out_dir, name: str, note: str = "") -> list[Path]:
                 if ax.get_subplotspec() is not None:
                     ax.set_subplotspec(ax.get_subplotspec())
             fig.savefig(content, format=suffix, dpi=150, metadata=metadata)
-            paths.append(Path(out_dir, f"{name}.{suffix}"))
-            if not (paths[-1].is_file() and paths[-1].read_bytes() == content.getvalue()):
-                write_atomically(paths[-1], content.getvalue())
-    return paths
+            path = Path(out_dir, f"{name}.{suffix}")
+            if not (path.is_file() and path.read_bytes() == content.getvalue()):
+                write_atomically(path, content.getvalue())
 
 
 def band(

@@ -132,6 +132,12 @@ save(fig, out_dir, "fig_1_test")
 """
 
 
+def saved(fig, folder, name):
+    """The files that `save` wrote, PDF first."""
+    save(fig, folder, name)
+    return [folder / f"{name}.{suffix}" for suffix in ("pdf", "png")]
+
+
 def test_save_writes_the_same_bytes_in_every_process(tmp_path):
     hidden = ("DISPLAY", "MPLBACKEND", "PYTHONHASHSEED")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -151,8 +157,7 @@ def test_save_writes_the_same_bytes_in_every_process(tmp_path):
 def test_save_leaves_an_unchanged_file_untouched(tmp_path):
     fig = curves(panels=2)
     assert fig.get_layout_engine() is not None  # the one that moves a little at each drawing
-    paths = save(fig, tmp_path / "new" / "folder", "fig_2_a")
-    assert [path.name for path in paths] == ["fig_2_a.pdf", "fig_2_a.png"]
+    paths = saved(fig, tmp_path / "new" / "folder", "fig_2_a")
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     save(fig, paths[0].parent, "fig_2_a")  # the same figure, drawn again
     save(curves(panels=2), paths[0].parent, "fig_2_a")
@@ -161,14 +166,14 @@ def test_save_leaves_an_unchanged_file_untouched(tmp_path):
 
 
 def test_save_replaces_a_file_whose_data_changed(tmp_path):
-    old = [path.read_bytes() for path in save(curves(), tmp_path, "fig_2")]
-    new = [path.read_bytes() for path in save(curves(shift=0.1), tmp_path, "fig_2")]
+    old = [path.read_bytes() for path in saved(curves(), tmp_path, "fig_2")]
+    new = [path.read_bytes() for path in saved(curves(shift=0.1), tmp_path, "fig_2")]
     assert old[0] != new[0]
     assert old[1] != new[1]
 
 
 def test_save_writes_no_date_and_no_version_and_whole_fonts(tmp_path):
-    pdf, png = (path.read_bytes() for path in save(curves(panels=2), tmp_path, "fig_2"))
+    pdf, png = (path.read_bytes() for path in saved(curves(panels=2), tmp_path, "fig_2"))
     for word in (b"CreationDate", b"atplotlib", b"tEXt", b"tIME"):
         assert word not in pdf + png
     assert pdf.startswith(b"%PDF")
@@ -179,15 +184,15 @@ def test_save_writes_no_date_and_no_version_and_whole_fonts(tmp_path):
 
 def test_save_does_not_depend_on_the_settings_of_the_caller(tmp_path):
     fig = curves()
-    first = [path.read_bytes() for path in save(fig, tmp_path, "fig_2_a")]
+    first = [path.read_bytes() for path in saved(fig, tmp_path, "fig_2_a")]
     matplotlib.rcParams.update({"savefig.bbox": "tight", "savefig.dpi": 30, "pdf.fonttype": 3})
-    second = [path.read_bytes() for path in save(fig, tmp_path, "fig_2_b")]
+    second = [path.read_bytes() for path in saved(fig, tmp_path, "fig_2_b")]
     assert first == second
     assert matplotlib.rcParams["pdf.fonttype"] == 3
 
 
 def test_save_keeps_the_old_file_when_the_disk_refuses(tmp_path, monkeypatch):
-    old = [path.read_bytes() for path in save(curves(), tmp_path, "fig_2")]
+    old = [path.read_bytes() for path in saved(curves(), tmp_path, "fig_2")]
 
     def refuse(*_):
         raise OSError(28, "No space left on device")

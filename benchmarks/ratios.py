@@ -15,7 +15,11 @@ from hardtrain.timing import interleaved, median_ratio, small_cnn, trimming_step
 
 def rows() -> list[dict]:
     """Ratios with their targets; a few seconds each."""
-    return [_loop_overhead(), *_augmentation(), *_trimming(), *_layout_and_precision()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at this size threads only wait for each other
+    small = [_loop_overhead(), *_augmentation()]
+    torch.set_num_threads(threads)
+    return [*small, *_trimming(), *_layout_and_precision()]
 
 
 def _loop_overhead() -> dict:
@@ -41,9 +45,9 @@ def _loop_overhead() -> dict:
                 loss.backward()
                 optimizer.step()
 
-    times = interleaved({"ours": ours, "bare": bare}, 15)
+    times = interleaved({"ours": ours, "bare": bare}, 31)
     return {
-        "what": "fit() / a bare loop: tiny network, 64 steps of 64 images 8x8",
+        "what": "fit() / a bare loop, 1 thread: tiny network, 64 steps of 64 images 8x8",
         "ratio": median_ratio(times, "ours", "bare"),
         "target": "<= 1.15",
     }
@@ -52,7 +56,7 @@ def _loop_overhead() -> dict:
 def _augmentation() -> list[dict]:
     from torchvision import transforms  # seconds to import, and only these rows need it
 
-    dataset = _images(512, size=32)
+    dataset = _images(2048, size=32)
     transform = Transform.of(dataset, crop_padding=4, flip=True)
     order, draws = (torch.Generator().manual_seed(seed) for seed in (0, 1))
     sampler = UniformBatchSampler(len(dataset), 128, generator=order)
@@ -70,10 +74,8 @@ def _augmentation() -> list[dict]:
     loaders = {"ours": batches, "PIL": loader(from_pil), "tensor": loader(from_tensor)}
     functions = {name: lambda b=b: [None for _ in b] for name, b in loaders.items()}
     with torch.random.fork_rng(devices=[]):
-        times = interleaved(functions, 9)
-    what = (
-        "crop, flip and normalise 512 images 3x32x32: {} in a DataLoader / device-resident batches"
-    )
+        times = interleaved(functions, 15)
+    what = "crop, flip, normalise 2048 images 3x32x32, 1 thread: {}, DataLoader / device batches"
     return [
         {
             "what": what.format("torchvision on PIL images"),

@@ -520,7 +520,11 @@ class Batches:
         images, labels = self.dataset.images, self.dataset.labels
         for positions in self.batch_sampler:
             indices = self._check(torch.as_tensor(positions)).to(images.device, non_blocking=True)
-            inputs = self.transform(images.index_select(0, indices), self.generator)
+            try:
+                chosen = images.index_select(0, indices)
+            except IndexError:  # a CPU looks by itself; on a GPU, looking would mean waiting
+                raise self._outside(indices) from None
+            inputs = self.transform(chosen, self.generator)
             if self.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             yield Batch(inputs, labels.index_select(0, indices), indices)
@@ -533,10 +537,9 @@ class Batches:
             )
         if indices.is_floating_point():
             raise ParameterError(f"indices are {indices.dtype}; wanted integers")
-        if indices.device.type == "cpu":  # on a GPU, looking would mean waiting
-            low, high = (int(end) for end in indices.aminmax())
-            if low < 0 or high >= len(self.dataset):
-                raise ParameterError(
-                    f"index {low if low < 0 else high} is not in 0..{len(self.dataset) - 1}"
-                )
         return indices.to(torch.int64)
+
+    def _outside(self, indices: Tensor) -> ParameterError:
+        low, high = indices.min().item(), indices.max().item()
+        last = len(self.dataset) - 1
+        return ParameterError(f"index {low if low < 0 else high} is not in 0..{last}")

@@ -305,11 +305,13 @@ class _Trace:
         """Raise if a loss was not finite; ``done`` steps are finished."""
         if not self.losses:
             return
-        bad = ~torch.stack(self.objectives).isfinite()
-        bad |= torch.stack([losses.sum() for losses in self.losses]).isfinite().logical_not()
-        if bad.any():
-            first = done - len(self.losses) + int(bad.int().argmax())
-            _require_finite(run, math.nan, first, steps_per_epoch)
+        if torch.cat([*self.losses, torch.stack(self.objectives)]).isfinite().all():
+            return
+        for step, values in enumerate(
+            zip(self.losses, self.objectives, strict=True), start=done - len(self.losses)
+        ):
+            if not all(value.isfinite().all() for value in values):
+                _require_finite(run, math.nan, step, steps_per_epoch)
 
     def state_dict(self) -> dict:
         return {"losses": list(self.losses), "objectives": list(self.objectives)}

@@ -6,6 +6,7 @@ import numpy as np
 
 from hardtrain.data import load_dataset
 from hardtrain.methods import NUM_PHASES
+from hardtrain.networks import network_size
 from hardtrain.plotting import embed, embedding_scores
 
 SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
@@ -96,6 +97,50 @@ def kept_shares(
         "images": data.images[shown].numpy(),
         "titles": np.array(titles),
     }
+
+
+def batch_choices(
+    artefacts: Sequence[Mapping[str, np.ndarray]], *, deltas: Sequence[float], epochs: int
+) -> dict[str, np.ndarray]:
+    """Which mini-batches hard-batch training took, and how stale its stored losses were.
+
+    Args:
+        artefacts: ``batch_log`` of runs: for each delta the same number of seeds.
+        deltas: of the runs.
+        epochs: length of the trainings.
+
+    Returns:
+        ``ids (D, E N)``: the batch of each update, first seed; ``counts (D, E, N)``: how often
+        each was taken in each epoch (N updates), first seed; ``correlations (D, S, E - 1)``:
+        Spearman's rank correlation of the stored losses and those of the model at that moment.
+    """
+    from scipy.stats import spearmanr
+
+    num_seeds = len(artefacts) // len(deltas)
+    ids = np.stack([artefact["ids"] for artefact in artefacts[::num_seeds]])
+    num_batches = ids.shape[1] // epochs
+    counts = np.stack([
+        np.stack([np.bincount(epoch, minlength=num_batches) for epoch in np.split(of_run, epochs)])
+        for of_run in ids
+    ])  # fmt: skip
+    correlations = [
+        [
+            spearmanr(old, new).statistic
+            for old, new in zip(a["stored"], a["recomputed"], strict=True)
+        ]
+        for a in artefacts
+    ]
+    return {
+        "ids": ids.astype(np.int16),
+        "counts": counts.astype(np.int16),
+        "correlations": np.reshape(correlations, (len(deltas), num_seeds, epochs - 1)),
+    }
+
+
+def network_sizes(*, networks: Sequence[str], image_size: int) -> dict[str, np.ndarray]:
+    """Parameters and operations (2 x multiply-adds, forward) of networks with 10 classes."""
+    sizes = [network_size(name, 10, image_size) for name in networks]
+    return {key: np.array([size[key] for size in sizes]) for key in ("parameters", "flops")}
 
 
 def embedded_features(

@@ -184,6 +184,32 @@ class ImageDataset:
         chosen = torch.from_numpy(downloads.pick_per_class(labels, quota)).to(self.images.device)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
+    def with_label_noise(self, fraction: float, generator: Generator) -> "ImageDataset":
+        """The same images, the labels of round(fraction * N) of them replaced by another class.
+
+        Which ones and which class is drawn uniformly from ``generator`` (on the CPU); the
+        fingerprint stays, since fraction and seed determine the rest.
+
+        Raises:
+            ParameterError: ``fraction`` is not in [0, 1], or there is one class only.
+
+        Example:
+            >>> clean = load_dataset("digits", "train")
+            >>> noisy = clean.with_label_noise(0.2, torch.Generator().manual_seed(0))
+            >>> (noisy.labels != clean.labels).sum().item()
+            288
+        """
+        if not 0 <= fraction <= 1 or self.num_classes < 2:
+            raise ParameterError(
+                f"fraction = {fraction} is not in [0, 1], or {self.num_classes} classes are too few"
+            )
+        _check_generator(generator)
+        wrong = torch.randperm(len(self), generator=generator)[: round(fraction * len(self))]
+        shift = torch.randint(1, self.num_classes, wrong.shape, generator=generator)
+        labels = self.labels.cpu().clone()
+        labels[wrong] = (labels[wrong] + shift) % self.num_classes
+        return replace(self, labels=labels.to(self.labels.device))
+
     def to(self, device: str | torch.device) -> "ImageDataset":
         """The same set on ``device``; see `resolve_device`."""
         device = resolve_device(device)

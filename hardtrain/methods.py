@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from hardtrain import checks
 from hardtrain.data import Batches, ImageDataset, Transform, UniformBatchSampler
 from hardtrain.errors import ParameterError
+from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
-from hardtrain.training import Method
+from hardtrain.training import Method, evaluate
 
 NUM_PHASES = 4  # sample counts are kept for each quarter of a training
 
@@ -37,12 +38,7 @@ def version(number: int) -> Callable:
 def plain(run, data: ImageDataset, model) -> Method:
     """Ordinary training: the mean cross-entropy of uniformly drawn batches."""
     batches, state = uniform_batches(run, data)
-
-    def objective(model, batch):
-        losses = sample_losses(model, batch)
-        return losses, losses.mean()
-
-    return Method(batches, objective, state=state)
+    return Method(batches, mean_objective, state=state)
 
 
 @version(1)
@@ -78,12 +74,65 @@ def trimming(run, data: ImageDataset, model, *, start: float = 1.0, end: float =
     )
 
 
+@version(1)
+def hard_batches(
+    run,
+    data: ImageDataset,
+    model,
+    *,
+    delta: float = 0.5,
+    order: str = "loss",
+    shuffled: bool = True,
+) -> Method:
+    """Hard mini-batches (Sahayam et al.): after a first pass over all of them, each round trains
+    on the ``delta`` part of the fixed mini-batches whose stored loss is highest.
+
+    ``shuffled``: one random permutation before the mini-batches are cut, else file order. With
+    ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches.
+    """
+    drawn, augmentation = generator(run.seed, "order"), generator(run.seed, "augmentation")
+    sampler = HardBatchSampler(
+        len(data),
+        run.batch_size,
+        delta,
+        order=order,
+        drop_last=run.drop_last,
+        generator=drawn if shuffled else None,
+    )
+    transform = train_transform(run, data)
+    batches = Batches(
+        data, transform, sampler, generator=augmentation, channels_last=run.channels_last
+    )
+    log = BatchLog(sampler, model, data, transform.without_augmentation())
+    logging = "batch_log" in run.keep
+
+    def observe(indices, losses):
+        if logging:
+            log.note_update()
+        sampler.update(indices, losses.mean())
+
+    return Method(
+        batches,
+        mean_objective,
+        observe=observe,
+        start_epoch=log.compare if logging else None,
+        state={"sampler": sampler, "augmentation": augmentation, "log": log},
+        artefacts={"batch_log": log.arrays},
+    )
+
+
 # --- pieces that methods share ------------------------------------------------------------------
 
 
 def sample_losses(model, batch) -> Tensor:
     """Cross-entropy of each sample of a batch ``(B,)``, in float32 under autocast too."""
     return cross_entropy(model(batch.inputs).float(), batch.targets, reduction="none")
+
+
+def mean_objective(model, batch) -> tuple[Tensor, Tensor]:
+    """The losses of a batch and their mean: what plain training minimises."""
+    losses = sample_losses(model, batch)
+    return losses, losses.mean()
 
 
 def uniform_batches(run, data: ImageDataset) -> tuple[Batches, dict]:
@@ -141,6 +190,48 @@ class SampleCounts:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.counts.copy_(state["counts"])
+
+
+class BatchLog:
+    """Which batch each update took, and at each epoch's start the stored loss of every batch
+    beside the loss that the model would have on it now (in evaluation mode)."""
+
+    def __init__(self, sampler: HardBatchSampler, model, data: ImageDataset, transform: Transform):
+        self.sampler, self.model, self.data, self.transform = sampler, model, data, transform
+        self.ids: list[int] = []  # of the rounds begun, so the last ones may not be taken
+        self.num_rounds = self.num_updates = 0
+        self.stored: list[Tensor] = []
+        self.recomputed: list[Tensor] = []
+
+    def note_update(self) -> None:
+        if self.num_rounds < self.sampler.round:
+            self.ids += self.sampler.chosen
+            self.num_rounds += 1
+        self.num_updates += 1
+
+    def compare(self, epoch: int) -> None:
+        if epoch == 0:  # nothing is stored yet
+            return
+        losses = evaluate(self.model, self.data, self.transform).losses
+        self.stored.append(self.sampler.losses.clone().cpu())
+        self.recomputed.append(torch.stack([losses[b].mean() for b in self.sampler.batches]))
+
+    def arrays(self) -> dict[str, Tensor]:
+        """``ids (E N,)`` of the batches by update; ``stored``, ``recomputed (E - 1, N)``, nats."""
+        empty = torch.zeros(0, self.sampler.num_batches)
+        stored, recomputed = (
+            torch.stack(losses) if losses else empty for losses in (self.stored, self.recomputed)
+        )
+        ids = torch.tensor(self.ids[: self.num_updates])
+        return {"ids": ids, "stored": stored, "recomputed": recomputed}
+
+    def state_dict(self) -> dict:
+        names = ("ids", "num_rounds", "num_updates", "stored", "recomputed")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
 # --- look-up by name ----------------------------------------------------------------------------

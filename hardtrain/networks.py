@@ -1,7 +1,9 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
+import warnings
 from numbers import Integral
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
@@ -185,6 +187,30 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def network_size(name: str, num_classes: int, image_size: int, *, stem: str = "imagenet") -> dict:
+    """Parameters, and floating-point operations of one image's forward pass.
+
+    An operation is a multiplication or an addition, so a multiply-add counts as two; convolutions
+    and matrix products are counted, on the forward pass only. Nothing is computed: the network
+    and the image have shapes but no content.
+
+    Returns:
+        ``{"parameters": int, "flops": int}`` for images with three channels.
+
+    Example:
+        >>> network_size("cnn_small", 10, 32)
+        {'parameters': 36490, 'flops': 9913600}
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = build_network(name, num_classes, 3, stem=stem, image_size=image_size).eval()
+        image = torch.empty(1, 3, image_size, image_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return {"parameters": num_parameters(model), "flops": counter.get_total_flops()}
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
@@ -218,7 +244,9 @@ def _check_size(name: str, stem: str, height: int, width: int) -> None:
 def _from_timm(
     name: str, num_classes: int, in_channels: int, stem: str
 ) -> tuple[nn.Module, nn.Linear]:
-    import timm  # takes seconds, and cnn_small does without
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of progress bars that it never shows
+        import timm  # takes seconds, and cnn_small does without
 
     kwargs = {"act_layer": "relu"} if (name, stem) == ("mobilenet", "cifar") else {}
     body = timm.create_model(

@@ -196,7 +196,7 @@ def save(fig, out_dir, name: str, note: str = "") -> None:
 
 def band(
     ax, x, values, *, method: str | None = None, label: str | None = None,
-    confidence: float = 0.95, **style,
+    confidence: float = 0.95, log: bool = False, **style,
 ):  # fmt: skip
     """Draw the mean over seeds as a line, with its Student-t interval as a band.
 
@@ -208,6 +208,7 @@ def band(
         method: takes style and label from `method_style` and `method_label`.
         label: legend text in place of the method's.
         confidence: of the band, in (0, 1).
+        log: mean and interval of the logarithms, for positive values on a logarithmic axis.
         **style: for ``ax.plot``, over the method's style.
 
     Returns:
@@ -236,10 +237,15 @@ def band(
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
-    intervals = [mean_interval(column, confidence) for column in values.T]
-    (line,) = ax.plot(x, [interval.mean for interval in intervals], label=label, **style)
+    if log and (values <= 0).any():
+        raise ParameterError("log = True needs positive values")
+    drawn = np.log(values) if log else values
+    intervals = [mean_interval(column, confidence) for column in drawn.T]
+    mean, low, high = np.array([interval[:3] for interval in intervals]).T
+    if log:
+        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+    (line,) = ax.plot(x, mean, label=label, **style)
     if len(values) > 1:
-        low, high = ([i.low for i in intervals], [i.high for i in intervals])
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     return line
 

@@ -18,7 +18,14 @@ METRICS = (
     "per_class_error",
     "diverged_epoch",
     "diverged_step",
+    "train_set_error",
+    "train_set_loss",
+    "train_set_accuracy_by_batch",
+    "train_set_half_width_by_batch",
+    "test_accuracy_by_batch",
+    "test_half_width_by_batch",
 )
+_OPTIONAL = METRICS[6:]  # columns only where a run has them
 LOCAL_COLUMNS = ("source", "device", "data_root", "keep")  # they say nothing about the numbers
 
 
@@ -35,6 +42,7 @@ def result_frame(rows: list[dict]) -> pd.DataFrame:
     numbers = [name for name in METRICS if name != "per_class_error"]
     frame[numbers] = frame[numbers].astype("float64")
     frame["per_class_error"] = frame["per_class_error"].fillna("")
+    frame = frame.drop(columns=[name for name in _OPTIONAL if frame[name].isna().all()])
     leading = ["key", "fingerprint", "source", "status"]
     return frame[leading + [name for name in frame if name not in leading]]
 

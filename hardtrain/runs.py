@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import platform
 import time
@@ -22,10 +23,11 @@ from hardtrain.errors import DataError, DivergedError, ParameterError
 from hardtrain.files import sha256
 from hardtrain.networks import NETWORKS, build_network, has_batch_norm
 from hardtrain.progress import Progress
-from hardtrain.results import committed_results, result_frame, result_row
+from hardtrain.results import METRICS, committed_results, result_frame, result_row
+from hardtrain.statistics import mean_interval
 from hardtrain.store import RunStore
 
-ARTEFACTS = ("final_weights", "features", "sample_counts")
+ARTEFACTS = ("final_weights", "features", "sample_counts", "batch_log")
 _NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
 
 
@@ -47,8 +49,13 @@ class Run:
         augment: ``none``, ``flip``, ``crop`` (padding 4) or ``crop+flip``.
         precision, channels_last: bf16 autocast and the memory layout.
         evaluate_every, evaluate_unit: how often the test set is evaluated; always at the end.
+        evaluate_train: evaluate the whole training set at those times, too, without augmentation,
+            and at the end by mini-batches.
+        batch_norm: what normalises in evaluation: ``running`` statistics, or those of each
+            ``batch`` of ``batch_size``, as in code that never leaves the training mode.
+        label_noise: fraction of the training labels that are replaced by another class.
         keep: artefacts to store: ``final_weights``, ``features`` (of the test set, with its
-            losses and predictions), ``sample_counts`` (where the method counts).
+            losses and predictions), and what the method offers: ``sample_counts``, ``batch_log``.
         device, data_root: where; they do not change the key.
 
     Raises:
@@ -92,6 +99,9 @@ class Run:
     channels_last: bool = False
     evaluate_every: int = 1
     evaluate_unit: str = "epoch"
+    evaluate_train: bool = False
+    batch_norm: str = "running"
+    label_noise: float = 0.0
     keep: tuple[str, ...] = ()
     device: str = "auto"
     data_root: str | None = None
@@ -169,11 +179,13 @@ _CHECKS = {
     "method": lambda name, value: methods.find_method(checks.text(name, value)).__name__,
     "seed train_size test_size image_size warmup_epochs": partial(checks.integer, low=0),
     "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
-    "drop_last nesterov channels_last": checks.flag,
+    "drop_last nesterov channels_last evaluate_train": checks.flag,
     "optimizer": partial(checks.choice, known=("sgd", "adam", "adamw")),
     "lr gamma": partial(checks.number, low=0, above=True),
     "momentum": partial(checks.number, low=0, below=1),
     "weight_decay": partial(checks.number, low=0),
+    "label_noise": partial(checks.number, low=0, below=1),
+    "batch_norm": partial(checks.choice, known=("running", "batch")),
     "schedule": partial(checks.choice, known=("constant", "step", "multistep", "cosine")),
     "milestones": partial(_integers, low=1),
     "stem": partial(checks.choice, known=("cifar", "imagenet")),
@@ -300,6 +312,8 @@ def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
 def train_run(run: Run, store: RunStore, progress=None) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record."""
     train, test, fingerprint = load_data(run)
+    if run.label_noise:
+        train = train.with_label_noise(run.label_noise, methods.generator(run.seed, "label noise"))
     device = train.images.device
     began = time.perf_counter()
     last_saved = began
@@ -309,12 +323,14 @@ def train_run(run: Run, store: RunStore, progress=None) -> dict:
     if checkpoint and not set(run.keep) <= set(checkpoint["keep"]):
         checkpoint = None  # of the same run when it kept, and counted, less
     seconds_before = checkpoint["seconds"] if checkpoint else 0.0
+    seconds_evaluating = checkpoint["seconds_evaluating"] if checkpoint else 0.0
 
     def save_checkpoint(state: dict) -> None:
         nonlocal last_saved
         now = time.perf_counter()
         if now - last_saved >= store.checkpoint_seconds:
             state |= {"seconds": seconds_before + now - began, "keep": list(run.keep)}
+            state["seconds_evaluating"] = seconds_evaluating
             store.save_checkpoint(run.key, fingerprint, state)
             last_saved = time.perf_counter()
 
@@ -322,12 +338,22 @@ def train_run(run: Run, store: RunStore, progress=None) -> dict:
     with training.isolated_randomness(methods.derived_seed(run.seed, "torch"), device):
         model, method = _build(run, train, test)
         transform = methods.train_transform(run, train).without_augmentation()
-        final: training.Evaluation | None = None
+        how = {"precision": run.precision}
+        if run.batch_norm == "batch":
+            how |= {"batch_statistics": True, "batch_size": run.batch_size}
+        sets = {"test": test} | ({"train_set": train} if run.evaluate_train else {})
+        final: dict[str, training.Evaluation] = {}
 
         def evaluate(model):
-            nonlocal final
-            final = training.evaluate(model, test, transform, precision=run.precision)
-            return final
+            nonlocal final, seconds_evaluating
+            start = time.perf_counter()
+            final = {
+                name: training.evaluate(model, images, transform, **how)
+                for name, images in sets.items()
+            }
+            seconds_evaluating += time.perf_counter() - start
+            losses = {f"{name}_loss": found.loss for name, found in final.items()}
+            return losses | {f"{name}_error": found.error for name, found in final.items()}
 
         if progress is not None and checkpoint:
             progress(run, checkpoint["epoch"])
@@ -346,19 +372,20 @@ def train_run(run: Run, store: RunStore, progress=None) -> dict:
             record["status"] = "diverged"
             record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
         else:
-            last = history[-1]
             record["metrics"] = {
-                "test_error": last["test_error"],
-                "test_loss": last["test_loss"],
-                "train_loss": last["train_loss"],
-                "per_class_error": json.dumps(final.per_class_error),
-            }
+                name: history[-1][name] for name in METRICS if name in history[-1]
+            } | _metrics_by_batch(run, method, train, test, final)
+            record["metrics"]["per_class_error"] = json.dumps(final["test"].per_class_error)
             record["artefacts"] = _save_artefacts(
-                run, store, fingerprint, model, method, test, transform, final
+                run, store, fingerprint, model, method, test, transform, final["test"]
             )
     seconds = seconds_before + time.perf_counter() - began
     record |= {"run": run.as_dict(), "history": history}
-    record["timings"] = {"seconds": round(seconds, 3), **environment(device)}
+    record["timings"] = {
+        "seconds": round(seconds, 3),
+        "seconds_evaluating": round(seconds_evaluating, 3),
+        **environment(device),
+    }
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record
@@ -431,9 +458,30 @@ def _build(run: Run, train: ImageDataset, test: ImageDataset):
     except ValueError as error:
         raise ParameterError(f"{run}: {error}") from error
     for name in run.keep:
-        if name == "sample_counts" and name not in method.artefacts:
+        if name not in ("final_weights", "features", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
+
+
+def _metrics_by_batch(run, method, train, test, final) -> dict[str, float]:
+    """Mean accuracy over the mini-batches of one model and half its t interval, as some papers
+    print it: over fixed batches where the method has them, and one of what they leave out."""
+    if not run.evaluate_train:
+        return {}
+    sampler = method.batches.batch_sampler
+    batches = getattr(sampler, "batches", None)
+    if batches is None:
+        batches = torch.arange(len(train)).split(run.batch_size)
+    elif sampler.left_out:
+        batches = [*batches, sampler.left_out]
+    test_batches = torch.arange(len(test)).split(run.batch_size)
+    metrics = {}
+    for name, data, parts in (("train_set", train, batches), ("test", test, test_batches)):
+        right = (final[name].predictions == data.labels.cpu()).double()
+        interval = mean_interval([right[part].mean().item() for part in parts])
+        metrics[f"{name}_accuracy_by_batch"] = interval.mean
+        metrics[f"{name}_half_width_by_batch"] = interval.half_width
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _save_artefacts(run, store, fingerprint, model, method, test, transform, final) -> dict:

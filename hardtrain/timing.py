@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hardtrain.data import resolve_device
-from hardtrain.runs import environment
+from hardtrain import methods
+from hardtrain.data import ImageDataset, resolve_device
+from hardtrain.runs import Run, environment
 from hardtrain.strategies.trimming import trim, trimmed_backward
+from hardtrain.training import fit, isolated_randomness
 
 
 def interleaved(
@@ -111,6 +113,53 @@ def trimming_step_times(
     return {"keeps": np.array(keeps), "machine": np.array(machine(device))} | {
         kind: np.array([median_ratio(times, f"{kind} {p}", plain[kind]) for p in keeps])
         for kind in backwards
+    }
+
+
+def hard_batch_step_times(
+    *,
+    deltas: Sequence[float] = (0.8, 0.5, 0.2),
+    batch_size: int = 32,
+    num_batches: int = 8,
+    repetitions: int = 3,
+    device: str = "auto",
+) -> dict[str, np.ndarray]:
+    """Time per update of hard mini-batches relative to plain training on fixed mini-batches.
+
+    Whole trainings of 4 epochs on random images of 8x8, by ``training.fit``, without evaluation;
+    all make the same number of updates.
+
+    Returns:
+        ``deltas (D,)``, ``ratios (D,)``, ``seconds (D + 1,)`` per update (plain first), and
+        ``machine``, a text.
+    """
+    place = resolve_device(device)
+    rng = np.random.default_rng(0)
+    shape = (batch_size * num_batches, 8, 8, 3)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    data = ImageDataset.from_arrays(images, rng.integers(0, 10, len(images)), device=place)
+
+    def training_of(delta: float, order: str) -> Callable[[], object]:
+        options = {"delta": delta, "order": order}
+        run = Run("random", "cnn_small", "hard_batches", options, epochs=4, lr=1e-6,
+                  batch_size=batch_size)  # fmt: skip
+
+        def train() -> None:
+            with isolated_randomness(0, place):
+                model = small_cnn(batch_norm=True).to(place)
+                method = methods.hard_batches(run, data, model, **run.options)
+                fit(run, model, method, lambda model: {})
+
+        return train
+
+    trainings = {"plain": training_of(1.0, "index")}
+    trainings |= {str(delta): training_of(delta, "loss") for delta in deltas}
+    times = interleaved(trainings, repetitions, warmup=1)
+    return {
+        "deltas": np.array(deltas),
+        "ratios": np.array([median_ratio(times, str(delta), "plain") for delta in deltas]),
+        "seconds": np.array([statistics.median(t) for t in times.values()]) / (4 * num_batches),
+        "machine": np.array(machine(device)),
     }
 
 

@@ -59,7 +59,7 @@ def fit(
     run,
     model: nn.Module,
     method: Method,
-    test: Callable[[nn.Module], Evaluation],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
     *,
     checkpoint: Mapping[str, Any] | None = None,
     save_checkpoint: Callable[[dict], None] | None = None,
@@ -71,8 +71,9 @@ def fit(
         run: a ``Run``, or anything with its fields: optimiser, schedule, epochs, precision.
         model: on the device it is to be trained on; trained in place.
         method: see :class:`Method`.
-        test: evaluates the model; called every ``run.evaluate_every`` epochs or steps and at
-            the end.
+        evaluate: gives numbers for the history, such as ``test_loss`` and ``test_error``, and
+            leaves the model in training mode; called every ``run.evaluate_every`` epochs or steps
+            and at the end.
         checkpoint: what ``save_checkpoint`` was given earlier: training goes on from there, with
             the bits that it would have had without a pause.
         save_checkpoint: called at each epoch's end with a state that ``torch.save`` takes and
@@ -82,7 +83,7 @@ def fit(
     Returns:
         The history: one row per evaluation with ``epoch`` (finished ones) and ``step``, ``lr``,
         ``train_loss`` (mean per-sample loss of the batches since the row before), ``objective``
-        (mean of what was minimised), ``test_loss``, ``test_error`` and what the method logs.
+        (mean of what was minimised), what ``evaluate`` gives and what the method logs.
 
     Raises:
         DivergedError: a loss was not finite; names the first bad step.
@@ -143,10 +144,9 @@ def fit(
                 if done % evaluate_steps == 0 or done == num_steps:
                     row = {"epoch": done / steps_per_epoch, "step": done, "lr": rate}
                     row |= trace.read(run, done, steps_per_epoch)
-                    evaluation = test(model)
-                    row |= {"test_loss": evaluation.loss, "test_error": evaluation.error}
-                    _require_finite(run, evaluation.loss, done - 1, steps_per_epoch)
-                    history.append(row | dict(method.log()))
+                    found = dict(evaluate(model))
+                    _require_finite(run, sum(found.values()), done - 1, steps_per_epoch)
+                    history.append(row | found | dict(method.log()))
             if save_checkpoint is not None and epoch + 1 < run.epochs:
                 trace.check(run, (epoch + 1) * steps_per_epoch, steps_per_epoch)
                 save_checkpoint(
@@ -178,13 +178,16 @@ def evaluate(
     *,
     batch_size: int = 1000,
     precision: str = "float32",
+    batch_statistics: bool = False,
 ) -> Evaluation:
     """Loss and error of ``model`` on ``dataset``, in evaluation mode, in the order of the set.
 
-    ``transform`` must not augment. The model's mode is restored; one synchronisation in all.
+    ``transform`` must not augment. With ``batch_statistics`` the model is evaluated in training
+    mode, where batch-norm uses each batch's statistics and also updates its running ones. The
+    model's mode is restored; one synchronisation in all.
     """
     was_training = model.training
-    model.eval()
+    model.train(batch_statistics)
     losses, predictions = [], []
     autocast = precision_context(precision, dataset.images.device)
     with torch.no_grad(), autocast():

@@ -65,6 +65,9 @@ OTHER = {
     "channels_last": True,
     "evaluate_every": 2,
     "evaluate_unit": "step",
+    "evaluate_train": True,
+    "batch_norm": "batch",
+    "label_noise": 0.1,
 }
 PLACE = {"device": "cpu", "data_root": "/somewhere", "keep": ["features"]}
 

@@ -75,6 +75,31 @@ def load_table(name: str) -> pd.DataFrame:
         return pd.read_csv(file, na_values=["-", ""], keep_default_na=False)
 
 
+def hard_minibatch_rows(dataset: str) -> pd.DataFrame:
+    """Table 3, 4 or 5 of the hard-mini-batch paper, by our name of its image set.
+
+    Returns:
+        The table with our network names, and ``speed_up``: the printed Δe (%) with the sign that
+        follows from the printed epochs; nan for δ = 1.
+
+    Raises:
+        ParameterError: a set that the paper does not have.
+
+    Example:
+        >>> rows = hard_minibatch_rows("stl10")
+        >>> rows.loc[rows["network"] == "resnet50", ["epoch", "speed_up"]].values.tolist()
+        [[99.0, nan], [98.0, 2.0], [97.0, 3.0], [100.0, -0.0]]
+    """
+    numbers = {"cifar10": 3, "cifar100": 4, "stl10": 5}
+    if dataset not in numbers:
+        raise unknown_name("image set of the paper", dataset, numbers)
+    rows = load_table(f"hard_minibatches_table{numbers[dataset]}")
+    rows["network"] = rows["network"].map(network_name)
+    first = rows.groupby("network")["epoch"].transform("first")  # of δ = 1
+    slower = rows["epoch"] > first
+    return rows.assign(speed_up=rows["delta_e"].where(~slower, -rows["delta_e"]))
+
+
 def network_name(printed: str) -> str:
     """Our name of a network that a paper spells its own way; our own names pass unchanged.
 

@@ -15,12 +15,14 @@ from hardtrain.networks import build_network
 from hardtrain.results import load_history, load_timings, write_results
 from hardtrain.runs import Run, load_artefact, run_missing
 from hardtrain.store import RunStore
+from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, trim, trimmed_backward
 from hardtrain.training import evaluate, fit
 
 __all__ = [
     "DataError",
     "DivergedError",
+    "HardBatchSampler",
     "HardtrainError",
     "ImageDataset",
     "ParameterError",

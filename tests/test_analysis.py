@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from hardtrain import analysis, load_dataset
-from hardtrain.analysis import SCORES, embedded_features, sample_images
+from hardtrain.analysis import (
+    SCORES,
+    batch_choices,
+    embedded_features,
+    network_sizes,
+    sample_images,
+)
 
 
 @pytest.fixture
@@ -124,3 +130,23 @@ def test_embedded_features_score_separated_classes_higher(features_of_runs):
     centres = [found["embedding"][1][found["labels"] == k].mean(axis=0) for k in range(3)]
     distances = np.linalg.norm(found["embedding"][1][:, None] - np.stack(centres), axis=2)
     np.testing.assert_array_equal(distances.argmin(axis=1), found["labels"])
+
+
+def test_batch_choices_count_by_epoch_and_rank_stored_against_present_losses():
+    log = {
+        "ids": np.array([0, 1, 2, 2, 2, 0]),
+        "stored": np.array([[1.0, 2.0, 3.0]]),
+        "recomputed": np.array([[1.0, 5.0, 9.0]]),
+    }
+    other = log | {"ids": log["ids"][::-1], "recomputed": np.array([[9.0, 5.0, 1.0]])}
+    found = batch_choices([log, other, other, log], deltas=[0.5, 0.2], epochs=2)
+    assert found["ids"].tolist() == [[0, 1, 2, 2, 2, 0], [0, 2, 2, 2, 1, 0]]
+    assert found["counts"].tolist() == [[[1, 1, 1], [1, 0, 2]], [[1, 0, 2], [1, 1, 1]]]
+    assert found["correlations"].shape == (2, 2, 1)
+    np.testing.assert_allclose(found["correlations"][..., 0], [[1, -1], [-1, 1]])
+
+
+def test_network_sizes_are_in_the_order_of_the_names():
+    found = network_sizes(networks=["cnn_small", "cnn5"], image_size=32)
+    assert found["parameters"].tolist() == [36_490, 1_575_690]
+    assert found["flops"][0] < found["flops"][1]

@@ -19,8 +19,10 @@ from hardtrain.networks import (
     check_network_input,
     has_batch_norm,
     minimum_size,
+    network_size,
     num_parameters,
 )
+from hardtrain.papers import load_table, network_name
 
 STEMS = ("cifar", "imagenet")
 CNNS = ("cnn2", "cnn5", "cnn_small")  # one stem only
@@ -444,3 +446,17 @@ def test_catalogue_b5_inputs_that_do_not_fit_are_refused(call):
         model(torch.zeros(3, 8, 8))
     with pytest.raises(DataError, match=r"scaled to float; got torch.uint8"):
         model(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_network_size_counts_two_operations_for_each_multiply_add():
+    convolutions = 16 * 16 * 32 * 27 + 16 * 16 * 64 * 288
+    matrices = 256 * 64 + 64 * 10
+    assert network_size("cnn_small", 10, 32)["flops"] == 2 * (convolutions + matrices)
+
+
+def test_network_size_agrees_with_the_printed_table():
+    printed = load_table("hard_minibatches_table2")
+    for line in printed.itertuples():
+        found = network_size(network_name(line.network), 10, 128)
+        assert int(found["parameters"] / 1e4) / 100 == line.params_M
+        assert found["flops"] / 1e9 == pytest.approx(line.flops_G, abs=0.022)

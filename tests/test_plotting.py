@@ -230,6 +230,14 @@ def test_band_draws_the_mean_and_the_t_interval():
     np.testing.assert_allclose(heights, [interval.low, interval.high])
 
 
+def test_band_of_logarithms_is_a_geometric_mean():
+    ax = Figure().subplots()
+    line = band(ax, [5], [[1.0], [4.0]], log=True)
+    assert line.get_ydata()[0] == pytest.approx(2.0)
+    with pytest.raises(ParameterError, match="positive"):
+        band(ax, [5], [[1.0], [0.0]], log=True)
+
+
 def test_band_of_one_seed_is_a_line():
     ax = Figure().subplots()
     line = band(ax, [1, 2], [[0.5, 0.4]], label="one", color="red")

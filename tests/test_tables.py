@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 
 from hardtrain import Run
-from hardtrain.tables import arms_table, comparison_table, curves, describe, difference
+from hardtrain.tables import (
+    arms_table,
+    best_delta_table,
+    comparison_table,
+    curves,
+    delta_table,
+    describe,
+    difference,
+    epochs_to_converge,
+    speed_up,
+)
 
 T2 = 4.302653  # quantile 0.975 of Student's t with 2 degrees of freedom
 
@@ -234,3 +244,100 @@ def test_comparison_row_order_does_not_matter():
     ]
     assert tables[0].equals(tables[1])
     assert np.isclose(float(tables[0].loc[0, "difference (points)"].split()[0]), -1.5)
+
+
+# --- studies of delta ----------------------------------------------------------------------------
+
+
+def hard_arm(delta, seeds=(0, 1, 2)):
+    order = "index" if delta == 1 else "loss"
+    options = {"delta": delta, "order": order}
+    return [
+        Run("cifar10", "resnet18", "hard_batches", options, seed=seed, epochs=4) for seed in seeds
+    ]
+
+
+@pytest.fixture
+def delta_study():
+    """Test errors 0.30, 0.32, 0.34 with delta 1, two points less each with 0.5 and one more with
+    0.2; the loss is within 1 % of its decrease at epoch 4, 2 and 3."""
+    arms = {("cifar10", "resnet18", delta): hard_arm(delta) for delta in (1.0, 0.5, 0.2)}
+    losses = {1.0: [8.0, 5.0, 2.0, 0.0], 0.5: [8.0, 0.01, 0.0, 0.0], 0.2: [8.0, 5.0, 0.0, 0.0]}
+    change = {1.0: 0.0, 0.5: -0.02, 0.2: 0.01}
+    frames, history = [], []
+    for (_, _, delta), runs in arms.items():
+        for row in rows(runs, [e + change[delta] for e in (0.30, 0.32, 0.34)]):
+            by_batch = {"train_set_accuracy_by_batch": 0.9, "test_accuracy_by_batch": 0.7}
+            by_batch |= {"train_set_half_width_by_batch": 0.1, "test_half_width_by_batch": 0.05}
+            frames.append(row | by_batch | {"train_set_error": 0.1})
+            history += [
+                {"key": row["key"], "epoch": epoch, "train_set_loss": loss}
+                for epoch, loss in enumerate(losses[delta], start=1)
+            ]
+    return pd.DataFrame(frames), pd.DataFrame(history[::-1]), arms
+
+
+def test_epochs_to_converge_reads_the_training_sets_loss_by_seed(delta_study):
+    results, history, arms = delta_study
+    first, half, fifth = arms.values()
+    assert epochs_to_converge(history, results, first).to_dict() == {0: 4, 1: 4, 2: 4}
+    assert epochs_to_converge(history, results, half).to_dict() == {0: 2, 1: 2, 2: 2}
+    assert epochs_to_converge(history, results, fifth).to_dict() == {0: 3, 1: 3, 2: 3}
+    by_argmin = epochs_to_converge(history, results, half, reading="argmin")
+    assert by_argmin.to_dict() == {0: 3, 1: 3, 2: 3}
+
+
+def test_speed_up_is_relative_to_the_new_epoch_and_signed():
+    first, second = pd.Series({0: 43.0, 1: 80.0, 5: 1.0}), pd.Series({1: 100.0, 0: 34.0})
+    found = speed_up(first, second)
+    assert found.mean == pytest.approx((100 * 9 / 34 - 20) / 2)
+    assert found.n == 2
+    assert speed_up(first, pd.Series({7: 3.0})) is None
+
+
+def test_delta_table_sets_paper_and_ours_side_by_side(delta_study):
+    results, history, arms = delta_study
+    printed = pd.DataFrame({
+        "network": ["resnet18"] * 3 + ["resnet50"], "delta": [1.0, 0.5, 0.2, 1.0],
+        "train_top1": 99.7, "train_ci": 0.6, "test_top1": [69.6, 71.7, 68.7, 60.0],
+        "test_ci": 0.9, "epoch": [80, 77, 74, 70], "speed_up": [math.nan, 3.9, 8.0, math.nan],
+    })  # fmt: skip
+    table = delta_table(
+        results, history, arms, printed, "cifar10", comparable=True, not_run="run it"
+    ).set_index(["network", "δ"])
+    one, half, fifth = (table.loc[("resnet18", delta)] for delta in ("1", "0.5", "0.2"))
+    assert half["train top-1, paper"] == "99.7 ± 0.6"
+    assert half["train, ± over batches"] == "90.0 ± 10.0"
+    assert half["test, ± over batches"] == "70.0 ± 5.0"
+    assert half["train, ± over seeds"] == "90.0 ± 0.0 (n = 3)"
+    assert half["test, ± over seeds"] == f"70.0 ± {T2 * 2 / math.sqrt(3):.1f} (n = 3)"
+    assert (half["e, paper"], half["e, here"]) == ("77", "2.0 ± 0.0 (n = 3)")
+    assert half["Δe, paper (%)"] == "+3.9"
+    assert half["Δe, here (%)"] == "+100.0 ± 0.0 (n = 3)"
+    gap = "test difference to δ = 1 (points)"
+    assert half[gap] == "+2.00 ± 0.00 (n = 3)"  # accuracy, so more is better
+    assert half["verdict"] == "same direction"  # 2.1 printed, 2.0 here
+    assert fifth[gap] == "-1.00 ± 0.00 (n = 3)"
+    assert fifth["verdict"] == "same direction"
+    assert one[[gap, "Δe, here (%)", "verdict"]].tolist() == ["", "", ""]
+    absent = table.loc[("resnet50", "1")]
+    assert absent["test, ± over seeds"] == absent["test, ± over batches"] == "not run"
+    assert (absent["verdict"], absent["why"]) == ("not run", "run it")
+
+
+def test_delta_table_of_a_set_that_the_paper_lacks(delta_study):
+    results, history, arms = delta_study
+    none = pd.DataFrame(columns=["network", "delta", "train_top1", "test_top1", "epoch"])
+    table = delta_table(results, history, arms, none, "cifar10", comparable=True)
+    assert table["test top-1, paper"].tolist() == ["–"] * 3
+    assert table["verdict"].tolist() == ["", "not comparable", "not comparable"]
+
+
+def test_best_delta_table_chooses_on_the_test_set_and_shows_what_is_left_without(delta_study):
+    results, _, arms = delta_study
+    table = best_delta_table(results, arms, {("cifar10", "resnet18"): 1.5, ("stl10", "vgg13"): -2})
+    ours, absent = table.to_dict("records")
+    assert (ours["paper (%)"], ours["here: best δ"]) == ("+1.50", "0.5")
+    assert ours["here: best δ (%)"] == f"{100 * 2 / 70:+.2f}"
+    assert ours["mean over all δ < 1 (points)"] == "+0.50 ± 0.00 (n = 3)"  # (2 - 1) / 2
+    assert (absent["paper (%)"], absent["here: best δ"]) == ("-2.00", "not run")

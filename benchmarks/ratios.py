@@ -121,7 +121,7 @@ def _hard_batches() -> list[dict]:
     measured = hard_batch_step_times(batch_size=128, num_batches=16, repetitions=5)
     return [
         {
-            "what": f"update of hard mini-batches, δ = {delta:g} / plain: small CNN, batch 128, 8x8",
+            "what": f"update of hard mini-batches, δ = {delta:g} / plain: small CNN, batch 128",
             "ratio": ratio,
             "target": "<= 1.03",
         }

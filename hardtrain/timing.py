@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import methods
 from hardtrain.data import ImageDataset, resolve_device
-from hardtrain.runs import Run, environment
+from hardtrain.records import environment
+from hardtrain.runs import Run
 from hardtrain.strategies.trimming import trim, trimmed_backward
 from hardtrain.training import fit, isolated_randomness
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import load_artefact, load_history, methods, run_missing, training
 from hardtrain.networks import build_network
-from hardtrain.runs import load_data
+from hardtrain.records import load_data
 
 
 @pytest.fixture

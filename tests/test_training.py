@@ -13,7 +13,7 @@ from hardtrain import methods, training
 from hardtrain.data import Batch, ImageDataset, Transform
 from hardtrain.errors import DivergedError, ParameterError
 from hardtrain.networks import build_network
-from hardtrain.runs import load_data
+from hardtrain.records import load_data
 
 
 class Network(nn.Module):

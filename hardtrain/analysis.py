@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hardtrain.data import load_dataset
+from hardtrain.errors import DataError
 from hardtrain.methods import NUM_PHASES
 from hardtrain.networks import network_size
 from hardtrain.plotting import embed, embedding_scores
 
+VERSION = 1  # raise it when a change here changes what a figure shows
 SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
 
 
@@ -58,7 +60,8 @@ def kept_shares(
     """In which share of the epochs each sample counted, by quarter of the training.
 
     Args:
-        artefacts: ``sample_counts`` of runs that differ in their seed: ``counts (P, N)``.
+        artefacts: ``sample_counts`` of runs that differ in their seed: ``counts (P, N)``; ``None``
+            for one that diverged.
         epochs: length of the training.
         dataset, train_size, data_root: of the training.
         num_shown: how many of the samples that counted most and least to name.
@@ -80,11 +83,13 @@ def kept_shares(
     phases = [NUM_PHASES * epoch // epochs for epoch in range(epochs)]
     lengths = np.bincount(phases, minlength=NUM_PHASES).astype(float)
     lengths[lengths == 0] = np.nan
-    shares = np.stack([artefact["counts"] / lengths[:, None] for artefact in artefacts])
+    data = load_dataset(dataset, "train", root=data_root).subset(train_size)
+    counts = [artefact["counts"] for artefact in artefacts if artefact is not None]
+    counts = counts or [np.full((NUM_PHASES, len(data)), np.nan)]  # all diverged
+    shares = np.stack(counts) / lengths[:, None]
     last = shares[:, phases[-1]].mean(axis=0)
     order = np.argsort(last, kind="stable")
     least, most = order[:num_shown], order[::-1][:num_shown]
-    data = load_dataset(dataset, "train", root=data_root).subset(train_size)
     shown = np.concatenate([most, least])
     kinds = [data.class_names[label] for label in data.labels[shown].tolist()]
     titles = [f"{kind}\n{100 * last[i]:.0f} %" for kind, i in zip(kinds, shown, strict=True)]
@@ -105,36 +110,43 @@ def batch_choices(
     """Which mini-batches hard-batch training took, and how stale its stored losses were.
 
     Args:
-        artefacts: ``batch_log`` of runs: for each delta the same number of seeds.
+        artefacts: ``batch_log`` of runs: for each delta the same number of seeds; ``None`` for a
+            run that diverged.
         deltas: of the runs.
         epochs: length of the trainings.
 
     Returns:
-        ``ids (D, E N)``: the batch of each update, first seed; ``counts (D, E, N)``: how often
-        each was taken in each epoch (N updates), first seed; ``correlations (D, S, E - 1)``:
-        Spearman's rank correlation of the stored losses and those of the model at that moment.
+        ``ids (D, E N)``: the batch of each update, first finished seed (-1: none);
+        ``counts (D, E, N)``: how often each was taken in each epoch (N updates), same seed;
+        ``correlations (D, S, E - 1)``: Spearman's rank correlation of the stored losses and those
+        of the model at that moment, nan where there is none.
+
+    Raises:
+        DataError: all runs diverged.
     """
     from scipy.stats import spearmanr
 
     num_seeds = len(artefacts) // len(deltas)
-    ids = np.stack([artefact["ids"] for artefact in artefacts[::num_seeds]])
-    num_batches = ids.shape[1] // epochs
-    counts = np.stack([
-        np.stack([np.bincount(epoch, minlength=num_batches) for epoch in np.split(of_run, epochs)])
-        for of_run in ids
-    ])  # fmt: skip
-    correlations = [
-        [
-            spearmanr(old, new).statistic
-            for old, new in zip(a["stored"], a["recomputed"], strict=True)
-        ]
-        for a in artefacts
-    ]
-    return {
-        "ids": ids.astype(np.int16),
-        "counts": counts.astype(np.int16),
-        "correlations": np.reshape(correlations, (len(deltas), num_seeds, epochs - 1)),
-    }
+    finished = [artefact for artefact in artefacts if artefact is not None]
+    if not finished:
+        raise DataError("all of the runs diverged, so there are no mini-batches to show")
+    num_updates = len(finished[0]["ids"])
+    num_batches = num_updates // epochs
+    ids = np.full((len(deltas), num_updates), -1, np.int16)
+    counts = np.zeros((len(deltas), epochs, num_batches), np.int16)
+    correlations = np.full((len(deltas), num_seeds, epochs - 1), np.nan)
+    for number, artefact in enumerate(artefacts):
+        row, seed = divmod(number, num_seeds)
+        if artefact is None:
+            continue
+        if ids[row, 0] < 0:  # the first seed that finished
+            ids[row] = artefact["ids"]
+            for epoch, taken in enumerate(np.split(artefact["ids"], epochs)):
+                counts[row, epoch] = np.bincount(taken, minlength=num_batches)
+        for epoch, pair in enumerate(zip(artefact["stored"], artefact["recomputed"], strict=True)):
+            if all(np.ptp(losses) > 0 for losses in pair):  # else there are no ranks
+                correlations[row, seed, epoch] = spearmanr(*pair).statistic
+    return {"ids": ids, "counts": counts, "correlations": correlations}
 
 
 def network_sizes(*, networks: Sequence[str], image_size: int) -> dict[str, np.ndarray]:
@@ -149,7 +161,8 @@ def embedded_features(
     """t-SNE of the test set's features of several runs, with numbers for what the eye sees.
 
     Args:
-        artefacts: ``features`` of runs on one test set: ``features (N, D)``, ``labels (N,)``,
+        artefacts: ``features`` of runs on one test set (``None``: diverged; nan in the results):
+            ``features (N, D)``, ``labels (N,)``,
             ``losses (N,)``, ``class_names (K,)``.
         seed, max_points: of the subsample, which is the same for all runs, and of t-SNE.
 
@@ -157,8 +170,17 @@ def embedded_features(
         ``embedding (R, n, 2)``, ``losses (R, n)``, ``labels (n,)``, ``class_names (K,)`` and
         ``scores (R, 4)`` in the order of ``SCORES``.
     """
+    finished = [artefact for artefact in artefacts if artefact is not None]
+    if not finished:
+        raise DataError("all of the runs diverged, so there are no features to show")
+    num_points = min(max_points, len(finished[0]["labels"]))
     embeddings, losses, scores = [], [], []
     for artefact in artefacts:
+        if artefact is None:
+            embeddings.append(np.full((num_points, 2), np.nan, np.float32))
+            losses.append(np.full(num_points, np.nan, np.float32))
+            scores.append([np.nan] * len(SCORES))
+            continue
         embedding, indices = embed(artefact["features"], seed=seed, max_points=max_points)
         labels = artefact["labels"][indices]
         found = embedding_scores(artefact["features"][indices], embedding, labels)
@@ -169,6 +191,6 @@ def embedded_features(
         "embedding": np.stack(embeddings),
         "losses": np.stack(losses),
         "labels": labels,
-        "class_names": artefact["class_names"],
+        "class_names": finished[0]["class_names"],
         "scores": np.array(scores),
     }

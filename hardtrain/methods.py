@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hardtrain import checks
-from hardtrain.data import Batches, ImageDataset, Transform, UniformBatchSampler
+from hardtrain.data import Batch, Batches, ImageDataset, Transform, UniformBatchSampler
 from hardtrain.errors import ParameterError
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
-from hardtrain.training import Method, evaluate
+from hardtrain.training import Method, precision_context
 
 NUM_PHASES = 4  # sample counts are kept for each quarter of a training
 
@@ -103,7 +103,7 @@ def hard_batches(
     batches = Batches(
         data, transform, sampler, generator=augmentation, channels_last=run.channels_last
     )
-    log = BatchLog(sampler, model, data, transform.without_augmentation())
+    log = BatchLog(sampler, model, data, transform.without_augmentation(), run.precision)
     logging = "batch_log" in run.keep
 
     def observe(indices, losses):
@@ -194,10 +194,18 @@ class SampleCounts:
 
 class BatchLog:
     """Which batch each update took, and at each epoch's start the stored loss of every batch
-    beside the loss that the model would have on it now (in evaluation mode)."""
+    beside the loss that the model would have on it now, in training mode as the stored one."""
 
-    def __init__(self, sampler: HardBatchSampler, model, data: ImageDataset, transform: Transform):
+    def __init__(
+        self,
+        sampler: HardBatchSampler,
+        model,
+        data: ImageDataset,
+        transform: Transform,
+        precision: str,
+    ):
         self.sampler, self.model, self.data, self.transform = sampler, model, data, transform
+        self.autocast = precision_context(precision, data.images.device)
         self.ids: list[int] = []  # of the rounds begun, so the last ones may not be taken
         self.num_rounds = self.num_updates = 0
         self.stored: list[Tensor] = []
@@ -212,9 +220,18 @@ class BatchLog:
     def compare(self, epoch: int) -> None:
         if epoch == 0:  # nothing is stored yet
             return
-        losses = evaluate(self.model, self.data, self.transform).losses
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.no_grad(), self.autocast():
+            losses = [self._loss_now(batch) for batch in self.sampler.batches]
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # batch-norm's running statistics saw nothing of this
         self.stored.append(self.sampler.losses.clone().cpu())
-        self.recomputed.append(torch.stack([losses[b].mean() for b in self.sampler.batches]))
+        self.recomputed.append(torch.stack(losses).cpu())
+
+    def _loss_now(self, batch: list[int]) -> Tensor:
+        indices = torch.tensor(batch, device=self.data.images.device)
+        inputs = self.transform(self.data.images.index_select(0, indices))
+        return sample_losses(self.model, Batch(inputs, self.data.labels[indices], indices)).mean()
 
     def arrays(self) -> dict[str, Tensor]:
         """``ids (E N,)`` of the batches by update; ``stored``, ``recomputed (E - 1, N)``, nats."""

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from hardtrain.data import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, StoreError, unknown_name
 from hardtrain.files import project_root, write_atomically
 from hardtrain.networks import NETWORKS
+from hardtrain.records import fingerprint_at_hand
 from hardtrain.results import committed_folder
 from hardtrain.runs import Run, load_artefacts
 from hardtrain.statistics import to_markdown
@@ -28,13 +30,17 @@ from hardtrain.store import RunStore
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 
 
-def check_parameters(namespace: Mapping) -> None:
+def check_parameters(namespace: Mapping) -> dict:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
     Call it as ``check_parameters(globals())`` in the cell after the parameters cell, whose
     annotated assignments (``epochs: int = None``) say which names and types there are, and which
     may be ``None``. papermill puts what the user gave into a cell between the two. Both are looked
     for in IPython's history, so that running one cell or all cells again finds the same.
+
+    Returns:
+        The declared parameters and their values, for `choose_profile`. Where cells leave no
+        history (nbval), everything in ``namespace``.
 
     Raises:
         ParameterError: names the parameter, the value, what is allowed, the nearest name.
@@ -60,6 +66,7 @@ def check_parameters(namespace: Mapping) -> None:
         unset = isinstance(node.value, ast.Constant) and node.value.value is None
         if not (namespace[name] is None and unset):
             _check_type(name, namespace[name], eval(ast.unparse(node.annotation)))
+    return {name: namespace[name] for name in declared} or dict(namespace)
 
 
 def _statements(source: str) -> list[ast.stmt]:
@@ -142,31 +149,37 @@ def figure_data(
 
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
     settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
-    runs' artefacts (a run that lacks its artefact is trained again, one that diverged is left
-    out), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make``
-    that say where something is (``device``, ``data_root``), not what.
+    runs' artefacts (``None`` for one that diverged; a run that lacks its artefact is trained
+    again), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make``
+    that say where something is (``device``, ``data_root``), not what. The ``VERSION`` of
+    ``make``'s module and, where they are at hand, the image sets' fingerprints must agree, too.
     """
-    origin = json.dumps([[run.key for run in runs], artefact, make.__name__, settings])
-    content = _committed_arrays(name, origin) if use_committed else None
+    version = vars(inspect.getmodule(make)).get("VERSION")
+    origin = json.dumps([[run.key for run in runs], artefact, make.__name__, version, settings])
+    datasets = [*(run.dataset for run in runs), *settings.get("datasets", ())]
+    root = place.get("data_root") or next((run.data_root for run in runs), None)
+    found = {name: fingerprint_at_hand(name, root) for name in datasets}
+    content = _committed_arrays(name, origin, found) if use_committed else None
     if content is None:
-        found = load_artefacts(runs, artefact, store) if runs else []
-        artefacts = [[arrays for arrays in found if arrays is not None]] if runs else []
+        artefacts = [load_artefacts(runs, artefact, store)] if runs else []
+        arrays = make(*artefacts, **settings, **place)
+        about = {"origin": np.array(origin), "fingerprints": np.array(json.dumps(found))}
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, origin=np.array(origin), **make(*artefacts, **settings, **place)
-        )
+        np.savez_compressed(buffer, **about, **arrays)
         content = buffer.getvalue()
     write_atomically(out_dir / f"{name}.npz", content)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files if key != "origin"}
+        return {key: arrays[key] for key in arrays.files if key not in ("origin", "fingerprints")}
 
 
-def _committed_arrays(name: str, origin: str) -> bytes | None:
+def _committed_arrays(name: str, origin: str, at_hand: Mapping[str, str | None]) -> bytes | None:
     for path in sorted(committed_folder().glob(f"*/*/{name}.npz")):
         content = path.read_bytes()
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                if str(arrays["origin"]) == origin:
+                theirs = json.loads(str(arrays["fingerprints"]))
+                same = all(ours in (None, theirs.get(key)) for key, ours in at_hand.items())
+                if same and str(arrays["origin"]) == origin:
                     return content
         except (KeyError, ValueError, zipfile.BadZipFile):
             continue  # damaged, or not ours

@@ -224,7 +224,7 @@ def band(
         [0.3, 0.1]
     """
     x, values = np.asarray(x), np.asarray(values, dtype=float)
-    if values.ndim != 2 or x.shape != values.shape[1:] or (len(values) and not len(x)):
+    if values.ndim != 2 or x.shape != values.shape[1:]:
         raise ParameterError(
             "values must have shape (num_seeds, num_points) and x (num_points,); "
             f"got {values.shape} and {x.shape}"
@@ -232,8 +232,8 @@ def band(
     if method is not None:
         style = method_style(method) | style
         label = method_label(method) if label is None else label
-    if not len(values):
-        return ax.plot([], [], label=f"{label}: all diverged", **style)[0]
+    if not values.size:
+        return ax.plot([], [], label=label if len(values) else f"{label}: all diverged", **style)[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -287,7 +287,7 @@ def intervals(ax, labels, differences, **style) -> None:
     ax.axvline(0, color="0.6", linewidth=1)
     for row, found in enumerate(differences):
         if found is not None:
-            half = 0.0 if np.isnan(found.half_width) else found.half_width
+            half = None if np.isnan(found.half_width) else found.half_width  # one seed: no interval
             ax.errorbar(found.mean, row, xerr=half, capsize=3, **style)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)

@@ -69,6 +69,16 @@ def train_run(run, store: RunStore, progress=None) -> dict:
             losses = {f"{name}_loss": found.loss for name, found in final.items()}
             return losses | {f"{name}_error": found.error for name, found in final.items()}
 
+        start_epoch = method.start_epoch
+
+        def timed_start(epoch):
+            nonlocal seconds_evaluating
+            start = time.perf_counter()
+            start_epoch(epoch)
+            seconds_evaluating += time.perf_counter() - start
+
+        if start_epoch is not None:
+            method.start_epoch = timed_start  # what a method looks at there is no training
         if progress is not None and checkpoint:
             progress(run, checkpoint["epoch"])
         try:
@@ -144,6 +154,9 @@ def build(run, train: ImageDataset, test: ImageDataset):
         raise DataError(
             f"{run.dataset}: {train.num_classes} classes in train, {test.num_classes} in test"
         )
+    shapes = [tuple(data.images.shape[1:]) for data in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"{run.dataset}: images are {shapes[0]} in train, {shapes[1]} in test")
     model = build_network(
         run.network,
         train.num_classes,
@@ -151,8 +164,11 @@ def build(run, train: ImageDataset, test: ImageDataset):
         stem=run.stem,
         image_size=run.image_size or train.image_size,
     )
-    last = len(train) % run.batch_size
-    if has_batch_norm(model) and not run.drop_last and (run.batch_size == 1 or last == 1):
+    sizes = set() if run.drop_last else {len(train) % run.batch_size}
+    if run.batch_norm == "batch":
+        sizes |= {len(test) % run.batch_size}
+        sizes |= {len(train) % run.batch_size} if run.evaluate_train else set()
+    if has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
         raise ParameterError(
             f"batch_size = {run.batch_size} gives a batch of one sample, which {run.network} "
             "cannot normalise; change batch_size, or set drop_last"

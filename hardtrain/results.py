@@ -25,7 +25,7 @@ METRICS = (
     "test_accuracy_by_batch",
     "test_half_width_by_batch",
 )
-_OPTIONAL = METRICS[6:]  # columns only where a run has them
+_OPTIONAL = METRICS[6:]  # of runs with ``evaluate_train``
 LOCAL_COLUMNS = ("source", "device", "data_root", "keep")  # they say nothing about the numbers
 
 
@@ -42,7 +42,8 @@ def result_frame(rows: list[dict]) -> pd.DataFrame:
     numbers = [name for name in METRICS if name != "per_class_error"]
     frame[numbers] = frame[numbers].astype("float64")
     frame["per_class_error"] = frame["per_class_error"].fillna("")
-    frame = frame.drop(columns=[name for name in _OPTIONAL if frame[name].isna().all()])
+    if not frame["evaluate_train"].any():
+        frame = frame.drop(columns=list(_OPTIONAL))
     leading = ["key", "fingerprint", "source", "status"]
     return frame[leading + [name for name in frame if name not in leading]]
 

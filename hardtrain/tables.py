@@ -30,6 +30,8 @@ def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], metric: str) -> pd
 
 def curves(history: pd.DataFrame, arm: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs ``(T,)`` and a history column ``(S, T)`` of the runs that reached the end."""
+    if history.empty:  # every run diverged before it was evaluated
+        return np.zeros(0), np.zeros((0, 0))
     chosen = history[history["key"].isin([run.key for run in arm])]
     last = chosen.groupby("key")["epoch"].max()
     reached = [run.key for run in arm if last.get(run.key) == run.epochs]
@@ -186,7 +188,8 @@ def delta_table(
         results, history: of the runs.
         arms: runs by (data set, network, delta); delta 1 is the baseline.
         printed: columns ``network`` (our names), ``delta``, ``train_top1``, ``train_ci``,
-            ``test_top1``, ``test_ci``, ``epoch`` and ``speed_up`` (signed); may be empty.
+            ``test_top1``, ``test_ci``, ``epoch``, ``speed_up`` (signed) and, optionally,
+            ``copied``; may be empty.
         dataset: which data set the table is of.
         comparable, reason, not_run: as in `comparison_table`.
 
@@ -232,8 +235,11 @@ def delta_table(
                 if is_printed
                 else float("nan")
             )
+            is_copy = is_printed and bool(theirs.get("copied", False))
             why = reason if is_printed else "the paper has no such cell"
-            outcome = verdict(printed_gap, gap, comparable=comparable and is_printed, reason=why)
+            why = "the printed row is a copy of another table's (errata 001-3)" if is_copy else why
+            fair = comparable and is_printed and not is_copy
+            outcome = verdict(printed_gap, gap, comparable=fair, reason=why)
             row |= {"verdict": outcome.word, "why": outcome.reason}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -245,6 +251,8 @@ def _over_batches(results: pd.DataFrame, arm: Sequence[Run], side: str) -> str:
         return MISSING
     mean = metric_by_seed(results, arm, f"{side}_accuracy_by_batch").mean()
     half = metric_by_seed(results, arm, f"{side}_half_width_by_batch").mean()
+    if np.isnan(half):  # no run finished, or one mini-batch has no interval
+        return "" if np.isnan(mean) else f"{100 * mean:.1f}"
     return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
@@ -279,9 +287,13 @@ def best_delta_table(
             relative = (others[best].mean() - base.mean()) / others[best].mean()
             row["here: best δ"] = f"{best:g}"
             row["here: best δ (%)"] = f"{100 * relative:+.2f}"
-            pooled = sum(others.values()) / len(others)  # by seed: the mean over all δ < 1
-            row["mean over all δ < 1 (points)"] = format_interval(
-                paired_difference(pooled, base), signed=True
+            # by seed: the mean over all δ < 1, of seeds that finished with each
+            pooled = pd.concat(others.values(), axis=1, join="inner").mean(axis=1)
+            common = pooled.index.intersection(base.index)
+            row["mean over all δ < 1 (points)"] = (
+                format_interval(paired_difference(pooled, base), signed=True)
+                if len(common)
+                else "no seed finished with each δ"
             )
         else:
             row |= {"here: best δ": MISSING, "here: best δ (%)": "",

@@ -17,6 +17,8 @@ from hardtrain.runs import Run
 from hardtrain.strategies.trimming import trim, trimmed_backward
 from hardtrain.training import fit, isolated_randomness
 
+VERSION = 1  # raise it when a change here changes what is measured
+
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]], repetitions: int, *, warmup: int = 2
@@ -125,7 +127,7 @@ def hard_batch_step_times(
     repetitions: int = 3,
     device: str = "auto",
 ) -> dict[str, np.ndarray]:
-    """Time per update of hard mini-batches relative to plain training on fixed mini-batches.
+    """Time per update of hard mini-batches relative to plain training.
 
     Whole trainings of 4 epochs on random images of 8x8, by ``training.fit``, without evaluation;
     all make the same number of updates.
@@ -140,21 +142,20 @@ def hard_batch_step_times(
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     data = ImageDataset.from_arrays(images, rng.integers(0, 10, len(images)), device=place)
 
-    def training_of(delta: float, order: str) -> Callable[[], object]:
-        options = {"delta": delta, "order": order}
-        run = Run("random", "cnn_small", "hard_batches", options, epochs=4, lr=1e-6,
+    def training_of(method: str, **options) -> Callable[[], object]:
+        run = Run("random", "cnn_small", method, options, epochs=4, lr=1e-6,
                   batch_size=batch_size)  # fmt: skip
 
         def train() -> None:
             with isolated_randomness(0, place):
                 model = small_cnn(batch_norm=True).to(place)
-                method = methods.hard_batches(run, data, model, **run.options)
-                fit(run, model, method, lambda model: {})
+                made = methods.find_method(method)(run, data, model, **run.options)
+                fit(run, model, made, lambda model: {})
 
         return train
 
-    trainings = {"plain": training_of(1.0, "index")}
-    trainings |= {str(delta): training_of(delta, "loss") for delta in deltas}
+    trainings = {"plain": training_of("plain")}
+    trainings |= {str(delta): training_of("hard_batches", delta=delta) for delta in deltas}
     times = interleaved(trainings, repetitions, warmup=1)
     return {
         "deltas": np.array(deltas),

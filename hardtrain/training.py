@@ -90,7 +90,8 @@ def fit(
         ParameterError: an epoch of 0 batches, or an objective that depends on no parameter.
 
     Randomness: torch's global generator (dropout) is the caller's to seed and to fork; its state
-    is part of the checkpoint. There is no host-device synchronisation between two evaluations.
+    is part of the checkpoint. The loop itself waits for the device at evaluations and at the ends
+    of epochs only.
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(run, model)
@@ -109,7 +110,7 @@ def fit(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         history += checkpoint["history"]
-        trace.load_state_dict(checkpoint["trace"])
+        trace.load_state_dict(checkpoint["trace"], device)
         _load_states(method.state, checkpoint["method"])
         _set_global_rng(checkpoint["rng"], device)
     handles = [hook(optimizer) for hook in method.hooks]
@@ -279,7 +280,11 @@ def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
         torch.random.fork_rng(devices=devices),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
-        torch.manual_seed(seed)
+        # not torch.manual_seed, which would seed all GPUs
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 
@@ -298,8 +303,8 @@ class _Trace:
         """Means over what was added, which is then forgotten."""
         self.check(run, done, steps_per_epoch)
         row = {
-            "train_loss": torch.cat(self.losses).double().mean().item(),
-            "objective": torch.stack(self.objectives).double().mean().item(),
+            "train_loss": torch.cat(self.losses).cpu().double().mean().item(),
+            "objective": torch.stack(self.objectives).cpu().double().mean().item(),
         }
         self.losses, self.objectives = [], []
         return row
@@ -319,8 +324,9 @@ class _Trace:
     def state_dict(self) -> dict:
         return {"losses": list(self.losses), "objectives": list(self.objectives)}
 
-    def load_state_dict(self, state: Mapping) -> None:
-        self.losses, self.objectives = list(state["losses"]), list(state["objectives"])
+    def load_state_dict(self, state: Mapping, device: torch.device) -> None:
+        self.losses = [losses.to(device) for losses in state["losses"]]
+        self.objectives = [objective.to(device) for objective in state["objectives"]]
 
 
 def _require_finite(run, loss: float, step: int, steps_per_epoch: int) -> None:

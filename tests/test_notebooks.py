@@ -64,7 +64,7 @@ NOTEBOOKS = {
         ),
         tables=(
             "table_1_time", "table_2_networks", "table_3_cifar10", "table_4_cifar100",
-            "table_5_stl10", "table_5_digits", "table_6_best_delta", "table_7_convergence",
+            "table_5_stl10", "table_11_digits", "table_6_best_delta", "table_7_convergence",
             "table_8_stress", "table_9_audit", "table_10_claims",
         ),
         run=Run(

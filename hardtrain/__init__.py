@@ -15,6 +15,7 @@ from hardtrain.networks import build_network
 from hardtrain.results import load_history, load_timings, write_results
 from hardtrain.runs import Run, load_artefact, run_missing
 from hardtrain.store import RunStore
+from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, trim, trimmed_backward
 from hardtrain.training import evaluate, fit
@@ -22,6 +23,7 @@ from hardtrain.training import evaluate, fit
 __all__ = [
     "DataError",
     "DivergedError",
+    "GradientNoise",
     "HardBatchSampler",
     "HardtrainError",
     "ImageDataset",

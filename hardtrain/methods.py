@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from hardtrain import checks
 from hardtrain.data import Batch, Batches, ImageDataset, Transform, UniformBatchSampler
 from hardtrain.errors import ParameterError
+from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
 from hardtrain.training import Method, precision_context
@@ -121,6 +122,21 @@ def hard_batches(
     )
 
 
+@version(1)
+def gradient_noise(
+    run, data: ImageDataset, model, *, alpha: float = 1e-5, gamma: float = 0.55
+) -> Method:
+    """Gaussian gradient noise (Jaiswal, Taura): plain training with noise of the variance
+    ``alpha / (1 + t) ** gamma`` added to every gradient before step t."""
+    batches, state = uniform_batches(run, data)
+    device = data.images.device
+    drawn = torch.Generator(device).manual_seed(derived_seed(run.seed, "noise"))
+    noise = Attached(lambda optimizer: GradientNoise(
+        optimizer, alpha=alpha, gamma=gamma, generator=drawn
+    ))  # fmt: skip
+    return Method(batches, mean_objective, hooks=[noise.attach], state=state | {"noise": noise})
+
+
 # --- pieces that methods share ------------------------------------------------------------------
 
 
@@ -171,6 +187,23 @@ def derived_seed(seed: int, purpose: str) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Attached:
+    """A hook that exists only once the optimiser does, as a part of a method's state."""
+
+    def __init__(self, make: Callable):
+        self.make, self.hook = make, None
+
+    def attach(self, optimizer: torch.optim.Optimizer):
+        self.hook = self.make(optimizer)
+        return self.hook
+
+    def state_dict(self) -> dict:
+        return self.hook.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.hook.load_state_dict(state)
 
 
 class SampleCounts:

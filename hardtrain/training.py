@@ -105,6 +105,8 @@ def fit(
     trace = _Trace()
     history: list[dict] = []
     first_epoch = 0
+    # before the checkpoint is loaded, which may hold the hooks' state
+    handles = [hook(optimizer) for hook in method.hooks]
     if checkpoint is not None:
         first_epoch = checkpoint["epoch"]
         model.load_state_dict(checkpoint["model"])
@@ -113,7 +115,6 @@ def fit(
         trace.load_state_dict(checkpoint["trace"], device)
         _load_states(method.state, checkpoint["method"])
         _set_global_rng(checkpoint["rng"], device)
-    handles = [hook(optimizer) for hook in method.hooks]
     evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
     autocast = precision_context(run.precision, device)
     stream = itertools.chain.from_iterable(itertools.repeat(method.batches))

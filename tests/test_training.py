@@ -112,6 +112,25 @@ def test_trimming_with_keep_one_is_plain_training_bit_for_bit(tiny_run):
     assert same(plain, kept)
 
 
+def test_gradient_noise_of_no_variance_is_plain_training_bit_for_bit(tiny_run):
+    plain, _, _ = trained(tiny_run(epochs=3))
+    silent, _, _ = trained(tiny_run(epochs=3, method="gradient_noise", options={"alpha": 0.0}))
+    noisy, _, _ = trained(tiny_run(epochs=3, method="gradient_noise", options={"alpha": 1e-4}))
+    assert same(plain, silent)
+    assert not same(plain, noisy)
+
+
+def test_gradient_noise_adds_its_own_draws_to_every_gradient(tiny_run):
+    # one step of plain SGD: the weights differ from plain training's by the rate times the noise
+    run = tiny_run(epochs=1, batch_size=60, method="gradient_noise", options={"alpha": 0.04})
+    plain, _, _ = trained(tiny_run(epochs=1, batch_size=60))
+    noisy, _, _ = trained(run)
+    pairs = zip(plain.parameters(), noisy.parameters(), strict=True)
+    noise = torch.cat([(a - b).flatten() for a, b in pairs]).detach() / run.lr
+    assert noise.std().item() == pytest.approx(0.2, rel=0.08)  # 819 draws
+    assert abs(noise.mean().item()) < 4 * 0.2 / math.sqrt(len(noise))
+
+
 def test_trimming_follows_its_schedule_and_changes_the_training(tiny_run):
     plain, _, _ = trained(tiny_run(epochs=5))
     trimmed, history, _ = trained(tiny_run(epochs=5, method="trimming"))
@@ -138,8 +157,9 @@ def test_trimming_counts_the_samples_it_keeps(tiny_run):
         {"optimizer": "adamw", "lr": 1e-3, "warmup_epochs": 2, "evaluate_unit": "step",
          "evaluate_every": 3},
         {"method": "trimming", "keep": ("sample_counts",)},
+        {"method": "gradient_noise", "options": {"alpha": 0.01}, "optimizer": "adam"},
     ],
-    ids=["sgd", "adam", "adamw", "trimming"],
+    ids=["sgd", "adam", "adamw", "trimming", "noise"],
 )  # fmt: skip
 @pytest.mark.parametrize("pause_after", [1, 3])
 def test_fit_goes_on_after_a_pause_with_the_same_bits(tiny_run, changes, pause_after):

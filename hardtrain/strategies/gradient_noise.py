@@ -1,0 +1,237 @@
+"""Gradient noise: Gaussian noise, smaller from step to step, on the gradient of a large mini-batch.
+
+Jaiswal, Taura, "Overcoming Generalization Gap in Large Mini-Batch Training of Deep Neural
+Networks".
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class GradientNoise:
+    r"""Adds Gaussian noise to every gradient just before the optimiser's step.
+
+    .. math:: g \leftarrow g + \epsilon_t, \quad \epsilon_t \sim N(0, \sigma_t^2 I), \quad
+              \sigma_t^2 = \frac{\alpha}{(1 + t)^\gamma}, \quad t = 0, 1, \dots
+
+    Independent for each coordinate, tensor and step. It is a hook of the optimiser: the training
+    loop stays as it is. Clipping done there comes before the noise; weight decay and momentum
+    come after. Parameters without a gradient get none.
+
+    Args:
+        optimizer: its gradients have any shape and float dtype, all on one device.
+        alpha: α >= 0, the variance at t = 0, in squared gradient units (no standard deviation);
+            0 draws nothing and leaves training as it is, bit for bit.
+        gamma: γ >= 0; 0 is noise that stays.
+        generator: on the gradients' device, for this hook alone. By default one of its own,
+            seeded from ``torch.initial_seed()``; two hooks in a program need two explicit ones.
+            Under ``torch.distributed`` every rank needs an explicit one, equally seeded, or the
+            replicas drift apart (ranks that hold different weights: differently seeded).
+
+    Under ``torch.amp.GradScaler`` it is the noise of unscaled training, bit for bit at scales
+    2^k: fused optimisers get gradients times the loss scale, so the noise is scaled, too, and a
+    step that the scaler skips changes neither t nor the next draw. Whether a fused optimiser on a
+    GPU skipped is read at its next step (or by ``step``, ``variance``, ``state_dict``) from a copy
+    queued one step earlier: the host may wait for that, never for the newest forward and backward.
+
+    It costs two operations a step for any number of tensors (of one dtype), a third for the loss
+    scale, and memory for one more copy of the gradients.
+
+    Raises:
+        ValueError: ``alpha`` or ``gamma`` negative or not finite; no generator under
+            ``torch.distributed``; a state that does not fit. From ``optimizer.step``: a
+            closure or ``grad_scaler`` argument (gradients change after the hook), no gradient at
+            all, a sparse one, one on another device than the generator.
+        TypeError: an argument of the wrong type; a gradient that is not float16 to float64.
+
+    Source:
+        Section 3.1, step 2 (no numbered equation): α = 1e-5, γ = 0.55. The text says that the
+        variance "decays exponentially"; its formula, as here, is a power law: 0.28 α at t = 9,
+        0.022 α at t = 999. The paper leaves open what t counts: here optimiser steps, as in the
+        gradient noise hook of Chainer, with which it was made.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> noise = GradientNoise(optimizer, alpha=0.01, gamma=0.55)
+        >>> model(torch.ones(4, 3)).sum().backward()
+        >>> optimizer.step()  # the noise is added here
+        >>> print(f"{noise.variance:.5f}")
+        0.00683
+        >>> noise.remove()
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        alpha: float = 1e-5,
+        gamma: float = 0.55,
+        generator: Generator | None = None,
+    ):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {optimizer!r}")
+        if not (generator is None or isinstance(generator, Generator)):
+            raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
+        self.alpha, self.gamma = _not_negative("alpha", alpha), _not_negative("gamma", gamma)
+        self._generator = _own_generator(optimizer) if generator is None else generator
+        self._step = 0
+        self._undecided = None  # a step that a scaler may have skipped
+        self._layout, self._buffers = None, []
+        self._handle = optimizer.register_step_pre_hook(self._hook)
+
+    @property
+    def step(self) -> int:
+        """t of the next step: the number of steps taken, without those that a scaler skipped."""
+        self._decide()
+        return self._step
+
+    @property
+    def variance(self) -> float:
+        """Variance of the next step's noise, in squared units of the unscaled gradient."""
+        return self.alpha / (1 + self.step) ** self.gamma
+
+    def remove(self) -> None:
+        """Take the hook off the optimiser, and free its memory."""
+        self._handle.remove()
+        self._layout, self._buffers = None, []
+
+    def state_dict(self) -> dict:
+        """t and the generator's state; ``optimizer.state_dict()`` holds neither."""
+        return {"step": self.step, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state``, with the noise that training would have had without a pause."""
+        if not {"step", "generator"} <= set(state):
+            raise ValueError(f"state must have 'step' and 'generator'; got {list(state)}")
+        size, own_size = len(state["generator"]), len(self._generator.get_state())
+        if size != own_size:
+            raise ValueError(
+                f"state['generator'] must have {own_size} bytes for {self._generator.device}; got "
+                f"{size}: noise goes on only on the kind of device that it was saved on"
+            )
+        self._generator.set_state(state["generator"].cpu())
+        self._step, self._undecided = state["step"], None
+
+    @torch.no_grad()
+    def _hook(self, optimizer: Optimizer, args: tuple, kwargs: Mapping) -> None:
+        if "grad_scaler" in kwargs or any(callable(a) for a in (*args, *kwargs.values())):
+            raise ValueError(
+                "optimizer.step must be called without closure and grad_scaler, which change the "
+                f"gradients after the noise was added; got {args[1:]}, {kwargs}"
+            )
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
+        if not gradients:
+            raise ValueError("optimizer must have a parameter with a gradient; got none")
+        variance, before = self.variance, None
+        # set by a scaler if the optimiser is fused: it unscales, and steps or skips, by itself
+        scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        if found_inf is not None:
+            before = self._generator.get_state()
+        if variance > 0:
+            self._draw_and_add(gradients, math.sqrt(variance), scale)
+        self._step += 1
+        if found_inf is not None:
+            skipped, event = _copy_to_host(found_inf)
+            self._undecided = before, skipped, event
+            if event is None:
+                self._decide()
+
+    def _draw_and_add(self, gradients: list[Tensor], sigma: float, scale: Tensor | None) -> None:
+        layout = [
+            (g.dtype, g.device, g.shape, g.stride() if g.layout == torch.strided else None)
+            for g in gradients
+        ]
+        if layout != self._layout:
+            self._layout, self._buffers = None, []  # frees the old ones first
+            self._buffers = _flat_buffers(gradients, self._generator.device)
+            self._layout = layout
+        for flat, places, views in self._buffers:
+            flat.normal_(0, sigma, generator=self._generator)
+            if scale is not None:
+                # a scale of shape () would first become float16, where the usual 65536 is infinite
+                flat.mul_(scale.view(1) if flat.dtype == torch.float16 else scale)
+            torch._foreach_add_([gradients[i] for i in places], views)
+
+    def _decide(self) -> None:
+        """If a scaler skipped the last step, take back its count and its draw."""
+        if self._undecided is None:
+            return
+        (before, skipped, event), self._undecided = self._undecided, None
+        if event is not None:
+            event.synchronize()
+        if skipped.tolist():
+            self._generator.set_state(before)
+            self._step -= 1
+
+
+def _flat_buffers(gradients: list[Tensor], device: torch.device) -> list[tuple]:
+    """For each dtype a buffer, the places of its gradients, and views in their shapes."""
+    places: dict[torch.dtype, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        _check(gradient, device)
+        places.setdefault(gradient.dtype, []).append(i)
+    buffers = []
+    for dtype, chosen in places.items():
+        mine = [gradients[i] for i in chosen]
+        sizes = [g.numel() for g in mine]
+        flat = torch.empty(sum(sizes), dtype=dtype, device=mine[0].device)
+        # in each gradient's memory order: foreach kernels add only like to like in one go
+        views = [
+            part.as_strided(g.shape, torch.empty_like(g, device="meta").stride())
+            for part, g in zip(flat.split(sizes), mine, strict=True)
+        ]
+        buffers.append((flat, chosen, views))
+    return buffers
+
+
+def _check(gradient: Tensor, device: torch.device) -> None:
+    what = f"the gradient of shape {tuple(gradient.shape)} must be"
+    if type(gradient) is not Tensor or gradient.layout != torch.strided:
+        got = f"{type(gradient).__name__}, {gradient.layout}"
+        raise ValueError(f"{what} a dense torch.Tensor (nn.Embedding: sparse=False); got {got}")
+    if gradient.dtype not in _DTYPES:
+        raise TypeError(f"{what} of dtype {', '.join(map(str, _DTYPES))}; got {gradient.dtype}")
+    if gradient.device.type != device.type or device.index not in (None, gradient.device.index):
+        raise ValueError(
+            f"{what} on {device}, where the generator is, like all gradients; got "
+            f"{gradient.device}. Make the hook when the model is on its device"
+        )
+
+
+def _copy_to_host(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy, and if it is only queued, the event after which it is there."""
+    if not value.is_cuda:
+        return value.cpu(), None
+    copy, event = value.to("cpu", non_blocking=True), torch.cuda.Event()
+    event.record(torch.cuda.current_stream(value.device))
+    return copy, event
+
+
+def _own_generator(optimizer: Optimizer) -> Generator:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        if (num_ranks := distributed.get_world_size()) > 1:
+            raise ValueError(f"generator must be given, on each of {num_ranks} ranks; got None")
+    device = next(p for group in optimizer.param_groups for p in group["params"]).device
+    # not the seed itself: the first weights were drawn with it, and the noise would resemble them
+    digest = hashlib.sha256(f"{torch.initial_seed()}/gradient noise".encode()).digest()
+    return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _not_negative(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number >= 0; got {value!r}")
+    if not 0 <= value < math.inf:  # also true for NaN
+        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
+    return float(value)

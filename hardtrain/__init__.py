@@ -15,8 +15,16 @@ from hardtrain.networks import build_network
 from hardtrain.results import load_history, load_timings, write_results
 from hardtrain.runs import Run, load_artefact, run_missing
 from hardtrain.store import RunStore
+from hardtrain.strategies.active_bias import (
+    PredictionHistory,
+    WeightedBatchSampler,
+    sample_weights,
+    sampling_probabilities,
+)
+from hardtrain.strategies.distribution_matching import class_conditional_mmd, mmd
 from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
+from hardtrain.strategies.subset_selection import select_subset
 from hardtrain.strategies.trimming import TrimmedLoss, trim, trimmed_backward
 from hardtrain.training import evaluate, fit
 
@@ -28,19 +36,26 @@ __all__ = [
     "HardtrainError",
     "ImageDataset",
     "ParameterError",
+    "PredictionHistory",
     "RecordError",
     "Run",
     "RunStore",
     "StoreError",
     "TrimmedLoss",
+    "WeightedBatchSampler",
     "build_network",
+    "class_conditional_mmd",
     "evaluate",
     "fit",
     "load_artefact",
     "load_dataset",
     "load_history",
     "load_timings",
+    "mmd",
     "run_missing",
+    "sample_weights",
+    "sampling_probabilities",
+    "select_subset",
     "trim",
     "trimmed_backward",
     "write_results",

@@ -96,7 +96,7 @@ def _augmentation() -> list[dict]:
 
 
 def _trimming() -> list[dict]:
-    measured = trimming_step_times(keeps=(1.0, 0.6, 0.2), image_size=32, repetitions=15)
+    measured = trimming_step_times(keeps=(1.0, 0.6, 0.2), image_size=32, repetitions=25)
     ratios = {
         kind: dict(zip(measured["keeps"].tolist(), measured[kind].tolist(), strict=True))
         for kind in ("trim", "trim_batch_norm", "trimmed_backward")

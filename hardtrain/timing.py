@@ -1,6 +1,7 @@
 """Times measured side by side in one process, in turns, so that a busy moment of the machine falls
 on all alike. Ratios are medians over the rounds."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each function in each of ``repetitions`` rounds.
 
-    Every round runs every function once, beginning with another one each time; ``warmup`` rounds
-    before are not counted. Work queued on a GPU is waited for.
+    Every round runs every function once, in an order of its own, since what ran just before
+    (caches, freed memory) makes a difference; ``warmup`` rounds before are not counted. Work
+    queued on a GPU is waited for.
 
     Example:
         >>> len(interleaved({"nothing": lambda: None}, 3)["nothing"])
@@ -36,8 +38,7 @@ def interleaved(
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warmup + repetitions):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in random.Random(number).sample(names, len(names)):
             wait()
             began = time.perf_counter()
             functions[name]()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -540,6 +541,10 @@ def test_temporaries_are_small(form, dim):
         assert watch.largest <= 1e6
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and torch.__version__ < TorchVersion("2.15"),
+    reason="fake CUDA tensors abort the process without a GPU in torch 2.6; seen to work in 2.15",
+)
 @pytest.mark.parametrize("bandwidth", [None, 2.0])
 @pytest.mark.parametrize("squared", [False, True])
 def test_on_a_gpu_nothing_waits_for_the_device(bandwidth, squared):

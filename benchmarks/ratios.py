@@ -156,7 +156,7 @@ def _layout_and_precision() -> list[dict]:
         "bf16": (False, "bfloat16"),
         "channels_last and bf16": (True, "bfloat16"),
     }
-    times = interleaved({name: step(*kind) for name, kind in kinds.items()}, 9)
+    times = interleaved({name: step(*kind) for name, kind in kinds.items()}, 9, device=device)
     return [
         {
             "what": f"step with {name} / with neither: three convolutions, batch 128, 32x32",

@@ -21,7 +21,7 @@ from hardtrain.data import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, StoreError, unknown_name
 from hardtrain.files import project_root, write_atomically
 from hardtrain.networks import NETWORKS
-from hardtrain.records import fingerprint_at_hand
+from hardtrain.records import fingerprint_at_hand, forget_data
 from hardtrain.results import committed_folder
 from hardtrain.runs import Run, load_artefacts
 from hardtrain.statistics import to_markdown
@@ -92,6 +92,7 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
         >>> choose_profile(profiles, {"profile": "quick", "epochs": 3, "seeds": None})
         namespace(profile='quick', epochs=3, seeds=[0, 1], changed=['epochs'])
     """
+    forget_data()  # a notebook begins: files may have changed since it last ran in this kernel
     profile = checks.choice("profile", namespace["profile"], profiles)
     chosen = dict(profiles[profile])
     changed = [

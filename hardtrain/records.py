@@ -127,8 +127,11 @@ def _data(
 ) -> tuple[ImageDataset, ImageDataset, str]:
     train = load_dataset(dataset, "train", root=root, device=device)
     test = load_dataset(dataset, "test", root=root, device=device)
-    fingerprint = sha256(f"{train.fingerprint}{test.fingerprint}".encode())
-    return train.subset(train_size), test.subset(test_size), fingerprint
+    return train.subset(train_size), test.subset(test_size), _fingerprint(train, test)
+
+
+def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
+    return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
 
 
 def load_data(run) -> tuple[ImageDataset, ImageDataset, str]:
@@ -145,7 +148,7 @@ def fingerprint_at_hand(dataset: str, root: str | None) -> str | None:
         test = load_dataset(dataset, "test", root=root, download=False)
     except (DataError, ParameterError):  # who needs the data will hear what is wrong
         return None
-    return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
+    return _fingerprint(train, test)
 
 
 def build(run, train: ImageDataset, test: ImageDataset):

@@ -125,9 +125,7 @@ def comparison_table(
             row |= {"verdict": MISSING, "why": not_run(dataset)}
         else:
             gap = theirs["treatment"] - theirs["baseline"] if is_printed else float("nan")
-            why = reason if is_printed else "the paper has no such cell"
-            outcome = verdict(gap, found, comparable=comparable and is_printed, reason=why)
-            row |= {"verdict": outcome.word, "why": outcome.reason}
+            row |= _verdict_cells(gap, found, is_printed, comparable, reason)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -137,6 +135,19 @@ def _difference_cells(found: PairedDifference | None) -> dict[str, str]:
         return {"difference (points)": "", "p": ""}
     p = "" if np.isnan(found.p) else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
     return {"difference (points)": format_interval(found, signed=True), "p": p}
+
+
+def _verdict_cells(
+    printed: float, found: PairedDifference, is_printed: bool, comparable: bool, reason: str
+) -> dict[str, str]:
+    """The verdict on a measured difference, and why."""
+    outcome = verdict(
+        printed,
+        found,
+        comparable=comparable and is_printed,
+        reason=reason if is_printed else "the paper has no such cell",
+    )
+    return {"verdict": outcome.word, "why": outcome.reason}
 
 
 def describe_values(values: Sequence[float], *, digits: int = 1) -> str:
@@ -235,12 +246,11 @@ def delta_table(
                 if is_printed
                 else float("nan")
             )
-            is_copy = is_printed and bool(theirs.get("copied", False))
-            why = reason if is_printed else "the paper has no such cell"
-            why = "the printed row is a copy of another table's (errata 001-3)" if is_copy else why
-            fair = comparable and is_printed and not is_copy
-            outcome = verdict(printed_gap, gap, comparable=fair, reason=why)
-            row |= {"verdict": outcome.word, "why": outcome.reason}
+            if is_printed and theirs.get("copied", False):
+                why = "the printed row is a copy of another table's (errata 001-3)"
+                row |= _verdict_cells(printed_gap, gap, is_printed, False, why)
+            else:
+                row |= _verdict_cells(printed_gap, gap, is_printed, comparable, reason)
         rows.append(row)
     return pd.DataFrame(rows)
 

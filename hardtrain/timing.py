@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,19 +23,24 @@ VERSION = 1  # raise it when a change here changes what is measured
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], repetitions: int, *, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    *,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
     """Seconds of each function in each of ``repetitions`` rounds.
 
     Every round runs every function once, in an order of its own, since what ran just before
     (caches, freed memory) makes a difference; ``warmup`` rounds before are not counted. Work
-    queued on a GPU is waited for.
+    queued on ``device`` is waited for.
 
     Example:
         >>> len(interleaved({"nothing": lambda: None}, 3)["nothing"])
         3
     """
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    on_gpu = torch.device(device).type == "cuda"
+    wait = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warmup + repetitions):
@@ -112,7 +118,7 @@ def trimming_step_times(
             "trim_batch_norm": (normed, lambda p=p: trim(losses(normed), p).backward()),
         }
         steps |= {f"{kind} {p}": step(*backward) for kind, backward in backwards.items()}
-    times = interleaved(steps, repetitions)
+    times = interleaved(steps, repetitions, device=place)
     plain = dict.fromkeys(backwards, "plain") | {"trim_batch_norm": "plain_batch_norm"}
     return {"keeps": np.array(keeps), "machine": np.array(machine(device))} | {
         kind: np.array([median_ratio(times, f"{kind} {p}", plain[kind]) for p in keeps])
@@ -157,7 +163,7 @@ def hard_batch_step_times(
 
     trainings = {"plain": training_of("plain")}
     trainings |= {str(delta): training_of("hard_batches", delta=delta) for delta in deltas}
-    times = interleaved(trainings, repetitions, warmup=1)
+    times = interleaved(trainings, repetitions, warmup=1, device=place)
     return {
         "deltas": np.array(deltas),
         "ratios": np.array([median_ratio(times, str(delta), "plain") for delta in deltas]),

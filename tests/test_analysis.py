@@ -11,6 +11,7 @@ from hardtrain.analysis import (
     network_sizes,
     sample_images,
 )
+from hardtrain.errors import DataError
 
 
 @pytest.fixture
@@ -150,3 +151,39 @@ def test_network_sizes_are_in_the_order_of_the_names():
     found = network_sizes(networks=["cnn_small", "cnn5"], image_size=32)
     assert found["parameters"].tolist() == [36_490, 1_575_690]
     assert found["flops"][0] < found["flops"][1]
+
+
+def test_batch_choices_keep_their_place_when_runs_diverged():
+    log = {
+        "ids": np.array([0, 1, 1, 1]),
+        "stored": np.array([[1.0, 2.0]]),
+        "recomputed": np.array([[2.0, 2.0]]),  # no ranks
+    }
+    other = log | {"ids": np.array([0, 1, 0, 0]), "recomputed": np.array([[1.0, 3.0]])}
+    found = batch_choices([None, None, None, other, log, None], deltas=[0.8, 0.5, 0.2], epochs=2)
+    assert found["ids"].tolist() == [[-1] * 4, [0, 1, 0, 0], [0, 1, 1, 1]]
+    assert found["counts"].tolist() == [[[0, 0]] * 2, [[1, 1], [2, 0]], [[1, 1], [0, 2]]]
+    expected = [[np.nan, np.nan], [np.nan, 1.0], [np.nan, np.nan]]
+    np.testing.assert_allclose(found["correlations"][..., 0], expected)
+    with pytest.raises(DataError, match="all of the runs diverged"):
+        batch_choices([None] * 3, deltas=[0.8, 0.5, 0.2], epochs=2)
+
+
+def test_embedded_features_of_a_diverged_run_are_nan(features_of_runs):
+    found = embedded_features([None, features_of_runs[1]], max_points=30)
+    assert np.isnan(found["embedding"][0]).all()
+    assert np.isnan(found["scores"][0]).all()
+    alone = embedded_features(features_of_runs[1:], max_points=30)
+    np.testing.assert_array_equal(found["embedding"][1], alone["embedding"][0])
+    with pytest.raises(DataError, match="all of the runs diverged"):
+        embedded_features([None, None])
+
+
+def test_kept_shares_leave_out_a_diverged_run(kept_shares):
+    counts = np.zeros((4, 60), dtype=int)
+    counts[:, :30] = 1
+    whole = kept_shares([{"counts": counts}], epochs=4)
+    np.testing.assert_array_equal(
+        kept_shares([None, {"counts": counts}], epochs=4)["quantiles"], whole["quantiles"]
+    )
+    assert np.isnan(kept_shares([None], epochs=4)["quantiles"]).all()

@@ -1,5 +1,7 @@
 """Methods in the loop: hard mini-batches against a slow reference, their log, their pauses."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -250,3 +252,38 @@ def test_evaluation_with_batch_statistics_is_that_of_the_training_mode(tiny_run)
     running = training.evaluate(model, test, transform, batch_size=10)
     assert not torch.allclose(found.losses, running.losses, atol=1e-3)
     assert model.training
+
+
+def test_the_log_leaves_batch_norms_running_statistics_alone(hard_run):
+    train, _, _ = load_data(hard_run())
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 3)
+    )
+    method = methods.hard_batches(
+        hard_run(keep=("batch_log",)), train, model, delta=0.5, order="loss", shuffled=True
+    )
+    before = copy.deepcopy(model.state_dict())
+    method.start_epoch(1)
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    batch = method.batches.batch_sampler.batches[0]
+    inputs = methods.train_transform(hard_run(), train)(train.images[batch])
+    now = cross_entropy(model(inputs), train.labels[batch]).item()  # statistics of the batch
+    log = method.artefacts["batch_log"]()
+    assert log["recomputed"][0, 0].item() == pytest.approx(now, rel=1e-5)
+
+
+def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store, tmp_path):
+    for split, side in (("train", 8), ("test", 10)):
+        images = np.zeros((12, side, side), np.uint8)
+        np.savez(tmp_path / f"odd_{split}.npz", images=images, labels=np.arange(12) % 3)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\) in train, \(1, 10, 10\) in test"):
+        run_missing([tiny_run(dataset=str(tmp_path / "odd"))], store)
+    assert not store.path.exists()
+
+
+def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store):
+    # 60 training images leave no batch of one, 17 test images do
+    run = tiny_run(network="resnet18", batch_norm="batch", test_size=17)
+    with pytest.raises(ValueError, match="gives a batch of one sample"):
+        run_missing([run], store)
+    assert not store.path.exists()

@@ -293,3 +293,39 @@ def test_finish_names_what_is_missing_and_marks_the_end(tmp_path):
     assert said.startswith(f"{notebook.END_MARKER} 2 files, results.csv ")
     (tmp_path / "results.csv").write_text("key\n2\n")
     assert finish(tmp_path, promised[:2]) != said
+
+
+def test_figure_data_tells_by_the_content_of_the_image_sets(tmp_path, committed):
+    def sets(brightness):
+        for split in ("train", "test"):
+            images = np.full((6, 8, 8), brightness, np.uint8)
+            np.savez(tmp_path / f"mine_{split}.npz", images=images, labels=np.arange(6) % 3)
+
+    arguments = {"datasets": [str(tmp_path / "mine")], "train_size": 0, "test_size": 0}
+    for brightness in (50, 90):
+        sets(brightness)
+        choose_profile({"quick": {}}, {"profile": "quick"})  # a notebook begins
+        found = figure_data("fig_2", analysis.sample_images, committed, **arguments)
+        assert found["images"].max() == brightness
+    for split in ("train", "test"):
+        (tmp_path / f"mine_{split}.npz").unlink()
+    choose_profile({"quick": {}}, {"profile": "quick"})
+    absent = figure_data("fig_2", analysis.sample_images, tmp_path, **arguments)
+    assert absent["images"].max() == 90  # the data is not at hand: the committed picture
+
+
+def test_figure_data_tells_by_the_version_of_the_computation(tmp_path, committed, monkeypatch):
+    arguments = {"datasets": ["digits"], "train_size": 20, "test_size": 10}
+    made = figure_data("fig_2", analysis.sample_images, committed, **arguments)
+    assert made["described"][0].endswith("used: 20")
+    monkeypatch.setattr(analysis, "load_dataset", None)  # whoever computes again fails
+    figure_data("fig_2", analysis.sample_images, tmp_path, **arguments)
+    monkeypatch.setattr(analysis, "VERSION", analysis.VERSION + 1)
+    with pytest.raises(TypeError):
+        figure_data("fig_2", analysis.sample_images, tmp_path, **arguments)
+
+
+def test_check_parameters_gives_what_the_parameters_cell_declares():
+    cell = 'profile: str = "quick"\nepochs: int = None'
+    namespace = {"profile": "quick", "epochs": 3, "few": [0, 1], "In": ["", cell, "check"]}
+    assert check_parameters(namespace) == {"profile": "quick", "epochs": 3}

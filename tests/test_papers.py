@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 
 from hardtrain.errors import ParameterError
-from hardtrain.papers import TABLES, dataset_name, load_table, network_name
+from hardtrain.papers import (
+    TABLES,
+    dataset_name,
+    hard_minibatch_rows,
+    load_table,
+    network_name,
+)
 
 ROWS = {
     "trimming_table1": 6,
@@ -166,3 +172,18 @@ def test_every_printed_network_and_dataset_is_known():
 def test_dataset_name_rejects_the_unknown():
     with pytest.raises(ParameterError, match="unknown image set 'CIFAR-1000'"):
         dataset_name("CIFAR-1000")
+
+
+def test_hard_minibatch_rows_know_the_copied_accuracies():
+    copied = hard_minibatch_rows("cifar100").query("copied")
+    assert sorted(set(copied["network"])) == ["efficientnet_b4", "efficientnetv2_s"]
+    assert len(copied) == 8
+    assert not hard_minibatch_rows("cifar10")["copied"].any()
+    assert not hard_minibatch_rows("stl10")["copied"].any()
+
+
+def test_hard_minibatch_rows_have_the_signs_that_the_print_lost():
+    cifar100, stl10 = (hard_minibatch_rows(name)["speed_up"] for name in ("cifar100", "stl10"))
+    assert cifar100[cifar100 < 0].tolist() == [-16.6]
+    assert stl10[stl10 < 0].tolist() == [-8.51, -12.06, -5.5, -1.2]
+    assert (hard_minibatch_rows("cifar10")["speed_up"].dropna() >= 0).all()

@@ -21,6 +21,7 @@ from hardtrain.plotting import (
     embed,
     embedding_scores,
     image_grid,
+    intervals,
     method_label,
     method_style,
     plot_embedding,
@@ -470,3 +471,11 @@ def test_plot_embedding_names_many_classes_sparsely():
 def test_plot_embedding_rejects(embedding, labels):
     with pytest.raises(ParameterError):
         plot_embedding(Figure().subplots(), embedding, labels, ["a", "b"])
+
+
+def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
+    ax = Figure().subplots()
+    intervals(ax, ["one", "two"], [mean_interval([0.2]), mean_interval([0.1, 0.3])])
+    single, several = ax.containers
+    assert not single.has_xerr
+    assert several.has_xerr

@@ -341,3 +341,46 @@ def test_best_delta_table_chooses_on_the_test_set_and_shows_what_is_left_without
     assert ours["here: best δ (%)"] == f"{100 * 2 / 70:+.2f}"
     assert ours["mean over all δ < 1 (points)"] == "+0.50 ± 0.00 (n = 3)"  # (2 - 1) / 2
     assert (absent["paper (%)"], absent["here: best δ"]) == ("-2.00", "not run")
+
+
+def test_curves_of_a_history_without_rows_are_empty():
+    epochs, values = curves(pd.DataFrame({"key": []}), PLAIN, "test_error")
+    assert epochs.shape == (0,)
+    assert values.shape == (0, 0)
+
+
+def test_delta_table_does_not_score_copied_rows(delta_study):
+    results, history, arms = delta_study
+    printed = pd.DataFrame({
+        "network": ["resnet18"] * 2, "delta": [1.0, 0.5], "train_top1": 99.7, "train_ci": 0.6,
+        "test_top1": [69.6, 71.7], "test_ci": 0.9, "epoch": [80, 77],
+        "speed_up": [math.nan, 3.9], "copied": True,
+    })  # fmt: skip
+    for copied, word in ((True, "not comparable"), (False, "same direction")):
+        table = delta_table(
+            results, history, arms, printed.assign(copied=copied), "cifar10", comparable=True
+        )
+        assert table["verdict"][1] == word
+        assert ("copy of another table" in table["why"][1]) is copied
+
+
+def test_delta_table_without_an_interval_over_batches_shows_the_mean(delta_study):
+    results, history, arms = delta_study
+    none = pd.DataFrame(columns=["network", "delta", "train_top1", "test_top1", "epoch"])
+    single = results.assign(test_half_width_by_batch=math.nan)
+    table = delta_table(single, history, arms, none, "cifar10", comparable=True)
+    assert table["test, ± over batches"].tolist() == ["70.0"] * 3
+    assert table["train, ± over batches"].tolist() == ["90.0 ± 10.0"] * 3
+
+
+def test_best_delta_table_compares_seeds_that_finished_with_each_delta(delta_study):
+    results, _, arms = delta_study
+    half = arms["cifar10", "resnet18", 0.5]
+    broken = results.copy()
+    broken.loc[broken["key"] == half[0].key, "status"] = "diverged"
+    (row,) = best_delta_table(broken, arms, {}).to_dict("records")
+    assert row["mean over all δ < 1 (points)"] == "+0.50 ± 0.00 (n = 2)"
+    broken.loc[broken["key"].isin([run.key for run in half[1:]]), "status"] = "diverged"
+    (row,) = best_delta_table(broken, arms, {}).to_dict("records")
+    assert row["here: best δ"] == "0.2"
+    assert row["mean over all δ < 1 (points)"] == "-1.00 ± 0.00 (n = 3)"

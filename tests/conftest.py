@@ -3,8 +3,44 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardtrain import Run, RunStore
+
+
+class Looks(TorchDispatchMode):
+    """Counts operations, and looks at a tensor's contents, which would wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = self.operations = 0
+
+    def __enter__(self):
+        tolist = torch.Tensor.tolist
+
+        def counted(tensor):  # of a CPU tensor it reads the memory and dispatches nothing
+            self.waits += 1
+            return tolist(tensor)
+
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(torch.Tensor, "tolist", counted)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._patch.undo()
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
+        self.waits += func.overloadpacket.__name__ in waits
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def looks():
+    """The class `Looks`."""
+    return Looks
 
 
 @pytest.fixture(autouse=True, scope="session")

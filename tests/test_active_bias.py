@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from hardtrain.strategies import active_bias
@@ -72,29 +71,10 @@ def copied(state):
     return torch.load(file, weights_only=True)
 
 
-class Looks(TorchDispatchMode):
-    """Counts operations, and those that would wait for a device."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.waits = self.operations = 0
-        plain = torch.Tensor.tolist
-        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self.look() or plain(tensor))
-
-    def look(self):
-        self.waits += 1
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
-        self.waits += func.overloadpacket.__name__ in waits
-        self.operations += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
-def looks_on_a_device(monkeypatch):
+def looks_on_a_device(monkeypatch, looks):
     monkeypatch.setattr(active_bias, "_on_host", lambda values: False)
-    return Looks(monkeypatch)
+    return looks()
 
 
 # --- history ------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from hardtrain.strategies import hard_batches
@@ -421,25 +420,6 @@ def as_on_a_device(monkeypatch):
     monkeypatch.setattr(hard_batches, "_on_host", lambda indices: False)
 
 
-class Looks(TorchDispatchMode):
-    """Counts what would wait for a device."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.count = 0
-        plain = torch.Tensor.tolist
-        # tolist of a CPU tensor reads the memory and dispatches nothing
-        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self.add() or plain(tensor))
-
-    def add(self):
-        self.count += 1
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
-        self.count += func.overloadpacket.__name__ in waits
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("delta", DELTAS)
 def test_device_lookup_trains_as_algorithm_2_bit_for_bit(delta):
@@ -493,30 +473,30 @@ def test_device_lookup_knows_a_batch_size_above_the_number_of_samples():
 
 
 @pytest.mark.usefixtures("as_on_a_device")
-def test_device_is_waited_for_once_a_round(monkeypatch):
-    def looks(num_batches):
+def test_device_is_waited_for_once_a_round(looks):
+    def waits(num_batches):
         sampler = HardBatchSampler(2 * num_batches, 2, 0.5)
         sampler.load_state_dict(sampler.state_dict())
-        with monkeypatch.context() as patch, Looks(patch) as during:
+        with looks() as during:
             counts = []
             for _ in range(3):
                 for indices in sampler:
-                    begun = during.count
+                    begun = during.waits
                     sampler.update(torch.tensor(indices), torch.tensor(0.5))
-                    assert during.count == begun
-                counts.append(during.count)
+                    assert during.waits == begun
+                counts.append(during.waits)
         return counts
 
-    assert looks(4) == looks(40) == [0, 1, 2]
+    assert waits(4) == waits(40) == [0, 1, 2]
 
 
-def test_cpu_update_reads_no_loss(monkeypatch):
+def test_cpu_update_reads_no_loss(looks):
     sampler = HardBatchSampler(8, 2, 0.5)
-    with Looks(monkeypatch) as during:
+    with looks() as during:
         for indices in sampler:
-            begun = during.count
+            begun = during.waits
             sampler.update(indices, torch.tensor(0.5))  # a list: nothing to look up on a tensor
-            assert during.count == begun
+            assert during.waits == begun
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardtrain import methods, training
 from hardtrain.data import Batch, ImageDataset, Transform
@@ -228,21 +227,13 @@ def test_fit_refuses_an_objective_without_parameters(tiny_run):
         trained(tiny_run(), objective=lambda model, batch: (torch.ones(2), torch.tensor(1.0)))
 
 
-def test_fit_does_not_wait_for_the_device_at_every_step(tiny_run):
-    class Counter(TorchDispatchMode):
-        waits = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Counter.waits += "_local_scalar_dense" in str(function)
-            return function(*args, **(kwargs or {}))
-
+def test_fit_does_not_wait_for_the_device_at_every_step(tiny_run, looks):
     def waits(num_steps):
         batch = Batch(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.arange(4))
         method = training.Method([batch] * num_steps, methods.plain(run, train, None).objective)
-        Counter.waits = 0
-        with Counter():
+        with looks() as during:
             training.fit(run, Network(), method, lambda model: {})
-        return Counter.waits
+        return during.waits
 
     run = tiny_run(epochs=1)
     train, _, _ = load_data(run)

@@ -22,6 +22,7 @@ from hardtrain.statistics import (
     PairedDifference,
     Verdict,
     format_interval,
+    format_p,
     paired_difference,
 )
 from hardtrain.strategies.active_bias import (
@@ -550,7 +551,7 @@ def error_table(
         for base in baselines:
             gap = difference(results, arm, arms[base], "test_error") if name != base else None
             row[f"minus {base} (points)"] = _gap_text(gap, itself=name == base)
-            row[f"p ({base})"] = _p_text(gap)
+            row[f"p ({base})"] = format_p(gap)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -669,7 +670,7 @@ def sensitivity_table(
         gap = difference(results, arm, baselines[labels], "test_error")
         row = {"labels": labels, "arm": name, "smoothing": smoothing, "burn-in": burn_in}
         row["test error (%)"] = describe(results, arm, "test_error")
-        rows.append(row | {f"minus {SCAN} (points)": _gap_text(gap), "p": _p_text(gap)})
+        rows.append(row | {f"minus {SCAN} (points)": _gap_text(gap), "p": format_p(gap)})
     return pd.DataFrame(rows)
 
 
@@ -696,12 +697,6 @@ def _relative_weights(arrays: Mapping[str, np.ndarray], smoothing: float) -> np.
 
 def _short(name: str, most: int = 10) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _p_text(gap: PairedDifference | None) -> str:
-    if gap is None or np.isnan(gap.p):
-        return ""
-    return "< 0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
 
 
 def _gap_text(gap: PairedDifference | None, *, digits: int = 2, itself: bool = False) -> str:

@@ -230,7 +230,7 @@ def _curve(
         for name, tensor in point(value).items():
             tensors[name].copy_(tensor)
         if statistics_data is not None:
-            _estimate_statistics(model, statistics_data.to(device), transform, batch_size)
+            estimate_statistics(model, statistics_data.to(device), transform, batch_size)
         for name, data in sets.items():
             found = evaluate(model, data, transform, batch_size=batch_size)
             curve[f"{name}_loss"][i], curve[f"{name}_accuracy"][i] = found.loss, 1 - found.error
@@ -250,9 +250,11 @@ def _statistics_data(
     return data
 
 
-def _estimate_statistics(
+def estimate_statistics(
     model: nn.Module, data: ImageDataset, transform: Transform, batch_size: int
 ) -> None:
+    """Set batch-norm's running statistics, in place, to means over the batches of one pass in
+    training mode; `interpolate` says how."""
     device = data.images.device
     order = torch.randperm(len(data), generator=Generator().manual_seed(0)).to(device)
     # equal parts: update_bn gives all batches the same weight, also a last one of a few samples

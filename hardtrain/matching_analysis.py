@@ -28,6 +28,7 @@ from hardtrain.runs import Run
 from hardtrain.statistics import (
     PairedDifference,
     format_interval,
+    format_p,
     mean_interval,
     paired_difference,
     verdict,
@@ -562,8 +563,7 @@ def _weight(value: float) -> str:
 def _difference_cells(found: PairedDifference | None, digits: int) -> dict[str, str]:
     if found is None:
         return {"Δ, here": "", "p": ""}
-    p = "" if math.isnan(found.p) else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    return {"Δ, here": format_interval(found, digits, signed=True), "p": p}
+    return {"Δ, here": format_interval(found, digits, signed=True), "p": format_p(found)}
 
 
 def _gap(found: PairedDifference | None, digits: int) -> str:

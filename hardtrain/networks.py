@@ -256,7 +256,8 @@ def _from_timm(
 ) -> tuple[nn.Module, nn.Linear]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of progress bars that it never shows
-        import timm  # takes seconds, and cnn_small does without
+        with torch.device("cpu"):  # torchvision's registrations fail on the device "meta"
+            import timm  # takes seconds, and cnn_small does without
 
     kwargs = {"act_layer": "relu"} if (name, stem) == ("mobilenet", "cifar") else {}
     body = timm.create_model(

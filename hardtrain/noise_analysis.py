@@ -13,14 +13,18 @@ import pandas as pd
 import torch
 from scipy.special import stdtrit
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from hardtrain import checks
 from hardtrain.analysis import sample_images
 from hardtrain.curvature import gradient_noise_scale, largest_eigenvalue, noise_term
 from hardtrain.data import ImageDataset, Transform, load_dataset, resolve_device
 from hardtrain.errors import ParameterError
-from hardtrain.landscape import along_direction, filter_normalised_direction, interpolate
+from hardtrain.landscape import (
+    along_direction,
+    estimate_statistics,
+    filter_normalised_direction,
+    interpolate,
+)
 from hardtrain.methods import derived_seed
 from hardtrain.networks import build_network, has_batch_norm, num_parameters
 from hardtrain.papers import load_table
@@ -256,15 +260,14 @@ def largest_eigenvalues(
         iteration does not converge.
     """
     train, _, transform = _sets(device, data_root, built)
+    part = _part(train, num_images)
     values = np.full(len(artefacts), np.nan)
     for i, weights in enumerate(artefacts):
         if weights is not None:
             model = _network(weights, train, **built)
             how = {"generator": torch.Generator().manual_seed(0), "tolerance": _TOLERANCE}
             try:
-                values[i] = largest_eigenvalue(
-                    model, _part(train, num_images), transform, batch_size=block_size, **how
-                )
+                values[i] = largest_eigenvalue(model, part, transform, batch_size=block_size, **how)
             except ParameterError:  # a network that all but diverged
                 continue
     return {"eigenvalues": values}
@@ -300,7 +303,7 @@ def gradient_noise(
     found = np.full((3, 1 + len(groups), len(seeds)), np.nan)
     for column, seed in enumerate(seeds):
         model = _network(None, train, seed=seed, **built)
-        _estimate_statistics(model, train, transform)
+        estimate_statistics(model, train, transform, _BATCH)
         found[:, 0, column] = gradient_noise_scale(model, part, transform, block_size=block_size)
         for row, group in enumerate(groups):
             if group[column] is not None:
@@ -344,12 +347,6 @@ def _network(
     if weights is not None:
         model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return model.to(device)
-
-
-def _estimate_statistics(model: nn.Module, train: ImageDataset, transform: Transform) -> None:
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    parts = order.to(train.images.device).tensor_split(math.ceil(len(train) / _BATCH))
-    update_bn((transform(train.images[part]) for part in parts), model)
 
 
 def _part(data: ImageDataset, size: int) -> ImageDataset:

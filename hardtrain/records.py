@@ -53,9 +53,6 @@ def train_run(run, store: RunStore, progress=None) -> dict:
     record = {"key": run.key, "fingerprint": fingerprint, "status": "finished"}
     with training.isolated_randomness(methods.derived_seed(run.seed, "torch"), device):
         model, method = build(run, train, test)
-        for name in run.keep:
-            if name.startswith("checkpoints:"):
-                _take_snapshots(run, name, model, method)
         transform = methods.train_transform(run, train).without_augmentation()
         how = {"precision": run.precision}
         if run.batch_norm == "batch":
@@ -209,10 +206,9 @@ def build(run, train: ImageDataset, test: ImageDataset):
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):
         raise ParameterError(f"balanced = True: {run.method!r} chooses its mini-batches itself")
     for name in run.keep:
-        offered = ("final_weights", "features", "logits", *method.artefacts)
         if name.startswith("checkpoints:"):
-            Snapshots.of_last_half(model, run.epochs * len(method.batches), int(name[12:]))
-        elif name not in offered:
+            _take_snapshots(run, name, model, method)
+        elif name not in ("final_weights", "features", "logits", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
 

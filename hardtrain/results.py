@@ -125,7 +125,7 @@ def _per_run(
     store = RunStore() if store is None else store
     unique = results.drop_duplicates("key")
     tables = {
-        source: read_csv(Path(source) / file)
+        source: dict(list(read_csv(Path(source) / file).groupby("key", sort=False)))
         for source in unique["source"].unique()
         if source != "store"
     }
@@ -140,7 +140,7 @@ def _per_run(
             part = pd.DataFrame(rows_of(record))
             part.insert(0, "key", key)
         else:
-            part = tables[source].query("key == @key")
+            part = tables[source].get(key, ())
         if len(part):
             parts.append(part.dropna(axis="columns", how="all"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})

@@ -397,6 +397,18 @@ def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bo
     return f"{mean}{spread} (n = {interval.n})"
 
 
+def format_p(difference: PairedDifference | None) -> str:
+    """Text of a paired difference's p for a table cell; empty where there is none.
+
+    Example:
+        >>> format_p(PairedDifference(1.0, 0.5, 1.5, 0.0421, 3)), format_p(None)
+        ('0.042', '')
+    """
+    if difference is None or math.isnan(difference.p):
+        return ""
+    return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown pipe table, without its index; numeric columns align right.
 

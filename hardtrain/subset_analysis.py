@@ -22,7 +22,13 @@ from hardtrain.errors import DataError, ParameterError
 from hardtrain.notebook import figure_data
 from hardtrain.records import build, load_data, training_set
 from hardtrain.runs import Run, load_artefact, run_missing
-from hardtrain.statistics import MIN_SEEDS, PairedDifference, format_interval, mean_interval
+from hardtrain.statistics import (
+    MIN_SEEDS,
+    PairedDifference,
+    format_interval,
+    format_p,
+    mean_interval,
+)
 from hardtrain.store import RunStore
 from hardtrain.strategies.subset_selection import (
     EnsembleTally,
@@ -602,7 +608,7 @@ def subset_table(
             same = [run.key for run in arm] == [run.key for run in other]
             gap = None if same else tables.difference(results, arm, other, "test_error")
             row[f"minus {name} (points)"] = format_interval(gap, signed=True) if gap else ""
-            row[f"p ({name})"] = _p(gap)
+            row[f"p ({name})"] = format_p(gap)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -683,9 +689,3 @@ def _num_members(ensemble: Sequence[Run], store: RunStore | None) -> int:
 def _steps_per_epoch(run: Run, num_samples: int) -> int:
     whole, rest = divmod(num_samples, run.batch_size)
     return whole + (rest > 0 and not run.drop_last)
-
-
-def _p(found: PairedDifference | None) -> str:
-    if found is None or np.isnan(found.p):
-        return ""
-    return "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"

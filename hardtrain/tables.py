@@ -14,6 +14,7 @@ from hardtrain.statistics import (
     PairedDifference,
     convergence_epoch,
     format_interval,
+    format_p,
     mean_interval,
     paired_difference,
     verdict,
@@ -133,8 +134,7 @@ def comparison_table(
 def _difference_cells(found: PairedDifference | None) -> dict[str, str]:
     if found is None:
         return {"difference (points)": "", "p": ""}
-    p = "" if np.isnan(found.p) else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    return {"difference (points)": format_interval(found, signed=True), "p": p}
+    return {"difference (points)": format_interval(found, signed=True), "p": format_p(found)}
 
 
 def _verdict_cells(

@@ -9,23 +9,9 @@ import pytest
 
 from hardtrain.batch_scaling import QUANTITIES, scaling_curve
 from hardtrain.regimes import Regimes, fit_regimes
-from hardtrain.scaling_analysis import (
-    Curve,
-    Protocol,
-    Slope,
-    Tuned,
-    budget_frame,
-    comparison_groups,
-    measurements,
-    regime_arrays,
-)
-from hardtrain.scaling_report import (
-    best_table,
-    boundary_text,
-    budget_table,
-    check_table,
-    claims_table,
-    comparison_table,
+from hardtrain.search import Search
+from hardtrain.studies.scaling import Curve, Protocol, Tuned
+from hardtrain.studies.scaling_figures import (
     draw_check,
     draw_groups,
     draw_points,
@@ -33,14 +19,28 @@ from hardtrain.scaling_report import (
     draw_rules,
     draw_steps,
     draw_trials,
-    interval_text,
     number_axis,
+    size_axis,
+)
+from hardtrain.studies.scaling_measures import (
+    Slope,
+    budget_frame,
+    comparison_groups,
+    measurements,
+    regime_arrays,
+)
+from hardtrain.studies.scaling_tables import (
+    best_table,
+    boundary_text,
+    budget_table,
+    check_table,
+    claims_table,
+    comparison_table,
+    interval_text,
     regimes_table,
     rules_table,
     scale_table,
-    size_axis,
 )
-from hardtrain.search import Search
 
 SGD, HEAVY, NOISY = (
     Curve("digits", "mlp", optimizer, noise)

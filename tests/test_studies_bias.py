@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from hardtrain import bias_analysis as bias
 from hardtrain import load_dataset
 from hardtrain.errors import ParameterError
 from hardtrain.methods import ACTIVE_BIAS_VARIANTS
@@ -15,6 +14,7 @@ from hardtrain.records import load_data, training_set
 from hardtrain.runs import Run, load_artefact
 from hardtrain.statistics import PairedDifference
 from hardtrain.strategies.active_bias import PredictionHistory, prediction_deviation
+from hardtrain.studies import bias, bias_tables
 
 T2 = 4.302653  # quantile 0.975 of Student's t with 2 degrees of freedom
 
@@ -342,9 +342,9 @@ def test_goals_are_the_means_of_finished_runs():
         + course(runs[1], [0.7, 0.3, 0.2, 0.1], [2.0, 2.0, 0.5, 0.1])
         + course(runs[2], [0.1])  # diverged after that
     )
-    assert bias.goal_levels(history, runs, 2) == {"train_set_loss": 1.5, "test_error": 0.4}
+    assert bias_tables.goal_levels(history, runs, 2) == {"train_set_loss": 1.5, "test_error": 0.4}
     for empty in (history[history["key"] == runs[2].key], pd.DataFrame({"key": []})):
-        assert all(math.isnan(level) for level in bias.goal_levels(empty, runs, 2).values())
+        assert all(math.isnan(level) for level in bias_tables.goal_levels(empty, runs, 2).values())
 
 
 def test_epochs_to_goal_is_the_first_at_or_below():
@@ -356,13 +356,15 @@ def test_epochs_to_goal_is_the_first_at_or_below():
         + course(runs[3], [0.3, 0.6, 0.5, 0.5])
     )
     results = pd.DataFrame(rows(runs, [0.1, 0.5, None, 0.5]))
-    found = bias.epochs_to_goal(history, results, runs, "test_error", 0.4)
+    found = bias_tables.epochs_to_goal(history, results, runs, "test_error", 0.4)
     assert found["epochs"].to_dict() == {0: 2, 1: 4, 3: 1}
     assert found["reached"].to_dict() == {0: True, 1: False, 3: True}
-    never = bias.epochs_to_goal(history, results, runs, "test_error", math.nan)
+    never = bias_tables.epochs_to_goal(history, results, runs, "test_error", math.nan)
     assert never["epochs"].tolist() == [4, 4, 4]
     assert not never["reached"].any()
-    none = bias.epochs_to_goal(history, results[results["seed"] == 2], runs, "test_error", 1.0)
+    none = bias_tables.epochs_to_goal(
+        history, results[results["seed"] == 2], runs, "test_error", 1.0
+    )
     assert len(none) == 0
 
 
@@ -397,7 +399,7 @@ def test_trade_off_by_hand():
         [row for runs in clean.values() for run in runs for row in course(run, curve, curve[::-1])]
     )
     goals = {"train_set_loss": 0.3, "test_error": 0.3}
-    found = bias.trade_off(results, history, clean, noisy, goals)
+    found = bias_tables.trade_off(results, history, clean, noisy, goals)
     assert found["test_error"]["b"].to_dict() == {0: 3, 2: 3}
     assert found["train_set_loss"]["a"].tolist() == [1, 1, 1]  # another column
     assert found["test_error reached"]["a"].all()
@@ -408,13 +410,13 @@ def test_trade_off_by_hand():
 
 
 def test_pooled_difference_pairs_the_means_of_groups(found):
-    gap = bias.pooled_difference(found["damage"], ("SGD-SE", "SGD-WD"), (bias.SCAN,))
+    gap = bias_tables.pooled_difference(found["damage"], ("SGD-SE", "SGD-WD"), (bias.SCAN,))
     np.testing.assert_allclose(gap.mean, np.mean([-1.5, -1.5, -1.65]))
     half = T2 * np.std([-1.5, -1.5, -1.65], ddof=1) / math.sqrt(3)
     np.testing.assert_allclose(gap.half_width, half, rtol=1e-6)
     alone = {"a": pd.Series({0: 1.0}), "b": pd.Series({1: 1.0}), "c": pd.Series(dtype=float)}
-    assert bias.pooled_difference(alone, ["a"], ["b"]) is None
-    assert bias.pooled_difference(alone, ["a"], ["c"]) is None
+    assert bias_tables.pooled_difference(alone, ["a"], ["b"]) is None
+    assert bias_tables.pooled_difference(alone, ["a"], ["c"]) is None
 
 
 def results_of(*pairs):
@@ -424,24 +426,24 @@ def results_of(*pairs):
 def test_reduction_is_relative_to_the_baseline():
     plain, other = arm(bias.SCAN), arm("SGD-WPV")
     results = results_of((plain, [0.10, 0.20, 0.30]), (other, [0.08, 0.19, 0.24]))
-    gap = bias.reduction(results, other, plain)
+    gap = bias_tables.reduction(results, other, plain)
     assert gap.mean == pytest.approx(100 * 0.03 / 0.20)  # positive: better
     assert gap.half_width == pytest.approx(
         100 * T2 * np.std([0.02, 0.01, 0.06], ddof=1) / math.sqrt(3) / 0.20, rel=1e-6
     )
-    worse = bias.reduction(results, plain, other)
+    worse = bias_tables.reduction(results, plain, other)
     assert worse.mean == pytest.approx(-100 * 0.03 / 0.17)
 
 
 def test_reduction_needs_common_seeds_and_an_error():
     plain, other = arm(bias.SCAN), arm("SGD-WPV")
     results = results_of((plain, [0.1, None, 0.9]), (other, [0.05, 0.4, None]))
-    gap = bias.reduction(results, other, plain)
+    gap = bias_tables.reduction(results, other, plain)
     assert (gap.mean, gap.n) == (pytest.approx(50), 1)  # of 0.1, not of the mean with 0.9
     results = results_of((plain, [0.1, None, None]), (other, [None, 0.4, 0.4]))
-    assert bias.reduction(results, other, plain) is None
+    assert bias_tables.reduction(results, other, plain) is None
     results = results_of((plain, [0.0, 0.0, 0.0]), (other, [0.0, 0.4, 0.4]))
-    assert bias.reduction(results, other, plain) is None
+    assert bias_tables.reduction(results, other, plain) is None
 
 
 @pytest.mark.parametrize(
@@ -458,18 +460,18 @@ def test_reduction_needs_common_seeds_and_an_error():
 )
 def test_range_verdict_words(interval, word, text):
     found = PairedDifference(*map(float, interval), p=0.5, n=5)
-    outcome = bias.range_verdict(found, (1.0, 18.0), comparable=True)
+    outcome = bias_tables.range_verdict(found, (1.0, 18.0), comparable=True)
     assert outcome.word == word
     assert text in outcome.reason
 
 
 def test_range_verdict_refuses_what_cannot_be_compared():
     found = PairedDifference(5.0, 2.0, 8.0, p=0.01, n=5)
-    outcome = bias.range_verdict(found, (1.0, 18.0), comparable=False, reason="quick")
+    outcome = bias_tables.range_verdict(found, (1.0, 18.0), comparable=False, reason="quick")
     assert outcome == ("not comparable", "quick")
-    few = bias.range_verdict(found._replace(n=2), (1.0, 18.0), comparable=True)
+    few = bias_tables.range_verdict(found._replace(n=2), (1.0, 18.0), comparable=True)
     assert few == ("not comparable", "2 of at least 3 seeds")
-    assert bias.range_verdict(None, (1.0, 18.0), comparable=True).word == "not comparable"
+    assert bias_tables.range_verdict(None, (1.0, 18.0), comparable=True).word == "not comparable"
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -482,7 +484,9 @@ def test_error_table_compares_with_each_baseline():
         (arms[bias.UNIFORM], [0.20, 0.22, 0.24]),
         (arms["SGD-WD"], [0.11, 0.12, 0.16]),
     )
-    table = bias.error_table(results, arms, baselines=(bias.SCAN, bias.UNIFORM)).set_index("arm")
+    table = bias_tables.error_table(results, arms, baselines=(bias.SCAN, bias.UNIFORM)).set_index(
+        "arm"
+    )
     assert table.loc["SGD-WD", "test error (%)"].startswith("13.00 ± ")
     assert table.loc["SGD-WD", "minus SGD-Scan (points)"].startswith("+1.00 ± ")
     assert table.loc["SGD-WD", "minus SGD-Uni (points)"].startswith("-9.00 ± ")
@@ -491,7 +495,7 @@ def test_error_table_compares_with_each_baseline():
     assert table.loc[bias.SCAN, "p (SGD-Uni)"] == "< 0.001"
     assert table.loc["SGD-WD", "p (SGD-Scan)"] == "0.225"  # t = sqrt(3), 2 degrees of freedom
     one = results[results["seed"] == 0]
-    table = bias.error_table(one, arms, baselines=(bias.SCAN,)).set_index("arm")
+    table = bias_tables.error_table(one, arms, baselines=(bias.SCAN,)).set_index("arm")
     assert table.loc["SGD-WD", "minus SGD-Scan (points)"] == "+1.00 (n = 1)"
     assert table.loc["SGD-WD", "p (SGD-Scan)"] == ""
 
@@ -502,20 +506,20 @@ def test_reduction_table_shows_the_uncertain_arms_beside_the_print():
     pairs[bias.ARMS.index("SGD-WTC")] = (arms["SGD-WTC"], [0.09, 0.18, 0.27])
     pairs[bias.ARMS.index(bias.UNIFORM)] = (arms[bias.UNIFORM], [0.05, 0.10, 0.15])
     results = results_of(*pairs)
-    table = bias.reduction_table(results, arms, comparable=True).set_index("arm")
-    assert table.index.tolist() == list(bias.GROUPS["uncertain"])
+    table = bias_tables.reduction_table(results, arms, comparable=True).set_index("arm")
+    assert table.index.tolist() == list(bias_tables.GROUPS["uncertain"])
     assert set(table["printed (%)"]) == {"1 to 18"}
     assert table.loc["SGD-WTC", "here, to SGD-Scan (%)"].startswith("+10.0 ± ")
     assert table.loc["SGD-WTC", "here, to SGD-Uni (%)"].startswith("-80.0 ± ")
     assert table.loc["SGD-SPV", "verdict"] == "no difference seen"
-    table = bias.reduction_table(results, arms, comparable=False, reason="quick")
+    table = bias_tables.reduction_table(results, arms, comparable=False, reason="quick")
     assert set(table["verdict"]) == {"not comparable"}
     assert set(table["why"]) == {"quick"}
 
 
 def test_trade_off_table_by_hand(found):
     shares = {"SGD-WD": np.array([0.3, 0.5, np.nan]), "SGD-SE": np.array([np.nan] * 3)}
-    table = bias.trade_off_table(found, shares).set_index("arm")
+    table = bias_tables.trade_off_table(found, shares).set_index("arm")
     assert table.index.tolist() == list(bias.ARMS)
     row = table.loc["SGD-SE"]
     assert row["to the training loss (epochs)"].endswith("(n = 3), 2 of 3 got there")
@@ -528,7 +532,7 @@ def test_trade_off_table_by_hand(found):
 
 
 def test_claims_table_says_what_is_seen(found):
-    table = bias.claims_table(found)
+    table = bias_tables.claims_table(found)
     seen = table.set_index(["the review", "measured"])["seen"].to_dict()
     loss, damage = "epochs to a training loss, clean labels", "damage by wrong labels (points)"
     assert seen["easy first is robust to outliers", damage] == "yes"
@@ -552,13 +556,13 @@ def test_claims_table_says_what_is_seen(found):
 
 def test_claims_table_sees_the_opposite_and_too_few(found):
     found["damage"] = {name: -values for name, values in found["damage"].items()}
-    table = bias.claims_table(found).set_index(["the review", "measured"])["seen"]
+    table = bias_tables.claims_table(found).set_index(["the review", "measured"])["seen"]
     assert table["easy first is robust to outliers"].tolist() == ["opposite"]
     assert table["hard first is prone to outliers"].tolist() == ["opposite"]
     two = {k: {name: x[:2] for name, x in v.items()} for k, v in found.items()}
-    assert set(bias.claims_table(two)["seen"]) == {"too few seeds"}
+    assert set(bias_tables.claims_table(two)["seen"]) == {"too few seeds"}
     none = {k: {name: x[:0] for name, x in v.items()} for k, v in found.items()}
-    assert set(bias.claims_table(none)["here"]) == {"no pair"}
+    assert set(bias_tables.claims_table(none)["here"]) == {"no pair"}
 
 
 def test_sensitivity_table_has_a_row_for_each_setting():
@@ -568,13 +572,13 @@ def test_sensitivity_table_has_a_row_for_each_setting():
         (plain, [0.1, 0.1, 0.1]), (noisy, [0.4, 0.4, 0.4]), (other, [0.2, 0.3, 0.4])
     )
     settings = {("clean", "SGD-WPV", 0.2, 0.1): other, ("noisy", "SGD-WPV", 1.0, 0.1): other}
-    table = bias.sensitivity_table(results, settings, {"clean": plain, "noisy": noisy})
+    table = bias_tables.sensitivity_table(results, settings, {"clean": plain, "noisy": noisy})
     assert table["labels"].tolist() == ["clean", "noisy"]
     assert table["smoothing"].tolist() == [0.2, 1.0]
     gaps = table["minus SGD-Scan (points)"]
     assert gaps[0].startswith("+20.00 ± ")
     assert gaps[1].startswith("-10.00 ± ")
     alone = results[results["key"] != plain[0].key][:2]
-    table = bias.sensitivity_table(alone, settings, {"clean": plain, "noisy": noisy})
+    table = bias_tables.sensitivity_table(alone, settings, {"clean": plain, "noisy": noisy})
     assert table["minus SGD-Scan (points)"].tolist() == ["no pair", "no pair"]
     assert table["test error (%)"].tolist() == ["not run", "not run"]

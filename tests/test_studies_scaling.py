@@ -8,39 +8,42 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hardtrain import RunStore, scaling_analysis, write_results
+from hardtrain import RunStore, write_results
 from hardtrain.batch_scaling import QUANTITIES, regime_table
 from hardtrain.errors import DataError, ParameterError
 from hardtrain.noisy_quadratic import noisy_quadratic_steps
 from hardtrain.regimes import Regimes, fit_regimes
 from hardtrain.results import load_history
 from hardtrain.runs import run_missing
-from hardtrain.scaling_analysis import (
+from hardtrain.search import Search, search
+from hardtrain.studies import scaling
+from hardtrain.studies.scaling import (
     LIMITS,
     Curve,
     Protocol,
+    Tuned,
+    curve_name,
+    pilot_goals,
+    pilot_runs,
+    search_together,
+    set_sizes,
+    tune,
+)
+from hardtrain.studies.scaling_measures import (
     Ratio,
     Slope,
-    Tuned,
     best_rates,
     budget_frame,
     comparison_groups,
-    curve_name,
     direction,
     measurements,
     noisy_quadratic_check,
-    pilot_goals,
-    pilot_runs,
     ranked_trials,
     regime_arrays,
-    search_together,
-    set_sizes,
     speed_ups,
     steps_by_size,
     trial_table,
-    tune,
 )
-from hardtrain.search import Search, search
 
 SPACES = {
     "sgd": {"lr": (0.01, 1.0), "final_fraction": (0.1, 1.0)},
@@ -213,7 +216,7 @@ def test_tune_trains_each_round_in_one_sweep(studied, monkeypatch):
         sweeps.append(len(runs))
         return run_missing(runs, *args, **how)
 
-    monkeypatch.setattr(scaling_analysis, "run_missing", counted)
+    monkeypatch.setattr(scaling, "run_missing", counted)
     tuned = studied()
     assert sweeps[0] == 6 * 3
     assert 1 < len(sweeps) <= 3

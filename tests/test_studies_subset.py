@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from hardtrain import runs as runs_module
-from hardtrain import subset_analysis as analysis
 from hardtrain import subsets
 from hardtrain.errors import DataError, ParameterError
 from hardtrain.methods import train_transform
@@ -23,7 +22,8 @@ from hardtrain.runs import load_artefact, run_missing
 from hardtrain.statistics import PairedDifference
 from hardtrain.store import RunStore
 from hardtrain.strategies import subset_selection as strategies
-from hardtrain.subset_analysis import ACQUISITIONS
+from hardtrain.studies import subset_scores, subset_search, subset_tables
+from hardtrain.studies.subset_scores import ACQUISITIONS
 
 NUM_SAMPLES = 60
 
@@ -34,7 +34,7 @@ def ensemble(tiny_run):
 
     def make(num_runs=2, num_checkpoints=3, num_samples=NUM_SAMPLES, **changes):
         run = tiny_run(label_noise_seed=7, **changes)
-        return analysis.ensemble_of(run, num_runs, num_checkpoints, num_samples)
+        return subset_scores.ensemble_of(run, num_runs, num_checkpoints, num_samples)
 
     return make
 
@@ -84,7 +84,7 @@ def assert_scores(found, predictions, labels):
 def test_scores_are_those_of_all_models_at_once(ensemble, store, changes):
     size = 30 if "subset" in changes else NUM_SAMPLES
     runs = ensemble(num_samples=size, **changes)
-    (found,) = analysis.ensemble_scores(runs, store)
+    (found,) = subset_scores.ensemble_scores(runs, store)
     predictions, labels = all_predictions(runs, store)
     assert len(predictions) == 2 * int(runs[0].keep[0][-1])
     assert len(labels) == NUM_SAMPLES  # of the pool, not of the subset
@@ -95,8 +95,8 @@ def test_scores_are_those_of_all_models_at_once(ensemble, store, changes):
 @pytest.mark.parametrize("block_size", [1, 7, 59, 60, 1000])
 def test_scores_do_not_depend_on_the_blocks(ensemble, store, block_size):
     runs = ensemble()
-    (whole,) = analysis.ensemble_scores(runs, store)
-    (blocks,) = analysis.ensemble_scores(runs, store, block_size=block_size)
+    (whole,) = subset_scores.ensemble_scores(runs, store)
+    (blocks,) = subset_scores.ensemble_scores(runs, store, block_size=block_size)
     for name in ACQUISITIONS:
         # a network's sums depend on how many images it gets: the last bit, so at most a rounding
         np.testing.assert_allclose(blocks[name], whole[name], rtol=1e-3, atol=2e-7)
@@ -105,21 +105,21 @@ def test_scores_do_not_depend_on_the_blocks(ensemble, store, block_size):
 def test_groups_are_ensembles_of_their_own(ensemble, store):
     runs = ensemble()
     groups = [{(0, 2)}, {(0, 2), (1, 0)}, set(product(range(2), range(3)))]
-    found = analysis.ensemble_scores(runs, store, groups=groups, block_size=40)
+    found = subset_scores.ensemble_scores(runs, store, groups=groups, block_size=40)
     predictions, labels = all_predictions(runs, store)
     for scores, group in zip(found, groups, strict=True):
         assert_scores(scores, [predictions[member] for member in sorted(group)], labels)
-    (whole,) = analysis.ensemble_scores(runs, store, block_size=40)
+    (whole,) = subset_scores.ensemble_scores(runs, store, block_size=40)
     for name in ACQUISITIONS:  # to the bit, so that both choose the same samples
         np.testing.assert_array_equal(found[2][name], whole[name])
     with pytest.raises(ParameterError, match="none of the ensemble's members"):
-        analysis.ensemble_scores(runs, store, groups=[{(2, 0)}])
+        subset_scores.ensemble_scores(runs, store, groups=[{(2, 0)}])
 
 
 def test_last_member_is_the_trained_model(ensemble, store):
     runs = [dataclasses.replace(run, keep=(*run.keep, "final_weights")) for run in ensemble(1)]
     weights = load_artefact(runs[0], runs[0].keep[0], store)
-    *_, model = analysis.members(runs[0], weights)
+    *_, model = subset_scores.members(runs[0], weights)
     final = load_artefact(runs[0], "final_weights", store)
     assert not model.training
     for name, value in model.state_dict().items():
@@ -130,7 +130,7 @@ def test_members_leave_the_random_numbers_alone(ensemble, store):
     run = ensemble(1)[0]
     weights = load_artefact(run, run.keep[0], store)
     before = torch.get_rng_state()
-    assert len({id(model) for model in analysis.members(run, weights)}) == 1
+    assert len({id(model) for model in subset_scores.members(run, weights)}) == 1
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -159,27 +159,27 @@ def test_of_many_members_one_is_held(ensemble, store, monkeypatch):
             watch("predictions", probabilities)
             super().update(probabilities)
 
-    monkeypatch.setattr(analysis, "load_artefact", load)
-    monkeypatch.setattr(analysis, "EnsembleTally", Watched)
-    analysis.ensemble_scores(runs, store, block_size=25)
+    monkeypatch.setattr(subset_scores, "load_artefact", load)
+    monkeypatch.setattr(subset_scores, "EnsembleTally", Watched)
+    subset_scores.ensemble_scores(runs, store, block_size=25)
     assert most["predictions"] <= 2  # the one that is added, the next being made
     assert most["checkpoints"] <= 2
     assert alive == {"predictions": 0, "checkpoints": 0}
 
 
 def test_member_order_takes_runs_or_checkpoints_first():
-    by_runs = analysis.member_order(3, 2)
+    by_runs = subset_scores.member_order(3, 2)
     assert by_runs == [(0, 1), (1, 1), (2, 1), (0, 0), (1, 0), (2, 0)]
-    by_checkpoints = analysis.member_order(3, 2, "checkpoints")
+    by_checkpoints = subset_scores.member_order(3, 2, "checkpoints")
     assert by_checkpoints == [(0, 1), (0, 0), (1, 1), (1, 0), (2, 1), (2, 0)]
     with pytest.raises(ParameterError, match="order"):
-        analysis.member_order(3, 2, "seeds")
+        subset_scores.member_order(3, 2, "seeds")
 
 
 @pytest.mark.parametrize("num_checkpoints", [1, 2, 3, 16, 20])
-@pytest.mark.parametrize("order", analysis.ORDERS)
+@pytest.mark.parametrize("order", subset_scores.ORDERS)
 def test_member_order_has_each_member_once_and_spreads(num_checkpoints, order):
-    walk = analysis.member_order(4, num_checkpoints, order)
+    walk = subset_scores.member_order(4, num_checkpoints, order)
     assert sorted(walk) == list(product(range(4), range(num_checkpoints)))
     one = [checkpoint for run, checkpoint in walk if run == 2]
     assert one[0] == num_checkpoints - 1  # the trained model
@@ -192,17 +192,17 @@ def test_member_order_has_each_member_once_and_spreads(num_checkpoints, order):
 
 def test_ensemble_keeps_what_the_last_half_has(tiny_run):
     run = tiny_run(epochs=3)  # 4 steps an epoch: 12, of which 6 in the last half
-    assert analysis.ensemble_of(run, 1, 20, 60)[0].keep == ("checkpoints:6",)
-    assert analysis.ensemble_of(run, 1, 5, 60)[0].keep == ("checkpoints:5",)
-    assert analysis.ensemble_of(run, 1, 20, 17)[0].keep == ("checkpoints:3",)  # 2 an epoch
-    seeds = [member.seed for member in analysis.ensemble_of(run, 3, 1, 60)]
+    assert subset_scores.ensemble_of(run, 1, 20, 60)[0].keep == ("checkpoints:6",)
+    assert subset_scores.ensemble_of(run, 1, 5, 60)[0].keep == ("checkpoints:5",)
+    assert subset_scores.ensemble_of(run, 1, 20, 17)[0].keep == ("checkpoints:3",)  # 2 an epoch
+    seeds = [member.seed for member in subset_scores.ensemble_of(run, 3, 1, 60)]
     assert len(set(seeds)) == 3
-    assert min(seeds) == analysis.ENSEMBLE_SEED
+    assert min(seeds) == subset_scores.ENSEMBLE_SEED
 
 
 def test_diverged_runs_give_no_members(ensemble, store):
     runs = ensemble()
-    healthy = analysis.ensemble_scores([runs[1]], store)[0]
+    healthy = subset_scores.ensemble_scores([runs[1]], store)[0]
     run_missing(runs, store, use_committed=False)
     real = run_missing
 
@@ -212,23 +212,25 @@ def test_diverged_runs_give_no_members(ensemble, store):
         return results
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "run_missing", one_diverged)
-        found = analysis.ensemble_scores(runs, store)[0]
-        by_members = analysis.subsets_by_members(ensemble=runs, store=store, counts=[1, 4], size=20)
+        patch.setattr(subset_scores, "run_missing", one_diverged)
+        found = subset_scores.ensemble_scores(runs, store)[0]
+        by_members = subset_search.subsets_by_members(
+            ensemble=runs, store=store, counts=[1, 4], size=20
+        )
     for name in ACQUISITIONS:
         np.testing.assert_array_equal(found[name], healthy[name])
     assert by_members["num_members"].tolist() == [1, 3]
 
 
 def test_ensemble_of_diverged_runs_is_refused(tiny_run, store):
-    runs = analysis.ensemble_of(tiny_run(lr=1e30), 2, 3, NUM_SAMPLES)
+    runs = subset_scores.ensemble_of(tiny_run(lr=1e30), 2, 3, NUM_SAMPLES)
     with pytest.raises(DataError, match="all 2 runs of the ensemble diverged"):
-        analysis.ensemble_scores(runs, store)
+        subset_scores.ensemble_scores(runs, store)
 
 
 def test_ensembles_that_are_none_are_refused(tiny_run, store):
     run = tiny_run()
-    first, second = analysis.ensemble_of(run, 2, 3, NUM_SAMPLES)
+    first, second = subset_scores.ensemble_of(run, 2, 3, NUM_SAMPLES)
     cases = {
         "differ in their seed alone": [first, dataclasses.replace(second, lr=0.1)],
         "needs checkpoints:N": [run],
@@ -236,14 +238,14 @@ def test_ensembles_that_are_none_are_refused(tiny_run, store):
     }
     for text, runs in cases.items():
         with pytest.raises(ParameterError, match=text):
-            analysis.ensemble_scores(runs, store)
+            subset_scores.ensemble_scores(runs, store)
     with pytest.raises(ParameterError, match="label_noise_seed"):
-        analysis.ensemble_of(tiny_run(label_noise=0.1), 2, 3, NUM_SAMPLES)
+        subset_scores.ensemble_of(tiny_run(label_noise=0.1), 2, 3, NUM_SAMPLES)
     for number in (0, -1, 1.5):
         with pytest.raises(ParameterError, match="num_runs"):
-            analysis.ensemble_of(run, number, 3, NUM_SAMPLES)
+            subset_scores.ensemble_of(run, number, 3, NUM_SAMPLES)
     with pytest.raises(ParameterError, match="block_size"):
-        analysis.ensemble_scores([first, second], store, block_size=0)
+        subset_scores.ensemble_scores([first, second], store, block_size=0)
 
 
 # --- what is stored ------------------------------------------------------------------------------
@@ -258,17 +260,23 @@ def chain(ensemble, tiny_run, store, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         where = dict(store=store, use_committed=use_committed)
         first = ensemble(label_noise=0.1)
-        scores = analysis.stored("fig_1", analysis.score_arrays, first, folder, **where)
-        chosen = analysis.choose(scores["predictive_entropy"], 30, seed=0)
+        scores = subset_scores.stored("fig_1", subset_scores.score_arrays, first, folder, **where)
+        chosen = subset_search.choose(scores["predictive_entropy"], 30, seed=0)
         grown = ensemble(num_samples=30, subset=subsets.pack(chosen, NUM_SAMPLES))
-        scores = analysis.stored("fig_2", analysis.score_arrays, grown, folder, **where)
-        indices = analysis.grow(chosen, scores["mutual_information"], 45, seed=0)
-        target = analysis.on_subset(tiny_run(), indices, NUM_SAMPLES)
-        sizes = analysis.stored(
-            "fig_3", analysis.subsets_by_members, first, folder, **where, counts=[1, 2], size=40
+        scores = subset_scores.stored("fig_2", subset_scores.score_arrays, grown, folder, **where)
+        indices = subset_search.grow(chosen, scores["mutual_information"], 45, seed=0)
+        target = subset_search.on_subset(tiny_run(), indices, NUM_SAMPLES)
+        sizes = subset_scores.stored(
+            "fig_3",
+            subset_search.subsets_by_members,
+            first,
+            folder,
+            **where,
+            counts=[1, 2],
+            size=40,
         )
-        few = analysis.choose(analysis.ranks_of(sizes, 1, "error_count"), 40, seed=0)
-        other = analysis.on_subset(tiny_run(), few, NUM_SAMPLES)
+        few = subset_search.choose(subset_search.ranks_of(sizes, 1, "error_count"), 40, seed=0)
+        other = subset_search.on_subset(tiny_run(), few, NUM_SAMPLES)
         runs = [*first, *grown, target, other]
         results = run_missing(runs, store, use_committed=use_committed)
         write_results(results, store, folder)
@@ -301,32 +309,32 @@ def test_committed_scores_of_another_ensemble_are_not_taken(ensemble, store, tmp
     folder = tmp_path / "figures" / "07" / "quick"
     folder.mkdir(parents=True)
     runs = ensemble()
-    analysis.stored("fig_1", analysis.score_arrays, runs, folder, store=store)
+    subset_scores.stored("fig_1", subset_scores.score_arrays, runs, folder, store=store)
     monkeypatch.setenv("HARDTRAIN_COMMITTED", str(tmp_path / "figures"))
     taken = []
 
     def make(**described):
         taken.append(described["keys"])
-        return analysis.score_arrays(**described)
+        return subset_scores.score_arrays(**described)
 
-    make.__name__, make.__module__ = "score_arrays", analysis.__name__
+    make.__name__, make.__module__ = "score_arrays", subset_scores.__name__
     fewer = [dataclasses.replace(run, keep=("checkpoints:2",)) for run in runs]
     for other in (runs, fewer, runs[:1], ensemble(epochs=3)):
-        analysis.stored("fig_1", make, other, tmp_path, store=store)
+        subset_scores.stored("fig_1", make, other, tmp_path, store=store)
     assert len(taken) == 3  # all but the first
 
 
 def test_stored_scores_are_rounded_before_they_are_used(ensemble, store):
     runs = ensemble(label_noise=0.1)
-    found = analysis.score_arrays(ensemble=runs, store=store)
+    found = subset_scores.score_arrays(ensemble=runs, store=store)
     kinds = [found[name].dtype for name in ACQUISITIONS]
     assert kinds == [np.float16, np.float16, np.float16, np.int16]
     assert found["num_members"] == 6
     clean = load_data(runs[0])[0].labels
     assert found["wrong"].sum() == 6  # 10 % of 60
-    given = analysis.pool_of(runs[0]).labels
+    given = subset_scores.pool_of(runs[0]).labels
     np.testing.assert_array_equal(found["wrong"], (given != clean).numpy())
-    assert not analysis.score_arrays(ensemble=ensemble(), store=store)["wrong"].any()
+    assert not subset_scores.score_arrays(ensemble=ensemble(), store=store)["wrong"].any()
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
@@ -339,7 +347,7 @@ def test_scores_of_50_000_samples_fit_a_committed_file(tmp_path, num_classes):
         logits = hardness * torch.randn(50_000, num_classes, generator=generator)
         logits[torch.arange(50_000), labels] += 6
         tally.update(logits.softmax(1))
-    scores = analysis._scores(tally, labels)
+    scores = subset_scores._scores(tally, labels)
     wrong = np.random.default_rng(0).random(50_000) < 0.05
     figure_data("fig_1", lambda: scores | {"wrong": wrong}, tmp_path)
     assert (tmp_path / "fig_1.npz").stat().st_size <= 300_000
@@ -348,20 +356,20 @@ def test_scores_of_50_000_samples_fit_a_committed_file(tmp_path, num_classes):
 
 def test_subsets_by_members_are_those_of_the_first_members(ensemble, store):
     runs = ensemble()
-    found = analysis.subsets_by_members(ensemble=runs, store=store, counts=[4, 1, 50], size=20)
+    found = subset_search.subsets_by_members(ensemble=runs, store=store, counts=[4, 1, 50], size=20)
     assert found["num_members"].tolist() == [1, 4, 6]
     assert found["correlation"].shape == found["overlap"].shape == (2, 3, 4)
-    (whole,) = analysis.ensemble_scores(runs, store)
-    for (o, order), (p, count) in product(enumerate(analysis.ORDERS), enumerate((1, 4, 6))):
-        group = set(analysis.member_order(2, 3, order)[:count])
-        (scores,) = analysis.ensemble_scores(runs, store, groups=[group])
+    (whole,) = subset_scores.ensemble_scores(runs, store)
+    for (o, order), (p, count) in product(enumerate(subset_scores.ORDERS), enumerate((1, 4, 6))):
+        group = set(subset_scores.member_order(2, 3, order)[:count])
+        (scores,) = subset_scores.ensemble_scores(runs, store, groups=[group])
         for a, name in enumerate(ACQUISITIONS):
-            first = analysis.choose(scores[name], 20, seed=1)
+            first = subset_search.choose(scores[name], 20, seed=1)
             if o == 0:  # the order whose subsets are stored
-                again = analysis.choose(analysis.ranks_of(found, p, name), 20, seed=1)
+                again = subset_search.choose(subset_search.ranks_of(found, p, name), 20, seed=1)
                 assert set(again) == set(first)
-            last = analysis.choose(whole[name], 20, seed=0)
-            assert found["overlap"][o, p, a] == analysis.jaccard([first, last])[0, 1]
+            last = subset_search.choose(whole[name], 20, seed=0)
+            assert found["overlap"][o, p, a] == subset_search.jaccard([first, last])[0, 1]
     assert (found["overlap"][:, 2, 0] > 0.9).all()  # few entropies are equal
     assert (found["overlap"][:, 0, 2] < 0.5).all()  # all votes of one member are
     np.testing.assert_allclose(found["correlation"][:, 2, 0], 1)
@@ -383,9 +391,12 @@ def test_subsets_by_members_fit_a_committed_file(ensemble, store, tmp_path, monk
 
     runs = ensemble(num_runs=5, epochs=10, num_checkpoints=20)
     run_missing(runs, store, use_committed=False)
-    monkeypatch.setattr(analysis, "ensemble_scores", random_scores)
-    make, settings = analysis.subsets_by_members, dict(counts=[1, 2, 5, 10, 20, 50], size=35_000)
-    analysis.stored("fig_2", make, runs, tmp_path, store=store, **settings)
+    monkeypatch.setattr(subset_search, "ensemble_scores", random_scores)
+    make, settings = (
+        subset_search.subsets_by_members,
+        dict(counts=[1, 2, 5, 10, 20, 50], size=35_000),
+    )
+    subset_scores.stored("fig_2", make, runs, tmp_path, store=store, **settings)
     assert (tmp_path / "fig_2.npz").stat().st_size <= 300_000
 
 
@@ -396,15 +407,15 @@ def test_labels_and_pictures_are_those_of_the_training_set(tiny_set, tiny_run):
     wrong = np.flatnonzero(given.labels != data.labels)
     assert len(wrong) == 6
     settings = dict(datasets=[tiny_set], train_size=30)
-    found = analysis.training_labels(**settings)
+    found = subset_search.training_labels(**settings)
     np.testing.assert_array_equal(found["labels"], data.labels.numpy())
     assert found["class_names"].tolist() == ["0", "1", "2"]
     indices = [int(wrong[2]), 4, int(wrong[0])]
-    shown = analysis.pictures(**settings, indices=indices, label_noise=0.2, label_noise_seed=3)
+    shown = subset_search.pictures(**settings, indices=indices, label_noise=0.2, label_noise_seed=3)
     np.testing.assert_array_equal(shown["images"], data.images[indices].numpy())
     assert shown["given"].tolist() == [str(int(given.labels[i])) for i in indices]
     assert shown["true"].tolist() == [str(int(data.labels[i])) for i in indices]
-    clean = analysis.pictures(**settings, indices=indices)
+    clean = subset_search.pictures(**settings, indices=indices)
     assert clean["given"].tolist() == clean["true"].tolist() == shown["true"].tolist()
 
 
@@ -417,7 +428,7 @@ def test_choose_takes_the_highest_and_draws_among_equal_ones(lowest):
     scores = -scores if lowest else scores
     drawn = np.zeros(6)
     for seed in range(400):
-        chosen = analysis.choose(scores, 4, seed=seed, lowest=lowest).tolist()
+        chosen = subset_search.choose(scores, 4, seed=seed, lowest=lowest).tolist()
         assert chosen[:2] == [4, 1]
         drawn[chosen[2:]] += 1
     assert drawn[[1, 4]].tolist() == [0, 0]
@@ -426,43 +437,43 @@ def test_choose_takes_the_highest_and_draws_among_equal_ones(lowest):
 
 def test_choose_is_the_same_everywhere():
     """Runs on subsets are found again by these: no version may draw otherwise."""
-    assert analysis.choose(np.zeros(10), 10, seed=0).tolist() == [6, 5, 2, 3, 9, 4, 1, 7, 8, 0]
-    assert analysis.choose(np.arange(10) // 3, 5, seed=0).tolist()[0] == 9
+    assert subset_search.choose(np.zeros(10), 10, seed=0).tolist() == [6, 5, 2, 3, 9, 4, 1, 7, 8, 0]
+    assert subset_search.choose(np.arange(10) // 3, 5, seed=0).tolist()[0] == 9
 
 
 def test_choose_takes_equal_numbers_of_classes():
     scores = np.array([2, 7, 2, 2, 9, 2])
     labels = np.array([0, 0, 0, 1, 0, 1], np.int16)
     for seed in range(5):
-        assert sorted(analysis.choose(scores, 4, seed=seed, labels=labels)) == [1, 3, 4, 5]
-        lowest = analysis.choose(scores, 4, seed=seed, labels=labels, lowest=True)
+        assert sorted(subset_search.choose(scores, 4, seed=seed, labels=labels)) == [1, 3, 4, 5]
+        lowest = subset_search.choose(scores, 4, seed=seed, labels=labels, lowest=True)
         assert sorted(lowest) == [0, 2, 3, 5]
 
 
 def test_choose_ranks_half_precision_exactly():
     scores = np.array([6e-8, 0, 1.2e-7, 1.0, 0.9995], np.float16)
     assert len(np.unique(scores)) == 5
-    assert analysis.choose(scores, 5, seed=0).tolist() == [3, 4, 2, 0, 1]
+    assert subset_search.choose(scores, 5, seed=0).tolist() == [3, 4, 2, 0, 1]
 
 
 def test_random_subsets_are_nested_and_differ_by_seed():
     labels = np.arange(1000) % 10
-    small, large = (set(analysis.choose_at_random(1000, size, seed=3)) for size in (500, 700))
+    small, large = (set(subset_search.choose_at_random(1000, size, seed=3)) for size in (500, 700))
     assert len(small) == 500
     assert small < large
-    other = set(analysis.choose_at_random(1000, 500, seed=4))
+    other = set(subset_search.choose_at_random(1000, 500, seed=4))
     assert abs(len(small & other) - 250) < 60
-    balanced = analysis.choose_at_random(1000, 505, seed=3, labels=labels)
+    balanced = subset_search.choose_at_random(1000, 505, seed=3, labels=labels)
     assert set(np.bincount(labels[balanced])) == {50, 51}
 
 
 def test_grow_keeps_what_was_chosen():
     scores = np.array([1, 90, 30, 20, 80], np.int16)
-    assert sorted(analysis.grow(np.array([0, 3]), scores, 4, seed=0)) == [0, 1, 3, 4]
-    assert sorted(analysis.grow(np.array([0, 3]), scores, 2, seed=0)) == [0, 3]
+    assert sorted(subset_search.grow(np.array([0, 3]), scores, 4, seed=0)) == [0, 1, 3, 4]
+    assert sorted(subset_search.grow(np.array([0, 3]), scores, 2, seed=0)) == [0, 3]
     assert scores.tolist() == [1, 90, 30, 20, 80]  # untouched
     with pytest.raises(ParameterError, match="size = 1 is less than the 2"):
-        analysis.grow(np.array([0, 3]), scores, 1, seed=0)
+        subset_search.grow(np.array([0, 3]), scores, 1, seed=0)
 
 
 def test_candidates_are_what_their_names_say():
@@ -471,7 +482,7 @@ def test_candidates_are_what_their_names_say():
     scores = {name: rng.random(200) + labels for name in ACQUISITIONS}
     scores["variation_ratio"] = np.repeat([1.0, 0.0], [20, 180])
     grown = np.arange(80)
-    found = analysis.candidates(scores, labels, 80, [3, 4], "mutual_information", grown)
+    found = subset_search.candidates(scores, labels, 80, [3, 4], "mutual_information", grown)
     assert list(found) == [
         "predictive entropy", "mutual information", "variation ratio", "error count",
         "highest, balanced", "lowest", "random", "random, balanced", "build-up",
@@ -493,7 +504,7 @@ def test_candidates_are_what_their_names_say():
 
 def test_targets_differ_in_seed_and_subset(tiny_run):
     parts = [np.array([1, 2]), np.array([5, 9])]
-    first, second = analysis.targets(tiny_run(seed=8), [3, 4], parts, NUM_SAMPLES)
+    first, second = subset_search.targets(tiny_run(seed=8), [3, 4], parts, NUM_SAMPLES)
     assert (first.seed, second.seed) == (3, 4)
     assert subsets.unpack(second.subset, NUM_SAMPLES).tolist() == [5, 9]
     assert dataclasses.replace(first, seed=8, subset="") == tiny_run(seed=8)
@@ -501,18 +512,23 @@ def test_targets_differ_in_seed_and_subset(tiny_run):
 
 def test_subset_size_leaves_no_batch_of_one(tiny_run):
     run = tiny_run(batch_size=16)
-    assert [analysis.subset_size(run, 100, f) for f in (0.32, 0.33, 0.34, 0.01)] == [32, 32, 34, 1]
+    assert [subset_search.subset_size(run, 100, f) for f in (0.32, 0.33, 0.34, 0.01)] == [
+        32,
+        32,
+        34,
+        1,
+    ]
     for fraction in (0, 1, 1.2, "0.5"):
         with pytest.raises(ParameterError, match="fraction"):
-            analysis.subset_size(run, 100, fraction)
+            subset_search.subset_size(run, 100, fraction)
 
 
 def test_on_subset_describes_the_samples(tiny_run):
     run = tiny_run()
-    part = analysis.on_subset(run, np.array([5, 3, 50]), NUM_SAMPLES)
+    part = subset_search.on_subset(run, np.array([5, 3, 50]), NUM_SAMPLES)
     assert subsets.unpack(part.subset, NUM_SAMPLES).tolist() == [3, 5, 50]
     assert dataclasses.replace(part, subset="") == run
-    assert analysis.on_subset(run, np.arange(60), NUM_SAMPLES) is run
+    assert subset_search.on_subset(run, np.arange(60), NUM_SAMPLES) is run
 
 
 @pytest.mark.parametrize(
@@ -521,8 +537,8 @@ def test_on_subset_describes_the_samples(tiny_run):
 )
 def test_equal_updates_are_as_near_as_whole_epochs_come(tiny_run, store, size, drop_last):
     run = tiny_run(epochs=10, drop_last=drop_last, evaluate_every=10)
-    part = analysis.on_subset(run, np.arange(size), NUM_SAMPLES)
-    longer = analysis.at_equal_updates(part, NUM_SAMPLES)
+    part = subset_search.on_subset(run, np.arange(size), NUM_SAMPLES)
+    longer = subset_search.at_equal_updates(part, NUM_SAMPLES)
     assert longer.subset == part.subset
     run_missing([run, longer], store, use_committed=False)
     updates = [store.load(r.key, load_data(r)[2])["history"][-1]["step"] for r in (run, longer)]
@@ -533,7 +549,7 @@ def test_equal_updates_are_as_near_as_whole_epochs_come(tiny_run, store, size, d
 def test_jaccard_is_that_of_sets():
     rng = np.random.default_rng(0)
     chosen = [rng.permutation(50)[:size] for size in (10, 25, 40)]
-    found = analysis.jaccard(chosen)
+    found = subset_search.jaccard(chosen)
     for i, j in product(range(3), repeat=2):
         a, b = set(chosen[i]), set(chosen[j])
         assert found[i, j] == pytest.approx(len(a & b) / len(a | b))
@@ -543,10 +559,11 @@ def test_jaccard_is_that_of_sets():
 def test_chance_overlap_is_the_mean_of_random_subsets(fraction):
     size = round(5000 * fraction)
     pairs = [
-        [analysis.choose_at_random(5000, size, seed=2 * i + j) for j in (0, 1)] for i in range(20)
+        [subset_search.choose_at_random(5000, size, seed=2 * i + j) for j in (0, 1)]
+        for i in range(20)
     ]
-    mean = np.mean([analysis.jaccard(pair)[0, 1] for pair in pairs])
-    assert mean == pytest.approx(analysis.chance_overlap(fraction), abs=0.005)
+    mean = np.mean([subset_search.jaccard(pair)[0, 1] for pair in pairs])
+    assert mean == pytest.approx(subset_tables.chance_overlap(fraction), abs=0.005)
 
 
 # --- tables and curves ---------------------------------------------------------------------------
@@ -556,7 +573,7 @@ def test_score_table_counts_ties_and_classes():
     scores = {name: np.array([0, 0, 0, 3, 2, 0]) for name in ACQUISITIONS}
     scores["error_count"] = np.array([1, 2, 3, 4, 5, 6])
     labels = np.array([0, 0, 1, 1, 3, 3])
-    table = analysis.score_table(scores, labels, 3)
+    table = subset_tables.score_table(scores, labels, 3)
     tied, ranked = table.iloc[0].tolist(), table.iloc[3].tolist()
     assert tied[:5] == ["predictive entropy", "66.7", 3, 4, 1]
     assert ranked == ["error count", "0.0", 6, 1, 1, "0.0", "100.0"]
@@ -584,19 +601,19 @@ def arm(name, num_seeds):
 
 def test_errors_by_seed_leave_out_seeds_that_diverged_somewhere():
     results = frame(a=[0.1, 0.2, 0.3], b=[0.4, math.nan, 0.6])
-    found = analysis.errors_by_seed(results, [arm("a", 3), arm("b", 3)])
+    found = subset_tables.errors_by_seed(results, [arm("a", 3), arm("b", 3)])
     np.testing.assert_allclose(found, [[0.1, 0.4], [0.3, 0.6]])
 
 
 def test_error_points_are_in_percent_with_their_intervals():
     results = frame(a=[0.1, 0.2, 0.3], b=[0.4, math.nan, math.nan], c=[math.nan] * 3)
-    mean, half = analysis.error_points(results, [arm("a", 3), arm("a", 3)])
+    mean, half = subset_tables.error_points(results, [arm("a", 3), arm("a", 3)])
     np.testing.assert_allclose(mean, [20, 20])
     np.testing.assert_allclose(half, 4.302653 * 10 / math.sqrt(3), rtol=1e-6)
-    mean, half = analysis.error_points(results, [arm("a", 3), arm("b", 3)])
+    mean, half = subset_tables.error_points(results, [arm("a", 3), arm("b", 3)])
     np.testing.assert_allclose(mean, [10, 40])
     assert np.isnan(half).all()
-    assert np.isnan(analysis.error_points(results, [arm("a", 3), arm("c", 3)])).all()
+    assert np.isnan(subset_tables.error_points(results, [arm("a", 3), arm("c", 3)])).all()
 
 
 def test_subset_table_compares_each_arm_with_its_baselines():
@@ -604,7 +621,7 @@ def test_subset_table_compares_each_arm_with_its_baselines():
     all_data, part, lost = (arm(name, 3) for name in "abc")
     arms = {("100", "all"): all_data, ("70", "part"): part, ("50", "lost"): lost}
     baselines = {"all": dict.fromkeys(arms, all_data), "random": {("70", "part"): lost}}
-    table = analysis.subset_table(results, arms, ["kept (%)", "subset"], baselines)
+    table = subset_tables.subset_table(results, arms, ["kept (%)", "subset"], baselines)
     assert table.columns.tolist() == [
         "kept (%)", "subset", "test error (%)", "minus all (points)", "p (all)",
         "minus random (points)", "p (random)",
@@ -618,18 +635,18 @@ def test_subset_table_compares_each_arm_with_its_baselines():
 
 def test_seen_says_what_the_interval_says():
     gap = PairedDifference(mean=-1.0, low=-2.0, high=-0.5, p=0.01, n=5)
-    assert analysis.seen(gap) == "lower error"
-    assert analysis.seen(gap._replace(mean=1.0, low=0.5, high=2.0)) == "higher error"
-    assert analysis.seen(gap._replace(high=0.0)) == "no difference seen"
-    assert analysis.seen(gap._replace(n=2)) == "2 of at least 3 seeds"
-    assert analysis.seen(None) == "not run"
+    assert subset_tables.seen(gap) == "lower error"
+    assert subset_tables.seen(gap._replace(mean=1.0, low=0.5, high=2.0)) == "higher error"
+    assert subset_tables.seen(gap._replace(high=0.0)) == "no difference seen"
+    assert subset_tables.seen(gap._replace(n=2)) == "2 of at least 3 seeds"
+    assert subset_tables.seen(None) == "not run"
 
 
 def test_label_error_curve_matches_a_loop_over_thresholds():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 6, 200)
     wrong = rng.random(200) < 0.05 + 0.1 * scores / 6
-    precision, recall = analysis.label_error_curve(scores, wrong)
+    precision, recall = subset_tables.label_error_curve(scores, wrong)
     expected = []
     for threshold in sorted(set(scores), reverse=True):
         found = scores >= threshold
@@ -639,14 +656,14 @@ def test_label_error_curve_matches_a_loop_over_thresholds():
     np.testing.assert_allclose(reached, expected[: len(reached)])
     assert recall[-1] == 1
     with pytest.raises(ParameterError, match="no label is wrong"):
-        analysis.label_error_curve(scores, np.zeros(200, bool))
+        subset_tables.label_error_curve(scores, np.zeros(200, bool))
 
 
 def test_label_error_table_by_hand():
     wrong = np.array([False, True, False, True, False, False, False, False, False, False])
     ranked = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     scores = {name: np.zeros(10) for name in ACQUISITIONS} | {"error_count": ranked}
-    table = analysis.label_error_table(scores, wrong).set_index("acquisition function")
+    table = subset_tables.label_error_table(scores, wrong).set_index("acquisition function")
     assert table.columns[0] == "wrong among the 2 highest (%)"
     # 2 highest: one; at the thresholds of the two: 1/2 and 2/4; four to see both
     assert table.loc["error count"].tolist() == ["50.0", "50.0", "40.0"]

@@ -10,13 +10,13 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 from hardtrain import Run, load_dataset, run_missing
-from hardtrain import noise_analysis as analysis
 from hardtrain.curvature import gradient_noise_scale, largest_eigenvalue
 from hardtrain.data import Transform
 from hardtrain.errors import ParameterError
 from hardtrain.networks import build_network, has_batch_norm
 from hardtrain.runs import load_artefacts
 from hardtrain.statistics import mean_interval
+from hardtrain.studies import noise_figures, noise_tables
 from hardtrain.training import evaluate
 
 # --- settings of the paper ------------------------------------------------------------------------
@@ -32,30 +32,30 @@ from hardtrain.training import evaluate
     ],
 )
 def test_milestones_are_the_papers_in_proportion(num_epochs, milestones):
-    assert analysis.decay_milestones(num_epochs) == milestones
+    assert noise_figures.decay_milestones(num_epochs) == milestones
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.55, 1.0])
 def test_constant_alpha_adds_up_to_the_same_variance(gamma):
     total = sum(0.3 / (1 + t) ** gamma for t in range(50))
-    assert 50 * analysis.constant_alpha(0.3, gamma, 50) == pytest.approx(total, rel=1e-12)
+    assert 50 * noise_figures.constant_alpha(0.3, gamma, 50) == pytest.approx(total, rel=1e-12)
 
 
 def test_constant_alpha_needs_a_step():
     with pytest.raises(ParameterError, match="num_steps = 0"):
-        analysis.constant_alpha(1e-5, 0.55, 0)
+        noise_figures.constant_alpha(1e-5, 0.55, 0)
 
 
 @pytest.mark.parametrize("name", ["cnn_small", "cnn_small_bn", "resnet50", "mlp"])
 def test_batch_norm_is_found_without_touching_the_random_state(name):
     before = torch.get_rng_state()
-    found = analysis.uses_batch_norm(name)
+    found = noise_figures.uses_batch_norm(name)
     assert torch.equal(torch.get_rng_state(), before)
     assert found == has_batch_norm(build_network(name, 2, 3, stem="imagenet", image_size=32))
 
 
 def test_sketch_has_a_flat_and_a_sharp_minimum():
-    found = analysis.sketch_of_minima(0.25, num_points=9001)
+    found = noise_figures.sketch_of_minima(0.25, num_points=9001)
     x, train = found["x"], found["train"]
     at = [int(np.abs(x - minimum).argmin()) for minimum in found["minima"]]
     second = np.gradient(np.gradient(train, x), x)
@@ -66,10 +66,13 @@ def test_sketch_has_a_flat_and_a_sharp_minimum():
 
 
 def test_samples_count_the_training_images(tiny_set):
-    found = analysis.samples(datasets=[tiny_set], train_size=30, test_size=0)
+    found = noise_figures.samples(datasets=[tiny_set], train_size=30, test_size=0)
     assert int(found["num_train"]) == 30
     assert found["images"].shape == (3, 1, 8, 8)
-    assert int(analysis.samples(datasets=[tiny_set], train_size=0, test_size=0)["num_train"]) == 60
+    assert (
+        int(noise_figures.samples(datasets=[tiny_set], train_size=0, test_size=0)["num_train"])
+        == 60
+    )
 
 
 # --- figure data ----------------------------------------------------------------------------------
@@ -93,9 +96,9 @@ def trained(tiny_run, tiny_set, store):
 
 def test_interpolations_meet_the_trained_networks_at_both_ends(trained):
     runs, weights, results, built = trained(train_size=40)
-    found = analysis.interpolations(weights, num_seeds=2, alphas=[-1, 0, 1], **built)
+    found = noise_figures.interpolations(weights, num_seeds=2, alphas=[-1, 0, 1], **built)
     assert found["val_loss"].shape == (2, 1, 2, 3)
-    exact = analysis.READINGS.index("interpolated")
+    exact = noise_figures.READINGS.index("interpolated")
     for side, name in (("val", "test"), ("train", "train_set")):
         for seed in range(2):
             for alpha, run in ((1, runs[seed]), (2, runs[2 + seed])):
@@ -111,7 +114,7 @@ def test_interpolations_meet_the_trained_networks_at_both_ends(trained):
 def test_interpolations_can_use_a_part_of_each_set(trained, tiny_set):
     _, weights, _, built = trained("cnn_small")
     how = dict(num_seeds=2, alphas=[0], num_images=12, **built)
-    found = analysis.interpolations(weights, **how)
+    found = noise_figures.interpolations(weights, **how)
     test = load_dataset(tiny_set, "test").subset(12)
     model = build_network("cnn_small", 3, 1, stem="cifar", image_size=8)
     model.load_state_dict({k: torch.as_tensor(v) for k, v in weights[0].items()})
@@ -122,8 +125,8 @@ def test_interpolations_can_use_a_part_of_each_set(trained, tiny_set):
 def test_interpolations_leave_out_what_diverged(trained):
     _, weights, _, built = trained("cnn_small")
     weights[3] = None
-    found = analysis.interpolations(weights, num_seeds=2, alphas=[0, 1], **built)
-    for name in analysis.CURVES:
+    found = noise_figures.interpolations(weights, num_seeds=2, alphas=[0, 1], **built)
+    for name in noise_figures.CURVES:
         assert np.isnan(found[name][:, :, 1]).all()
         assert np.isfinite(found[name][:, :, 0]).all()
 
@@ -131,13 +134,13 @@ def test_interpolations_leave_out_what_diverged(trained):
 def test_artefacts_must_be_groups_of_seeds(trained):
     _, weights, _, built = trained("cnn_small")
     with pytest.raises(ParameterError, match="3 artefacts are no multiple of 2 seeds"):
-        analysis.interpolations(weights[:3], num_seeds=2, alphas=[0], **built)
+        noise_figures.interpolations(weights[:3], num_seeds=2, alphas=[0], **built)
 
 
 def test_random_directions_begin_at_the_networks(trained):
     runs, weights, results, built = trained("cnn_small")
     weights[2] = None
-    found = analysis.random_directions(weights, num_seeds=2, distances=[-0.5, 0, 0.5], **built)
+    found = noise_figures.random_directions(weights, num_seeds=2, distances=[-0.5, 0, 0.5], **built)
     losses = found["val_loss"].reshape(4, 3)
     assert np.isnan(losses[2]).all()
     for row in (0, 1, 3):
@@ -148,7 +151,7 @@ def test_random_directions_begin_at_the_networks(trained):
 def test_random_directions_use_the_same_numbers_for_all_groups(trained):
     _, weights, _, built = trained("cnn_small")
     same = [weights[0], weights[0], weights[0], weights[0]]
-    found = analysis.random_directions(same, num_seeds=2, distances=[0.5], **built)
+    found = noise_figures.random_directions(same, num_seeds=2, distances=[0.5], **built)
     losses = found["train_loss"][..., 0]
     np.testing.assert_array_equal(losses[0], losses[1])
     assert losses[0, 0] != losses[0, 1]  # another seed, another direction
@@ -157,7 +160,7 @@ def test_random_directions_use_the_same_numbers_for_all_groups(trained):
 def test_largest_eigenvalues_are_those_of_each_network(trained, tiny_set):
     _, weights, _, built = trained("cnn_small")
     weights[1] = None
-    found = analysis.largest_eigenvalues(weights, num_images=20, **built)["eigenvalues"]
+    found = noise_figures.largest_eigenvalues(weights, num_images=20, **built)["eigenvalues"]
     assert np.isnan(found[1])
     train = load_dataset(tiny_set, "train")
     for row in (0, 2, 3):
@@ -172,13 +175,13 @@ def test_largest_eigenvalues_are_those_of_each_network(trained, tiny_set):
 def test_eigenvalues_of_a_broken_network_are_nan(trained):
     _, weights, _, built = trained("cnn_small")
     broken = {name: np.full_like(value, np.nan) for name, value in weights[0].items()}
-    assert np.isnan(analysis.largest_eigenvalues([broken], **built)["eigenvalues"]).all()
+    assert np.isnan(noise_figures.largest_eigenvalues([broken], **built)["eigenvalues"]).all()
 
 
 def test_gradient_noise_is_that_of_each_network(trained, tiny_set):
     _, weights, _, built = trained("cnn_small")
     weights[1] = None
-    found = analysis.gradient_noise(weights, seeds=[3, 5], num_images=20, **built)
+    found = noise_figures.gradient_noise(weights, seeds=[3, 5], num_images=20, **built)
     assert found["trace"].shape == (3, 2)
     assert int(found["num_parameters"]) == sum(value.size for value in weights[0].values())
     assert np.isnan(found["trace"][1, 1])
@@ -198,7 +201,7 @@ def test_the_start_of_training_has_the_runs_own_initial_weights(network, tiny_ru
     weights = load_artefacts(runs, "final_weights", store)
     built = dict(dataset=tiny_set, network=network, stem="cifar", image_size=0)
     built |= dict(train_size=0, test_size=0)
-    found = analysis.gradient_noise(weights, seeds=[3, 5], **built)["trace"][0]
+    found = noise_figures.gradient_noise(weights, seeds=[3, 5], **built)["trace"][0]
     train = load_dataset(tiny_set, "train")
     transform = Transform.of(train)
     for trace, arrays in zip(found, weights, strict=True):
@@ -210,8 +213,8 @@ def test_the_start_of_training_has_the_runs_own_initial_weights(network, tiny_ru
 
 
 def test_average_is_one_row():
-    assert analysis.average(np.array([[1.0, 2.0], [3.0, 6.0]])).tolist() == [[2.0, 4.0]]
-    assert analysis.average(np.zeros((0, 2))).shape == (0, 2)
+    assert noise_figures.average(np.array([[1.0, 2.0], [3.0, 6.0]])).tolist() == [[2.0, 4.0]]
+    assert noise_figures.average(np.zeros((0, 2))).shape == (0, 2)
 
 
 # --- the share of the gap -------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def by_seed(values):
 def test_share_is_the_ratio_of_mean_differences():
     small, large = by_seed([90, 92, 91]), by_seed([80, 81, 83])
     treated = by_seed([84, 86, 89])
-    found = analysis.share_of_gap(small, large, treated)
+    found = noise_tables.share_of_gap(small, large, treated)
     assert found.mean == pytest.approx(15 / 29)
     assert found.n == 3
 
@@ -235,7 +238,7 @@ def test_share_bounds_are_where_the_paired_interval_ends_at_zero():
         large = by_seed(rng.normal(70, 1, 6))
         small = large + rng.normal(5, 1, 6)
         treated = large + rng.normal(2, 1, 6)
-        found = analysis.share_of_gap(small, large, treated)
+        found = noise_tables.share_of_gap(small, large, treated)
         for share, inside in (
             (found.low - 0.01, False), (found.low + 0.01, True), (found.mean, True),
             (found.high - 0.01, True), (found.high + 0.01, False),
@@ -246,7 +249,7 @@ def test_share_bounds_are_where_the_paired_interval_ends_at_zero():
 
 def test_share_of_a_gap_that_may_be_zero_has_no_bounds():
     small, large = by_seed([70.0, 71.0, 69.0]), by_seed([69.0, 72.0, 68.5])
-    found = analysis.share_of_gap(small, large, large + 1)
+    found = noise_tables.share_of_gap(small, large, large + 1)
     assert (found.low, found.high) == (-math.inf, math.inf)
     assert str(found) == "the gap is not resolved (n = 3)"
 
@@ -256,15 +259,15 @@ def test_share_uses_common_seeds_only():
     large = pd.Series({2: 82.0, 1: 80.0, 0: 80.0})
     treated = pd.Series({0: 85.0, 1: 86.0, 2: 87.0, 8: 0.0})
     same = [values.loc[[0, 1, 2]] for values in (small, large, treated)]
-    assert analysis.share_of_gap(small, large, treated) == analysis.share_of_gap(*same)
+    assert noise_tables.share_of_gap(small, large, treated) == noise_tables.share_of_gap(*same)
 
 
 def test_share_of_one_or_no_seed():
-    one = analysis.share_of_gap(by_seed([90]), by_seed([80]), by_seed([85]))
+    one = noise_tables.share_of_gap(by_seed([90]), by_seed([80]), by_seed([85]))
     assert (one.mean, str(one)) == (0.5, "50 % (n = 1)")
     assert math.isnan(one.low)
     assert math.isnan(one.high)
-    none = analysis.share_of_gap(by_seed([]), by_seed([80]), by_seed([85]))
+    none = noise_tables.share_of_gap(by_seed([]), by_seed([80]), by_seed([85]))
     assert (none.n, str(none)) == (0, "not run")
 
 
@@ -307,15 +310,17 @@ def measured():
 
 def test_late_accuracy_is_of_the_last_tenth_of_the_epochs(measured):
     results, history, arms = measured
-    found = analysis.late_accuracy(history, results, arms["caltech101", "resnet50", "plain", 32])
+    found = noise_tables.late_accuracy(
+        history, results, arms["caltech101", "resnet50", "plain", 32]
+    )
     np.testing.assert_allclose(found, [73.95, 74.95, 74.45, 74.25])  # epochs 19 and 20 of 20
-    lost = analysis.late_accuracy(history, results, arms["digits", "mlp", "plain", 256])
+    lost = noise_tables.late_accuracy(history, results, arms["digits", "mlp", "plain", 256])
     assert list(lost.index) == [0, 1]
 
 
 def test_accuracy_table_sets_printed_beside_measured(measured):
     results, history, arms = measured
-    table = analysis.accuracy_table(results, history, arms, comparable=True)
+    table = noise_tables.accuracy_table(results, history, arms, comparable=True)
     ours = table[table["data set"] == "caltech101"]
     table = table.set_index(["data set", "B", "noise"]).sort_index()
     assert ours["paper (%)"].tolist() == [
@@ -342,7 +347,7 @@ def test_accuracy_table_knows_how_many_runs_the_paper_had(measured):
         # 0.9 off: inside the interval for one run (64), outside of that for two (128)
         for run, value in zip(arms[cell], (-0.35, -0.1, 0.2, 0.25), strict=True):
             results.loc[results["key"] == run.key, "test_error"] = 1 - (printed - 0.9 + value) / 100
-    table = analysis.accuracy_table(results, history, arms, comparable=True)
+    table = noise_tables.accuracy_table(results, history, arms, comparable=True)
     verdicts = table.set_index("paper (%)")["verdict"]
     assert verdicts["72.07"] == "reproduced"
     assert verdicts["71.01 ± 0.42"] == "not reproduced"
@@ -352,7 +357,7 @@ def test_accuracy_table_says_what_was_not_run_and_why_it_does_not_compare(measur
     results, history, arms = measured
     some = {cell: runs for cell, runs in arms.items() if cell[3] != 128}
     how = dict(comparable=False, reason="other protocol", not_run="run me")
-    table = analysis.accuracy_table(results, history, some, **how).set_index(["B", "noise"])
+    table = noise_tables.accuracy_table(results, history, some, **how).set_index(["B", "noise"])
     assert table.loc[(128, "no"), "verdict"] == "not run"
     assert table.loc[(128, "yes"), "why"] == "run me"
     assert table.loc[(64, "no"), ["verdict", "why"]].tolist() == [
@@ -362,7 +367,7 @@ def test_accuracy_table_says_what_was_not_run_and_why_it_does_not_compare(measur
 
 def test_difference_table_pairs_the_batch_sizes_and_the_noise(measured):
     results, _, arms = measured
-    table = analysis.difference_table(results, arms, comparable=True)
+    table = noise_tables.difference_table(results, arms, comparable=True)
     ours = table[table["data set"] == "caltech101"].set_index("difference")
     larger, noise = "B = {} minus B = 32, no noise", "noise minus no noise, B = {}"
     printed = {larger.format(64): "-4.16", larger.format(128): "-6.59", noise.format(64): "+1.78",
@@ -386,7 +391,7 @@ def test_difference_table_pairs_the_batch_sizes_and_the_noise(measured):
 def test_difference_table_keeps_the_papers_pairs_when_only_others_were_run(measured):
     results, _, arms = measured
     some = {cell: runs for cell, runs in arms.items() if cell[0] == "digits"}
-    table = analysis.difference_table(results, some, comparable=False, not_run="no data")
+    table = noise_tables.difference_table(results, some, comparable=False, not_run="no data")
     theirs = table[table["data set"] == "caltech101"]
     assert theirs["paper (points)"].tolist() == ["-4.16", "-6.59", "+1.78", "+3.15"]
     assert set(theirs["verdict"]) == {"not run"}
@@ -397,7 +402,7 @@ def test_difference_table_of_arms_that_diverged_is_not_comparable(measured):
     results, _, arms = measured
     lost = results["key"].isin([run.key for run in arms["digits", "mlp", "plain", 256]])
     results.loc[lost, "status"] = "diverged"
-    table = analysis.difference_table(results, arms, comparable=True)
+    table = noise_tables.difference_table(results, arms, comparable=True)
     (row,) = table[table["data set"] == "digits"].to_dict("records")
     assert (row["here (points)"], row["verdict"]) == ("not run", "not comparable")
     assert row["why"] == "no seed finished with both"
@@ -405,7 +410,7 @@ def test_difference_table_of_arms_that_diverged_is_not_comparable(measured):
 
 def test_share_table_has_the_papers_shares_and_ours(measured):
     results, _, arms = measured
-    table = analysis.share_table(results, arms, not_run="not run: why").set_index("B")
+    table = noise_tables.share_table(results, arms, not_run="not run: why").set_index("B")
     assert table.loc["64 against 32", "paper: recovered"] == "1.78 = 43%"
     assert table.loc["128 against 32", "paper: recovered"] == "3.15 = 48%"
     assert table.loc["64 against 32", "here: gap (points)"].startswith("+4.15 ± ")
@@ -413,7 +418,7 @@ def test_share_table_has_the_papers_shares_and_ours(measured):
     ours = table.loc["256 against 16"]
     assert ours["paper: recovered"] == "–"
     assert ours["here: share, 95 % interval"] == ""  # no run with noise
-    none = analysis.share_table(results, {}, not_run="not run: why")
+    none = noise_tables.share_table(results, {}, not_run="not run: why")
     assert none["here: gap (points)"].tolist() == ["not run: why"] * 2
 
 
@@ -426,7 +431,7 @@ def test_treatments_are_compared_with_the_large_batch(measured):
         "large": arms[*cell, "plain", 64],
         "noisy": arms[*cell, "gradient_noise", 64],
     }
-    table = analysis.treatments_table(results, named, small="small", large="large")
+    table = noise_tables.treatments_table(results, named, small="small", large="large")
     table = table.set_index("arm")
     assert table["B"].to_dict() == {"small": 32, "noisy small": 32, "large": 64, "noisy": 64}
     assert table["η"].tolist() == ["0.01", "0.01", "0.02", "0.02"]
@@ -446,7 +451,7 @@ def test_noise_scale_table_follows_the_equations():
     noise = {"alpha": 1e-4, "gamma": 0.5}
     large = Run("digits", "mlp", "gradient_noise", noise, batch_size=64, lr=0.04)
     arms = {"small": Run("digits", "mlp", batch_size=16, lr=0.01), "large": large}
-    table = analysis.noise_scale_table(
+    table = noise_tables.noise_scale_table(
         found, np.array([1.0, 3.0, 7.0, np.nan]), arms, smallest=16, num_train=100, alpha=1e-4
     ).set_index("network")
     assert table["η / B"].tolist() == ["", "0.000625", "0.000625"]
@@ -469,7 +474,7 @@ def test_noise_scale_table_follows_the_equations():
 
 
 def test_printed_accuracies_are_those_of_the_paper():
-    printed = analysis.printed_accuracies().set_index(["method", "batch_size"])
+    printed = noise_tables.printed_accuracies().set_index(["method", "batch_size"])
     assert printed["accuracy"].to_dict() == {
         ("plain", 32): 74.45,
         ("plain", 64): 70.29,
@@ -482,7 +487,7 @@ def test_printed_accuracies_are_those_of_the_paper():
 
 
 def test_printed_claims_are_recomputed():
-    claims = analysis.printed_claims().set_index("claim")
+    claims = noise_tables.printed_claims().set_index("claim")
     assert claims.loc['"close this gap", B = 64', "verdict"] == "42.8% of the gap"
     assert (
         claims.loc['"close this gap", B = 128', "arithmetic"]
@@ -504,6 +509,6 @@ def test_fractions_are_found_like_in_the_errata(percent, fits):
     slow = [
         n for n in range(2241, 2245) if percent in [round(100 * k / n, 2) for k in range(n + 1)]
     ]
-    found = [n for n in range(2241, 2245) if analysis._is_fraction(percent, n)]
+    found = [n for n in range(2241, 2245) if noise_tables._is_fraction(percent, n)]
     assert found == slow
     assert set(fits) <= set(found)

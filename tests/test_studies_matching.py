@@ -9,30 +9,32 @@ import pytest
 from hardtrain import Run, run_missing
 from hardtrain.calibration import cross_fitted_temperature_loss, expected_calibration_error
 from hardtrain.errors import ParameterError
-from hardtrain.matching_analysis import (
+from hardtrain.papers import itdm_rows
+from hardtrain.results import load_history
+from hardtrain.studies.matching import (
     CALIBRATION_SCORES,
     Cell,
     calibration_scores,
-    class_differences,
-    describe,
     embedded_pair,
     feature_scores,
     first_of_each_set,
     joint_and_class,
+    plan,
+    pooled_bins,
+    trainings,
+)
+from hardtrain.studies.matching_tables import (
+    class_differences,
+    describe,
     joint_table,
     last_evaluations,
     metrics_table,
     picked_weights,
-    plan,
-    pooled_bins,
     protocol_table,
     sweep_table,
-    trainings,
     weight_sweep,
     weights_table,
 )
-from hardtrain.papers import itdm_rows
-from hardtrain.results import load_history
 
 DIGITS = Cell("small", "digits", "cnn_small")
 

@@ -1,0 +1,1 @@
+"""What single notebooks compute, tabulate and draw beyond what all share: one paper each."""

@@ -8,16 +8,24 @@ or only rounding, gives the printed digits), or "not printed"; ``note``.
 
 from collections import namedtuple
 from collections.abc import Iterable
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
-from importlib import resources
+from decimal import Decimal
 from itertools import combinations, product
 
 import pandas as pd
 
-from hardtrain import papers
 from hardtrain.papers import dataset_name, network_name
+from hardtrain.printed_numbers import (
+    agreement,
+    checked,
+    follows_word,
+    last_columns,
+    likely_slip,
+    mean_of,
+    number_of,
+    printed_table,
+    text_of,
+)
 
-_FOLLOWS = {"exact": "yes", "truncated, padded": "truncated", "none": "no"}  # else as it is
 _TABLES = {"cifar10": 3, "cifar100": 4, "stl10": 5}
 _BASE, _SMALLER = "1.0", ("0.8", "0.5", "0.2")
 _DELTAS = (_BASE, *_SMALLER)
@@ -48,14 +56,16 @@ def delta_e_audit() -> pd.DataFrame:
     for dataset, network, delta in product(_TABLES, _networks(cells), _SMALLER):
         base, row = cells[dataset, network, _BASE].epoch, cells[dataset, network, delta]
         a, b = _speed_up(base, row.epoch), _reduction(base, row.epoch)
-        match = _match(row.delta_e, a)
+        match = agreement(row.delta_e, a)
         notes = ["sign lost in print"] if a < 0 else []
         notes += [_likely_cause(row.delta_e, base, row.epoch, longest)] if match == "none" else []
         entry = {"dataset": dataset, "network": network, "delta": float(delta)}
         entry |= {"e1": int(base), "e_delta": int(row.epoch)}
-        entry |= {"formula_b": _number(b), "match_b": _match(row.delta_e, b)}
+        entry |= {"formula_b": number_of(b), "match_b": agreement(row.delta_e, b)}
         entry |= {"sign": "faster" if a > 0 else "slower" if a < 0 else "equal", "match": match}
-        rows.append(entry | _last(row.delta_e, _number(a), _follows(match), "; ".join(notes)))
+        rows.append(
+            entry | last_columns(row.delta_e, number_of(a), follows_word(match), "; ".join(notes))
+        )
     return pd.DataFrame(rows)
 
 
@@ -77,8 +87,8 @@ def duplicate_rows_audit() -> pd.DataFrame:
         if earlier[:4] == later[:4]:
             texts = ["{} ± {}, {} ± {}".format(*row[:4]) for row in (later, earlier)]
             note = f"e = {later.epoch} and {earlier.epoch}"
-            rows.append([*second, *first, *_last(*texts, "no", note).values()])
-    frame = pd.DataFrame(rows, columns=[*names, *_last("", "", "", "")])
+            rows.append([*second, *first, *last_columns(*texts, "no", note).values()])
+    frame = pd.DataFrame(rows, columns=[*names, *last_columns("", "", "", "")])
     return frame.astype({"delta": float, "other_delta": float})
 
 
@@ -99,19 +109,22 @@ def table6_audit() -> pd.DataFrame:
         0  cifar10  resnet18    0.75      -0.578
     """
     cells, copied, rows = _cells(), _copied_networks(), []
-    lines = _printed("hard_minibatches_table6").to_dict("records")
+    lines = printed_table("hard_minibatches_table6").to_dict("records")
     for dataset, line in product(_TABLES, lines):
         network, printed = network_name(line["network"]), line[f"{dataset}_pct"]
         base, *tried = (cells[dataset, network, x].test for x in _DELTAS)
         best = max(tried)
         delta = _SMALLER[tried.index(best)]
         relative = 100 * (best - base) / best
-        match = _match(printed, relative)
-        notes = [_slip(printed, relative)] if match == "none" else []
+        match = agreement(printed, relative)
+        notes = [likely_slip(printed, relative)] if match == "none" else []
         notes += ["copied rows"] if (dataset, network) in copied else []
         entry = {"dataset": dataset, "network": network, "base": float(base), "best": float(best)}
-        entry |= {"delta": float(delta), "points": _number(best - base), "match": match}
-        rows.append(entry | _last(printed, _number(relative), _follows(match), "; ".join(notes)))
+        entry |= {"delta": float(delta), "points": number_of(best - base), "match": match}
+        rows.append(
+            entry
+            | last_columns(printed, number_of(relative), follows_word(match), "; ".join(notes))
+        )
     return pd.DataFrame(rows)
 
 
@@ -137,21 +150,21 @@ def table6_summary() -> pd.DataFrame:
     share, mean = "8 of 15", "3.542"  # section 4.4, below table 6
     rows = [
         ("cells improved", share, _share(percent)),
-        ("mean, improved cells (%)", mean, _mean(percent, improved=True)),
-        ("mean, all cells (%)", mean, _mean(percent)),
-        ("mean, improved cells (points)", "", _mean(points, improved=True)),
-        ("mean, all cells (points)", "", _mean(points)),
+        ("mean, improved cells (%)", mean, mean_of(percent, improved=True)),
+        ("mean, all cells (%)", mean, mean_of(percent)),
+        ("mean, improved cells (points)", "", mean_of(points, improved=True)),
+        ("mean, all cells (points)", "", mean_of(points)),
         ("without copied rows: cells improved", "", _share(own)),
-        ("without copied rows: mean, improved cells (%)", "", _mean(own, improved=True)),
-        ("without copied rows: mean, all cells (%)", "", _mean(own)),
+        ("without copied rows: mean, improved cells (%)", "", mean_of(own, improved=True)),
+        ("without copied rows: mean, all cells (%)", "", mean_of(own)),
         ("each δ: better", "", _share(every)),
         ("each δ: worse", "", _share([-change for change in every])),
-        ("each δ: mean change (points)", "", _mean(every)),
+        ("each δ: mean change (points)", "", mean_of(every)),
         *((f"δ = {x}: better", "", _share(changes[x])) for x in _SMALLER),
     ]
     notes = ("no choice of δ", "best δ chosen on the test set")
     return pd.DataFrame(
-        {"quantity": name} | _check(*rest, notes["cells" in name]) for name, *rest in rows
+        {"quantity": name} | checked(*rest, notes["cells" in name]) for name, *rest in rows
     )
 
 
@@ -169,7 +182,7 @@ def claims_audit() -> pd.DataFrame:
     """
     cells = _cells()
     rows = [*_number_claims(cells), *_cell_claims(cells), *_size_and_time_claims()]
-    return pd.DataFrame({"where": row[0], "claim": row[1]} | _check(*row[2:]) for row in rows)
+    return pd.DataFrame({"where": row[0], "claim": row[1]} | checked(*row[2:]) for row in rows)
 
 
 def trimming_audit() -> pd.DataFrame:
@@ -186,16 +199,16 @@ def trimming_audit() -> pd.DataFrame:
         1  densenet121    0.20     4.329   improved
     """
     rows = []
-    for line in _printed("trimming_table1").to_dict("records"):
+    for line in printed_table("trimming_table1").to_dict("records"):
         at = dataset_name(line["dataset"]), network_name(line["network"])
         base, trimmed = Decimal(line["baseline_error"]), Decimal(line["trimmed_error"])
         # section 3: better "in nearly all cases, except for one case" with a "slight regression"
         printed = "worse" if at == ("cifar10", "densenet121") else "improved"
         found = "improved" if trimmed < base else "worse" if trimmed > base else "equal"
         entry = {"dataset": at[0], "network": at[1], "baseline_error": float(base)}
-        entry |= {"trimmed_error": float(trimmed), "points": _number(base - trimmed)}
-        entry |= {"relative": _number(100 * (base - trimmed) / base)}
-        rows.append(entry | _check(printed, found, "means of 10 runs, no spread printed"))
+        entry |= {"trimmed_error": float(trimmed), "points": number_of(base - trimmed)}
+        entry |= {"relative": number_of(100 * (base - trimmed) / base)}
+        rows.append(entry | checked(printed, found, "means of 10 runs, no spread printed"))
     return pd.DataFrame(rows)
 
 
@@ -210,19 +223,19 @@ def _cells() -> dict[tuple[str, str, str], _Row]:
             *(Decimal(line[name]) for name in names), line["delta_e"]
         )
         for dataset, number in _TABLES.items()
-        for line in _printed(f"hard_minibatches_table{number}").to_dict("records")
+        for line in printed_table(f"hard_minibatches_table{number}").to_dict("records")
     }
 
 
 def _number_claims(cells) -> Iterable[tuple]:
     base, *rest = (cells["stl10", "efficientnet_b4", x].epoch for x in _DELTAS)
-    note = f"the speed-up ({base}-{min(rest)})/{min(rest)} is {_text(_speed_up(base, min(rest)))}"
+    note = f"the speed-up ({base}-{min(rest)})/{min(rest)} is {text_of(_speed_up(base, min(rest)))}"
     claim = "stl10, efficientnet_b4: fewer epochs (%)"
     yield "abstract", claim, "26.47", _reduction(base, min(rest)), note
 
     base, *rest = (cells["cifar100", "resnet18", x].test for x in _DELTAS)
     gain = max(rest) - base
-    note = f"{gain:+} points, {_text(100 * gain / max(rest))} % of the new value"
+    note = f"{gain:+} points, {text_of(100 * gain / max(rest))} % of the new value"
     claim = "cifar100, resnet18: higher test top-1 (%)"
     yield "abstract", claim, "7.26", 100 * gain / base, note
 
@@ -232,9 +245,9 @@ def _number_claims(cells) -> Iterable[tuple]:
     note = f"table 3 prints {last.delta_e}" + (f"; e = {other} would give 9.58" if other else "")
     claim = "cifar10, resnet18, δ = 0.2: "
     yield "section 1", claim + "faster (%)", "9.58", _speed_up(base, epoch), note
-    note = f"the speed-up is {_text(_speed_up(base, epoch))}"
+    note = f"the speed-up is {text_of(_speed_up(base, epoch))}"
     yield "section 4.4", claim + "less time (%)", "8.01", _reduction(base, epoch), note
-    note = f"printed as %; relative: {_text(100 * drop / first.test)} %"
+    note = f"printed as %; relative: {text_of(100 * drop / first.test)} %"
     yield "section 4.4", claim + "lower test top-1 (points)", "0.9", drop, note
 
     found = table6_summary().set_index("quantity")["recomputed"]
@@ -294,7 +307,7 @@ def _cell_claims(cells) -> Iterable[tuple]:
 
 
 def _size_and_time_claims() -> Iterable[tuple]:
-    table = _printed("hard_minibatches_table2")
+    table = printed_table("hard_minibatches_table2")
     sizes = [Decimal(size) for size in table["params_M"]]
     size = sizes[[network_name(net) for net in table["network"]].index(_MOBILE)]
     rank = sorted(sizes).index(size) + 1
@@ -302,18 +315,12 @@ def _size_and_time_claims() -> Iterable[tuple]:
     note = f"{size} M parameters: number {rank} of {len(sizes)}, from the smallest"
     yield "section 4.4", f'{_MOBILE} among the "larger networks"', "larger", found, note
 
-    base, *lines = _printed("hard_minibatches_table1").to_dict("records")
+    base, *lines = printed_table("hard_minibatches_table1").to_dict("records")
     for line in lines:
         old, new = Decimal(base["dt_seconds"]), Decimal(line["dt_seconds"])
         note = f"{new / old:.3f} times the time; even at {_reduction(new, old):.1f} % fewer epochs"
         claim = f"δ = {line['delta']}: Δ(Δt) (s)"
         yield "table 1", claim, line["ddt_seconds"], new - old, note
-
-
-def _printed(name: str) -> pd.DataFrame:
-    """A table of `load_table` as text: how many digits are printed is part of what is checked."""
-    with resources.files(papers).joinpath(f"{name}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def _networks(cells) -> list[str]:
@@ -333,85 +340,27 @@ def _reduction(base: Decimal, epoch: Decimal) -> Decimal:
     return 100 * (base - epoch) / base
 
 
-def _match(printed: str, value: Decimal) -> str:
-    """How the printed digits, without sign, agree with a value."""
-    number, places = Decimal(printed), -Decimal(printed).as_tuple().exponent
-    cut = _digits(value, places, ROUND_DOWN) == number
-    near = _digits(value, places) == number
-    if cut or near:
-        return "exact" if cut and near else "truncated" if cut else "rounded"
-    padded = places > 1 and _digits(value, places - 1, ROUND_DOWN) == number
-    return "truncated, padded" if padded else "none"
-
-
-def _digits(value: Decimal, places: int, rounding: str = ROUND_HALF_UP) -> Decimal:
-    return abs(value).quantize(Decimal(1).scaleb(-places), rounding)
-
-
 def _likely_cause(printed: str, base: Decimal, epoch: Decimal, longest: Decimal) -> str:
     """The first guess that gives a printed Δe which A does not give."""
-    if _match(printed, _reduction(base, epoch)) != "none":
+    if agreement(printed, _reduction(base, epoch)) != "none":
         return "formula B"
     guesses = {"B": _reduction(longest, epoch), "A": _speed_up(longest, epoch)}
-    if fits := [name for name, value in guesses.items() if _match(printed, value) != "none"]:
+    if fits := [name for name, value in guesses.items() if agreement(printed, value) != "none"]:
         return f"formula {' or '.join(fits)} with e1 = {longest}"
     if other := _other_epoch(printed, base, epoch):
         return f"e = {other} would give it"
-    if slip := _slip(printed, _speed_up(base, epoch)):
+    if slip := likely_slip(printed, _speed_up(base, epoch)):
         return slip
-    slip = _slip(printed, _reduction(base, epoch))
+    slip = likely_slip(printed, _reduction(base, epoch))
     return f"formula B, {slip}" if slip else "no integer e gives it"
 
 
 def _other_epoch(printed: str, base: Decimal, epoch: Decimal) -> int | None:
     """The nearest other e from which formula A gives the printed digits."""
     nearest = sorted(range(1, 2 * int(base)), key=lambda e: abs(e - epoch))
-    fits = (e for e in nearest if _match(printed, _speed_up(base, Decimal(e))) != "none")
+    fits = (e for e in nearest if agreement(printed, _speed_up(base, Decimal(e))) != "none")
     return next(fits, None)
-
-
-def _slip(printed: str, value: Decimal) -> str:
-    """The slip of the pen that turns a value's digits into the printed ones, if one does."""
-    for rounding in (ROUND_DOWN, ROUND_HALF_UP):
-        digits = str(abs(value).quantize(Decimal(printed), rounding))
-        wrong = sum(a != b for a, b in zip(digits, printed, strict=False))
-        if wrong == 2 and sorted(digits) == sorted(printed):
-            return f"digits of {digits} swapped"
-        if wrong == 1 and len(digits) == len(printed):
-            return f"one digit of {digits} wrong"
-    return ""
-
-
-def _mean(values: list[Decimal], *, improved: bool = False) -> Decimal:
-    values = [value for value in values if value > 0] if improved else values
-    return sum(values) / len(values) if values else Decimal(0)
 
 
 def _share(values: list[Decimal]) -> str:
     return f"{sum(value > 0 for value in values)} of {len(values)}"
-
-
-def _text(value: Decimal) -> str:
-    return f"{_digits(value, 4).copy_sign(value).normalize():f}"
-
-
-def _number(value: Decimal) -> float:
-    return float(_digits(value, 3).copy_sign(value))
-
-
-def _follows(match: str) -> str:
-    return _FOLLOWS.get(match, match)
-
-
-def _check(printed: str, recomputed: Decimal | str, note: str) -> dict[str, str]:
-    """The last four columns; an empty ``printed`` means that the paper prints no such number."""
-    if isinstance(recomputed, Decimal):
-        word = _follows(_match(printed or "0", recomputed)) if recomputed >= 0 else "no"
-        recomputed = _text(recomputed)
-    else:
-        word = "yes" if printed == recomputed else "no"
-    return _last(printed, recomputed, word if printed else "not printed", note)
-
-
-def _last(printed: str, recomputed: float | str, follows: str, note: str) -> dict:
-    return {"printed": printed, "recomputed": recomputed, "follows": follows, "note": note}

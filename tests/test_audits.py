@@ -22,7 +22,7 @@ EFFNETS = ("efficientnet_b4", "efficientnetv2_s")
 @pytest.fixture
 def altered(monkeypatch):
     """Alters one printed cell, in the row that ``where`` names."""
-    original = audits._printed
+    original = audits.printed_table
 
     def alter(table, column, text, **where):
         def printed(name):
@@ -34,7 +34,7 @@ def altered(monkeypatch):
                 frame.loc[row, column] = text
             return frame
 
-        monkeypatch.setattr(audits, "_printed", printed)
+        monkeypatch.setattr(audits, "printed_table", printed)
 
     return alter
 
@@ -57,7 +57,7 @@ def test_audits_end_in_the_same_four_columns(audit):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_audits_read_what_load_table_reads(name):
-    texts, table = audits._printed(name).replace("-", ""), load_table(name)
+    texts, table = audits.printed_table(name).replace("-", ""), load_table(name)
     assert list(texts) == list(table)
     for column in table:
         if pd.api.types.is_numeric_dtype(table[column]):
@@ -162,7 +162,7 @@ def test_delta_e_audit_notices_a_changed_epoch(altered):
     ],
 )
 def test_match_names_how_digits_agree(printed, value, match):
-    assert audits._match(printed, Decimal(value)) == match
+    assert audits.agreement(printed, Decimal(value)) == match
 
 
 def test_duplicate_rows_audit_finds_the_two_efficientnets_in_all_rows():

@@ -51,7 +51,7 @@ _DATASETS = {
     "kmnist": "kmnist",
     "fmnist": "fashion-mnist",
 }
-_ITDM_ARMS = {
+ITDM_ARMS = {
     "w/o": "without",
     "w/o ITDM": "without",
     "w/ ITDM": "with",
@@ -147,7 +147,7 @@ def itdm_rows(table: int) -> pd.DataFrame:
             for name in cells
             for row in ("w/o ITDM", "w/ ITDM")
         ).assign(**dict.fromkeys(["lambda", "acc_delta", "ce_delta"], math.nan))
-    arm = rows["row"].map(_ITDM_ARMS)
+    arm = rows["row"].map(ITDM_ARMS)
     networks = {1: "cnn2", 2: "cnn5", 3: "cnn5"}.get(table) or rows["network"].map(network_name)
     rows = rows.assign(dataset=rows["dataset"].map(dataset_name), network=networks)
     base = rows.groupby(["dataset", "network"])[["acc", "ce"]].transform("first")  # "without"

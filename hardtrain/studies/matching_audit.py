@@ -12,8 +12,17 @@ from operator import gt, le, lt
 
 import pandas as pd
 
-from hardtrain.audits import _check, _follows, _last, _match, _mean, _number, _printed, _slip
-from hardtrain.papers import _ITDM_ARMS, dataset_name, network_name
+from hardtrain.papers import ITDM_ARMS, dataset_name, network_name
+from hardtrain.printed_numbers import (
+    agreement,
+    checked,
+    follows_word,
+    last_columns,
+    likely_slip,
+    mean_of,
+    number_of,
+    printed_table,
+)
 
 _TABLES = {"kmnist": 2, "fashion-mnist": 3, "cifar10": 4, "stl10": 5}
 _QUANTITIES = {"accuracy": "accuracy", "cross_entropy": "cross-entropy"}
@@ -47,7 +56,7 @@ def differences_audit() -> pd.DataFrame:
             if not printed:
                 continue
             gain = _gain(cells, (dataset, network, arm), column)
-            word = _follows(_match(printed, gain))
+            word = follows_word(agreement(printed, gain))
             notes = [] if word != "no" else _causes(printed, gain, dataset, column)
             if arm == "without":
                 word, notes = "no", ["a difference in the row without ITDM"]
@@ -58,7 +67,7 @@ def differences_audit() -> pd.DataFrame:
             entry = {"where": f"table {_TABLES[dataset]}", "dataset": dataset, "network": network}
             entry |= {"arm": arm, "lambda": float(row.weight)}
             entry |= {"quantity": quantity, "arrow": arrow}
-            rows.append(entry | _last(printed, _number(gain), word, "; ".join(notes)))
+            rows.append(entry | last_columns(printed, number_of(gain), word, "; ".join(notes)))
     return pd.DataFrame(rows)
 
 
@@ -82,7 +91,7 @@ def claims_audit() -> pd.DataFrame:
     """
     cells = _cells()
     rows = [*_table1_claims(), *_arrow_claims(cells), *_number_claims(cells), *_cell_claims(cells)]
-    return pd.DataFrame({"where": row[0], "claim": row[1]} | _check(*row[2:]) for row in rows)
+    return pd.DataFrame({"where": row[0], "claim": row[1]} | checked(*row[2:]) for row in rows)
 
 
 _Row = namedtuple(
@@ -95,10 +104,10 @@ def _cells() -> dict[tuple[str, str, str], _Row]:
     """Tables 2 to 5: data set, network and arm -> row; ``weight`` is λ, nan without ITDM."""
     cells = {}
     for number in _TABLES.values():
-        table = _printed(f"itdm_table{number}").replace("-", "")
+        table = printed_table(f"itdm_table{number}").replace("-", "")
         for line in table.to_dict("records"):
             network = network_name(line["network"]) if line["network"] else "cnn5"
-            key = dataset_name(line["dataset"]), network, _ITDM_ARMS[line["row"]]
+            key = dataset_name(line["dataset"]), network, ITDM_ARMS[line["row"]]
             accuracy = Decimal(line["acc"]), line["acc_delta"], line["acc_arrow"]
             entropy = Decimal(line["ce"]), line["ce_delta"], line["ce_arrow"]
             cells[key] = _Row(Decimal(line["lambda"] or "nan"), *accuracy, *entropy)
@@ -112,18 +121,18 @@ def _gain(cells, key: tuple[str, str, str], column: str) -> Decimal:
 
 
 def _causes(printed: str, gain: Decimal, dataset: str, column: str) -> list[str]:
-    slip = _slip(printed, gain)
+    slip = likely_slip(printed, gain)
     table = _table1()
     if column == "cross_entropy" and dataset in table:
         without, with_itdm = (table[dataset]["CE", setting] for setting in ("w/o ITDM", "w/ ITDM"))
-        if _match(printed, without - with_itdm) != "none":
+        if agreement(printed, without - with_itdm) != "none":
             slip += f"{' or ' if slip else ''}table 1's {without}-{with_itdm}"
     return [slip] if slip else []
 
 
 def _table1() -> dict[str, dict[tuple[str, str], Decimal]]:
     """Data set -> metric and setting, as printed -> value."""
-    table = _printed("itdm_table1").set_index(["metric", "setting"])
+    table = printed_table("itdm_table1").set_index(["metric", "setting"])
     return {dataset_name(name): table[name].map(Decimal).to_dict() for name in table}
 
 
@@ -182,7 +191,7 @@ def _number_claims(cells) -> Iterable[tuple]:
             key = dataset, network, arm
             base, drop = cells[dataset, network, "without"], _gain(cells, key, "cross_entropy")
             note = f"{drop}/{base.cross_entropy}"
-            if _match(printed, _percent(cells, key)) == "none":
+            if agreement(printed, _percent(cells, key)) == "none":
                 note += _other_drop(printed, drop, base.cross_entropy)
             yield where, f"{_at(key)}: lower cross-entropy (%)", printed, _percent(cells, key), note
 
@@ -228,7 +237,7 @@ def _cell_claims(cells) -> Iterable[tuple]:
     for arm in _TRIED:
         weights = [row.weight for key, row in cells.items() if key[2] == arm]
         note = f"λ with the {arm} of five test accuracies"
-        yield vague, f"all sets: mean {arm} λ", "", _mean(weights), note
+        yield vague, f"all sets: mean {arm} λ", "", mean_of(weights), note
 
     drops = [(_at(key), _percent(cells, key), key[0]) for key in cells if key[2] in best]
     most = max(drop for _, drop, dataset in drops if dataset in every[:2])
@@ -257,7 +266,7 @@ def _other_drop(printed: str, drop: Decimal, base: Decimal) -> str:
     for place, digit in ((p, d) for p in range(len(digits)) for d in "0123456789"):
         if digits[place].isdigit():
             other = Decimal(digits[:place] + digit + digits[place + 1 :])
-            if _match(printed, 100 * other / base) != "none":
+            if agreement(printed, 100 * other / base) != "none":
                 return f"; {other} would give it"
     return ""
 

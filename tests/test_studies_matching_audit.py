@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from hardtrain import itdm_audit
 from hardtrain.audits import claims_audit as other_claims_audit
-from hardtrain.itdm_audit import claims_audit, differences_audit
+from hardtrain.studies import matching_audit
+from hardtrain.studies.matching_audit import claims_audit, differences_audit
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def altered(monkeypatch):
     """Alters one printed cell, in the row that ``where`` names."""
 
     def alter(table, column, text, **where):
-        original = itdm_audit._printed
+        original = matching_audit.printed_table
 
         def printed(name):
             frame = original(name)
@@ -24,7 +24,7 @@ def altered(monkeypatch):
                 frame.loc[row, column] = text
             return frame
 
-        monkeypatch.setattr(itdm_audit, "_printed", printed)
+        monkeypatch.setattr(matching_audit, "printed_table", printed)
 
     return alter
 

@@ -2,12 +2,12 @@
 
 import bisect
 import dataclasses
-import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from helpers import copied, interrupt_after, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.torch_version import TorchVersion
@@ -68,18 +68,6 @@ def trained(run, *, checkpoint=None, epochs=None):
             save_checkpoint=lambda state: states.update({state["epoch"]: copied(state)}),
         )
     return model, method, history, states, steps
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def same(a, b):
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
 # --- every variant against a loop over lists -----------------------------------------------------
@@ -368,26 +356,12 @@ def test_active_bias_goes_on_after_every_epoch_with_the_same_bits(biased_run, va
         assert epsilons[0] == epsilons[1]
 
 
-def test_an_interrupted_run_of_the_store_goes_on_with_the_same_artefacts(
-    biased_run, store, monkeypatch
-):
+def test_an_interrupted_run_of_the_store_goes_on_with_the_same_artefacts(biased_run, store):
     run = biased_run("SPV", epochs=6, keep=KEEP)
     whole = {name: load_artefact(run, name, store) for name in KEEP}
     history = load_history(run_missing([run], store), store)
-    other, fit = RunStore(store.path / "paused", checkpoint_seconds=0.0), loop.fit
-
-    def stopped(*args, save_checkpoint, **kwargs):
-        def save(state):
-            save_checkpoint(state)
-            if state["epoch"] == 4:
-                raise KeyboardInterrupt
-
-        return fit(*args, save_checkpoint=save, **kwargs)
-
-    monkeypatch.setattr(loop, "fit", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run_missing([run], other)
-    monkeypatch.setattr(loop, "fit", fit)
+    other = RunStore(store.path / "paused", checkpoint_seconds=0.0)
+    interrupt_after(run, other, 4)
     assert load_history(run_missing([run], other), other).equals(history)
     for name in KEEP:
         resumed = load_artefact(run, name, other)

@@ -1,9 +1,11 @@
 """The audits give the numbers of the errata, and a changed printed digit changes a verdict."""
 
 from decimal import Decimal
+from functools import partial
 
 import pandas as pd
 import pytest
+from helpers import alter_cell, only
 
 from hardtrain import audits
 from hardtrain.papers import TABLES, load_table
@@ -21,29 +23,7 @@ EFFNETS = ("efficientnet_b4", "efficientnetv2_s")
 
 @pytest.fixture
 def altered(monkeypatch):
-    """Alters one printed cell, in the row that ``where`` names."""
-    original = audits.printed_table
-
-    def alter(table, column, text, **where):
-        def printed(name):
-            frame = original(name)
-            if name == table:
-                row = (frame[list(where)] == pd.Series(where)).all(axis=1)
-                assert row.sum() == 1
-                assert frame.loc[row, column].item() != text
-                frame.loc[row, column] = text
-            return frame
-
-        monkeypatch.setattr(audits, "printed_table", printed)
-
-    return alter
-
-
-def only(frame, **where):
-    for name, value in where.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame.iloc[0]
+    return partial(alter_cell, monkeypatch, audits)
 
 
 @pytest.mark.parametrize("audit", AUDITS)

@@ -1,12 +1,12 @@
 """Distribution matching in the loop: one step against a slow reference, S2, pauses, the log."""
 
 import copy
-import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from helpers import copied, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.torch_version import TorchVersion
@@ -61,18 +61,6 @@ def trained(run, *, checkpoint=None, change=lambda model, method: None):
             save_checkpoint=lambda state: states.update({state["epoch"]: copied(state)}),
         )
     return model, history, states
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def same(a, b):
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
 # --- the limit -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import interrupt_after
 from torch.nn.functional import cross_entropy
 
 from hardtrain import load_artefact, load_history, methods, run_missing, training
@@ -132,7 +133,7 @@ def test_the_log_does_not_change_the_training(hard_run):
     assert same(trained(hard_run())[0], trained(hard_run(keep=("batch_log",)))[0])
 
 
-def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store, monkeypatch):
+def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store):
     # 8 updates an epoch, rounds of 6: epochs end 0, 2, 4, 0 batches into a round
     run = hard_run(0.8, epochs=4, keep=("batch_log", "final_weights"))
     run_missing([run], store)
@@ -140,20 +141,7 @@ def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store, mon
     history = load_history(run_missing([run], store), store)
     for end in (1, 2, 3):
         other = type(store)(store.path.with_name(f"paused{end}"), checkpoint_seconds=0.0)
-        fit = training.fit
-
-        def stopped(*args, save_checkpoint, fit=fit, end=end, **kwargs):
-            def save(state):
-                save_checkpoint(state)
-                if state["epoch"] == end:
-                    raise KeyboardInterrupt
-
-            return fit(*args, save_checkpoint=save, **kwargs)
-
-        monkeypatch.setattr(training, "fit", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run_missing([run], other)
-        monkeypatch.setattr(training, "fit", fit)
+        interrupt_after(run, other, end)
         results = run_missing([run], other)
         assert load_history(results, other).equals(history)
         for name in run.keep:

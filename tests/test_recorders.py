@@ -3,26 +3,16 @@
 The log of hard mini-batches is tested in ``test_methods``, with its training.
 """
 
-import io
-
 import numpy as np
 import pytest
 import torch
+from helpers import copied, interrupt_after
 from torch import nn
 
 from hardtrain import ParameterError, Run, RunStore, load_artefact, run_missing, training
 from hardtrain.methods import derived_seed
 from hardtrain.recorders import NUM_PHASES, Emphasis, SampleCounts, Snapshots
 from hardtrain.records import build, load_data
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
 
 # --- counts and emphasis -------------------------------------------------------------------------
 
@@ -175,24 +165,12 @@ def test_checkpoints_are_the_weights_of_trainings_stopped_there(tiny_run, store,
 
 
 @pytest.mark.parametrize("end", [1, 2, 3])
-def test_checkpoints_go_on_after_a_pause_with_the_same_bits(tiny_run, store, monkeypatch, end):
+def test_checkpoints_go_on_after_a_pause_with_the_same_bits(tiny_run, store, end):
     run = tiny_run(epochs=4, momentum=0.9, method="trimming", keep=["checkpoints:5"])
     whole = load_artefact(run, "checkpoints:5", store)
     assert whole["steps"].tolist() == [9, 11, 12, 14, 16]  # epochs end at 4, 8, 12 and 16
-    other, fit = RunStore(store.path / "paused", checkpoint_seconds=0.0), training.fit
-
-    def stopped(*args, save_checkpoint, **kwargs):
-        def save(state):
-            save_checkpoint(state)
-            if state["epoch"] == end:
-                raise KeyboardInterrupt
-
-        return fit(*args, save_checkpoint=save, **kwargs)
-
-    monkeypatch.setattr(training, "fit", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run_missing([run], other)
-    monkeypatch.setattr(training, "fit", fit)
+    other = RunStore(store.path / "paused", checkpoint_seconds=0.0)
+    interrupt_after(run, other, end)
     resumed = load_artefact(run, "checkpoints:5", other)
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)

@@ -1,7 +1,10 @@
 """The ITDM audit gives the numbers of errata 003, and a changed printed digit changes a verdict."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
+from helpers import alter_cell, only
 
 from hardtrain.audits import claims_audit as other_claims_audit
 from hardtrain.studies import matching_audit
@@ -10,30 +13,7 @@ from hardtrain.studies.matching_audit import claims_audit, differences_audit
 
 @pytest.fixture
 def altered(monkeypatch):
-    """Alters one printed cell, in the row that ``where`` names."""
-
-    def alter(table, column, text, **where):
-        original = matching_audit.printed_table
-
-        def printed(name):
-            frame = original(name)
-            if name == table:
-                row = (frame[list(where)] == pd.Series(where)).all(axis=1)
-                assert row.sum() == 1
-                assert frame.loc[row, column].item() != text
-                frame.loc[row, column] = text
-            return frame
-
-        monkeypatch.setattr(matching_audit, "printed_table", printed)
-
-    return alter
-
-
-def only(frame, **where):
-    for name, value in where.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame.iloc[0]
+    return partial(alter_cell, monkeypatch, matching_audit)
 
 
 @pytest.mark.parametrize("audit", [differences_audit, claims_audit])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import copied, same
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -59,23 +60,6 @@ def trained(run, *, model=None, pause_after=None, **changes):
 
 def numbers(evaluation):
     return {"test_loss": evaluation.loss, "test_error": evaluation.error}
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    import io
-
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def same(a, b):
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values())  # noqa: B905
-    )
 
 
 def test_fit_matches_a_bare_loop_bit_for_bit(tiny_run):

@@ -1,0 +1,65 @@
+"""What several test files compare and interrupt with."""
+
+import io
+
+import pandas as pd
+import pytest
+import torch
+
+from hardtrain import run_missing, training
+
+
+def copied(state):
+    """As it would come back from the disk."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def same(a, b):
+    """Whether two models have the same parameters and buffers, bit for bit."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def interrupt_after(run, store, epoch):
+    """Train until the checkpoint of that epoch is saved, and stop as Ctrl-C does."""
+    fit = training.fit
+
+    def stopped(*args, save_checkpoint, **kwargs):
+        def save(state):
+            save_checkpoint(state)
+            if state["epoch"] == epoch:
+                raise KeyboardInterrupt
+
+        return fit(*args, save_checkpoint=save, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_missing([run], store)
+
+
+def only(frame, **where):
+    """The one row in which these columns have these values."""
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+def alter_cell(monkeypatch, module, table, column, text, **where):
+    """Have an audit module read another text in one printed cell, in the row ``where`` names."""
+    original = module.printed_table
+
+    def printed(name):
+        frame = original(name)
+        if name == table:
+            row = (frame[list(where)] == pd.Series(where)).all(axis=1)
+            assert row.sum() == 1
+            assert frame.loc[row, column].item() != text
+            frame.loc[row, column] = text
+        return frame
+
+    monkeypatch.setattr(module, "printed_table", printed)

@@ -217,7 +217,10 @@ def test_ctrl_c_ends_a_sweep_at_once_and_keeps_what_it_has_catalogue(start_sweep
         process = sweeps.start()
         sweeps.wait_for_checkpoints(process, 2 + rng.randrange(6))
         began = time.monotonic()
-        os.kill(process.pid, signal.SIGINT)
+        try:
+            os.kill(process.pid, signal.SIGINT)
+        except ProcessLookupError:  # on a busy machine it came to its end before
+            assert process.exitcode == 0
         process.join(PATIENCE)
         assert time.monotonic() - began < 5
         codes.append(process.exitcode)

@@ -250,20 +250,38 @@ def band(
     return line
 
 
-def log_percent_axis(ax) -> None:
-    """A logarithmic y axis in %, with plain numbers at 1, 2 and 5 in each decade.
+class _PlainLogLocator(ticker.LogLocator):
+    """1, 2 and 5 in each decade; decades alone where these are many, round numbers where few."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def tick_values(self, vmin, vmax):
+        low, high = sorted((vmin, vmax))
+        decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
+        round_numbers = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+        found = np.outer(decades, (1, 2, 5)).ravel(), decades, round_numbers
+        many, decades, few = (ticks[(low <= ticks) & (ticks <= high)] for ticks in found)
+        return few if len(many) < 2 else many if len(many) <= self.most else decades
+
+
+def log_axis(axis) -> None:
+    """Make an axis (``ax.yaxis``, ``ax.xaxis``) logarithmic, with plain numbers at 1, 2 and 5 in
+    each decade, or at decades where these would be too many; within less, at round numbers.
 
     Example:
         >>> from matplotlib.figure import Figure
         >>> ax = Figure().subplots()
-        >>> log_percent_axis(ax)
-        >>> ax.yaxis.get_major_formatter()(20)
-        '20'
+        >>> log_axis(ax.yaxis)
+        >>> _ = ax.set_ylim(3, 60)
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['5', '10', '20', '50']
     """
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _=None: f"{value:g}"))
-    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(_PlainLogLocator(most=8 if axis.axis_name == "y" else 5))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _=None: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def intervals(ax, labels, differences, **style) -> None:

@@ -22,6 +22,7 @@ from hardtrain.plotting import (
     embedding_scores,
     image_grid,
     intervals,
+    log_axis,
     method_label,
     method_style,
     plot_embedding,
@@ -471,6 +472,33 @@ def test_plot_embedding_names_many_classes_sparsely():
 def test_plot_embedding_rejects(embedding, labels):
     with pytest.raises(ParameterError):
         plot_embedding(Figure().subplots(), embedding, labels, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts"),
+    [
+        ((0.02, 0.6), ["0.02", "0.05", "0.1", "0.2", "0.5"]),
+        ((60, 3), ["5", "10", "20", "50"]),
+        ((0.5e-5, 2), ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
+        ((2.19, 2.41), ["2.2", "2.3", "2.4"]),
+        ((0.21, 0.99), ["0.4", "0.6", "0.8"]),
+    ],
+)
+def test_log_axis_has_plain_numbers_over_any_range(limits, texts):
+    ax = Figure().subplots()
+    log_axis(ax.yaxis)
+    ax.set_ylim(limits)
+    assert [label.get_text() for label in ax.get_yticklabels()] == texts
+    assert ax.get_yscale() == "log"
+    assert not len(ax.get_yticks(minor=True))
+
+
+def test_log_axis_has_fewer_numbers_side_by_side():
+    ax = Figure().subplots()
+    for axis in (ax.xaxis, ax.yaxis):
+        log_axis(axis)
+    ax.set(xlim=(0.9, 110), ylim=(0.9, 110))
+    assert [len(ticks) for ticks in (ax.get_xticks(), ax.get_yticks())] == [3, 7]
 
 
 def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
-from hardtrain.plotting import variant_styles
+from hardtrain.plotting import log_axis, variant_styles
 from hardtrain.regimes import Regimes
 from hardtrain.studies.scaling import NOT_REACHED, OPTIMIZERS, Curve, task_name
 
@@ -32,19 +32,6 @@ def size_axis(ax, sizes: Sequence[int]) -> None:
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     ax.set_xlabel("batch size B")
-
-
-def number_axis(ax, axis=None) -> None:
-    """A logarithmic axis (by default y) with plain numbers: at 1, 2 and 5 in a decade, or at
-    decades only where there are many."""
-    axis = ax.yaxis if axis is None else axis
-    set_scale = ax.set_yscale if axis is ax.yaxis else ax.set_xscale
-    set_scale("log")
-    low, high = axis.get_view_interval()
-    few = high / low < (200 if axis is ax.yaxis else 20)  # numbers are wider than high
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _=None: f"{value:g}"))
-    axis.set_minor_locator(ticker.NullLocator())
 
 
 def draw_points(ax, sizes, values, low, high, **style) -> None:
@@ -79,7 +66,7 @@ def draw_points(ax, sizes, values, low, high, **style) -> None:
     size_axis(ax, [int(size) for size in sizes])
     if not reached.any():
         ax.set_ylim(1, 10)  # there is no positive number to scale by
-    number_axis(ax)
+    log_axis(ax.yaxis)
 
 
 def draw_steps(ax, frame: pd.DataFrame, **style) -> None:
@@ -126,8 +113,8 @@ def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     for trial in trials[trials["outcome"] == "reached"].nsmallest(3, "steps").itertuples():
         ax.annotate(f"{trial.steps:.0f}", (trial.lr, getattr(trial, column)), xytext=(5, 3),
                     textcoords="offset points", fontsize=7)  # fmt: skip
-    number_axis(ax)
-    number_axis(ax, ax.xaxis)
+    log_axis(ax.yaxis)
+    log_axis(ax.xaxis)
     ax.set_xlabel("learning rate η")
 
 
@@ -220,7 +207,7 @@ def draw_check(
                         color=style["color"], marker=style["marker"], linestyle="none",
                         elinewidth=0.9, capsize=2, label=f"{label}, found")  # fmt: skip
         size_axis(ax, batch_sizes)
-        number_axis(ax)
+        log_axis(ax.yaxis)
     axes[0].set_ylabel("steps to the goal")
     axes[1].set_ylabel("best η / (1 − γ)")
     shared_legend(fig, columns=4)

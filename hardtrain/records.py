@@ -32,7 +32,7 @@ def train_run(run, store: RunStore, progress=None) -> dict:
     train = training_set(run, train)
     device = train.images.device
     began = time.perf_counter()
-    last_saved = began
+    last_saved, pause = began, store.checkpoint_seconds
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
     run = keeping(run, stored.get("artefacts", ()))  # the new record forgets none of the old
     checkpoint = store.load_checkpoint(run.key, fingerprint)
@@ -42,13 +42,15 @@ def train_run(run, store: RunStore, progress=None) -> dict:
     seconds_evaluating = checkpoint["seconds_evaluating"] if checkpoint else 0.0
 
     def save_checkpoint(state: dict) -> None:
-        nonlocal last_saved
+        nonlocal last_saved, pause
         now = time.perf_counter()
-        if now - last_saved >= store.checkpoint_seconds:
+        if now - last_saved >= pause:
             state |= {"seconds": seconds_before + now - began, "keep": list(run.keep)}
             state["seconds_evaluating"] = seconds_evaluating
             store.save_checkpoint(run.key, fingerprint, state)
             last_saved = time.perf_counter()
+            if pause:  # a large one, as of an ensemble's copies, may take 5 % of the time
+                pause = max(store.checkpoint_seconds, 19 * (last_saved - now))
 
     record = {"key": run.key, "fingerprint": fingerprint, "status": "finished"}
     with training.isolated_randomness(methods.derived_seed(run.seed, "torch"), device):

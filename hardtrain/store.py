@@ -34,7 +34,8 @@ class RunStore:
         path: a folder; default ``$HARDTRAIN_RUNS``, else ``.runs`` at the repository's root.
             It is created when the first run is trained.
         checkpoint_seconds: an epoch's end writes a checkpoint if the last one is at least this
-            old, so that short epochs do not spend their time on the disk.
+            old, so that short epochs do not spend their time on the disk, and 19 times as old as
+            writing it took; 0: every epoch's end does.
 
     Files: ``records/ID.json``, ``checkpoints/ID.{newest,previous}.pt``,
     ``artefacts/ID.NAME.npz``, ``locks/ID.lock``, where ID is the run's key and the first digits

@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from hardtrain import (
     load_history,
     load_timings,
     methods,
+    records,
     run_missing,
     training,
     write_results,
@@ -867,3 +869,37 @@ def test_a_run_too_large_for_the_memory_does_not_stop_the_others_catalogue_c20(
     finished = [store.load(run.key, load_data(run)[2]) is not None for run in runs]
     assert finished == [True, False, True]
     assert list(run_missing(runs, store)["status"]) == ["finished"] * 3
+
+
+@pytest.mark.parametrize(
+    ("pause", "cost", "epochs"),
+    [
+        (0, 0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (0, 100, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (5, 0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (25, 0, [3, 6]),
+        (25, 1, [3, 6]),
+        (5, 1, [1, 3, 5, 7]),
+        (5, 2, [1, 5]),
+    ],
+)
+def test_checkpoints_take_a_twentieth_of_the_time(
+    tmp_path, tiny_run, monkeypatch, pause, cost, epochs
+):
+    clock, saved = types.SimpleNamespace(now=0.0), []
+    clock.perf_counter = lambda: clock.now
+    evaluate = training.evaluate
+
+    def slowly(*args, **how):  # once an epoch
+        clock.now += 10
+        return evaluate(*args, **how)
+
+    class Store(RunStore):
+        def save_checkpoint(self, key, fingerprint, state):
+            clock.now += cost
+            saved.append(state["epoch"])
+
+    monkeypatch.setattr(records, "time", clock)
+    monkeypatch.setattr(training, "evaluate", slowly)
+    records.train_run(tiny_run(epochs=9), Store(tmp_path, checkpoint_seconds=pause))
+    assert saved == epochs

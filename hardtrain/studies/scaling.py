@@ -402,4 +402,5 @@ def pilot_goals(
 
 
 def history_of(history: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows of these runs."""
     return history[history["key"].isin(keys)]

@@ -261,9 +261,11 @@ def _artefact(run: Run) -> str:
 
 
 def count_members(ensemble: Sequence[Run], store: RunStore | None) -> int:
+    """Checkpoints of all runs that did not diverge."""
     return len(finished_members(ensemble, store)) * int(_artefact(ensemble[0])[12:])
 
 
 def steps_per_epoch(run: Run, num_samples: int) -> int:
+    """Updates in an epoch of ``run`` on so many samples."""
     whole, rest = divmod(num_samples, run.batch_size)
     return whole + (rest > 0 and not run.drop_last)

@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -330,22 +333,23 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
     does not fit the device's memory is left out, and named when the others are done."""
     waiting, too_large = [], []
     try:
-        for patient, queue in ((False, runs), (True, waiting)):
-            for run in queue:
-                lock = store.lock(run.key, load_data(run)[2])
-                try:
-                    held = lock.acquire(blocking=patient)
-                except filelock.Timeout:
-                    waiting.append(run)
-                    continue
-                with held:
+        with _ended_by_sigterm():
+            for patient, queue in ((False, runs), (True, waiting)):
+                for run in queue:
+                    lock = store.lock(run.key, load_data(run)[2])
                     try:
-                        if _stored_row(run, store) is None:  # another may have finished it
-                            train_run(run, store, progress)
-                    except torch.OutOfMemoryError:
-                        too_large.append(run)
-                    progress(run, run.epochs)
-    except KeyboardInterrupt:
+                        held = lock.acquire(blocking=patient)
+                    except filelock.Timeout:
+                        waiting.append(run)
+                        continue
+                    with held:
+                        try:
+                            if _stored_row(run, store) is None:  # another may have finished it
+                                train_run(run, store, progress)
+                        except torch.OutOfMemoryError:
+                            too_large.append(run)
+                        progress(run, run.epochs)
+    except (KeyboardInterrupt, SystemExit):
         progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
         raise
     if too_large:
@@ -359,6 +363,25 @@ ENGINES = {"local": _train_locally}
 
 
 # --- small steps ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which a scheduler ends a job, acts as Ctrl-C does, with exit status 143; not
+    where the program has its own way with it, and not in threads, which cannot set one."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_):
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stored_row(run: Run, store: RunStore) -> dict | None:

@@ -211,21 +211,30 @@ def test_the_lock_of_a_dead_process_does_not_block_catalogue(start_sweeps, expec
     sweeps.check(expected)
 
 
-def test_ctrl_c_ends_a_sweep_at_once_and_keeps_what_it_has_catalogue(start_sweeps, expected):
-    sweeps, rng = start_sweeps("interrupted"), random.Random(2)
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(signal.SIGINT, 1, id="ctrl_c_c5"),  # KeyboardInterrupt came through
+        pytest.param(signal.SIGTERM, 143, id="scheduler_c6"),
+    ],
+)
+def test_a_signal_ends_a_sweep_at_once_and_keeps_what_it_has_catalogue(
+    start_sweeps, expected, sent, code
+):
+    sweeps, rng = start_sweeps(f"signal {code}"), random.Random(2)
     codes = []
     for _ in range(3):
         process = sweeps.start()
         sweeps.wait_for_checkpoints(process, 2 + rng.randrange(6))
         began = time.monotonic()
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, sent)
         process.join(PATIENCE)
         assert time.monotonic() - began < 5
         codes.append(process.exitcode)
         for path in (sweeps.folder / "runs").glob("records/*.json"):
             assert json.loads(path.read_bytes())["status"] == "finished"
-    assert 1 in codes  # KeyboardInterrupt came through
-    assert set(codes) <= {0, 1}
+    assert code in codes
+    assert set(codes) <= {0, code}
     sweeps.finish(sweeps.start())
     sweeps.check(expected)
     assert sweeps.count("resumed") > 0

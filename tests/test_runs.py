@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import signal
 import threading
 import time
 import types
@@ -787,6 +788,46 @@ def test_an_interrupted_run_says_how_to_go_on(store, tiny_run, interrupt_at, cap
     with pytest.raises(KeyboardInterrupt):
         run_missing([tiny_run()], store)
     assert "run again to go on" in capsys.readouterr().err
+
+
+def test_a_scheduler_ends_a_sweep_as_ctrl_c_does_catalogue_c6(store, tiny_run, monkeypatch, capsys):
+    def terminated(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(methods, "sample_losses", terminated)
+        with pytest.raises(SystemExit) as ended:
+            run_missing([tiny_run(method="trimming")], store)
+    assert ended.value.code == 143
+    assert "run again to go on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert run_missing([tiny_run(method="trimming")], store)["status"].item() == "finished"
+
+
+def test_a_program_keeps_its_own_way_with_sigterm(store, tiny_run, monkeypatch):
+    seen, sample_losses = [], methods.sample_losses
+
+    def terminated(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return sample_losses(*args)
+
+    monkeypatch.setattr(methods, "sample_losses", terminated)
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        results = run_missing([tiny_run(method="trimming", epochs=1)], store)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert results["status"].item() == "finished"
+    assert len(seen) == 4
+
+
+def test_a_thread_trains_without_a_handler_of_signals(store, tiny_run):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run_missing([tiny_run()], store)))
+    thread.start()
+    thread.join()
+    assert results[0]["status"].item() == "finished"
 
 
 def test_artefacts_asked_for_after_an_interruption_are_whole(tmp_path, tiny_run, interrupt_at):

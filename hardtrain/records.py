@@ -18,7 +18,6 @@ from hardtrain.data import ImageDataset, load_dataset, resolve_device
 from hardtrain.errors import DataError, DivergedError, ParameterError
 from hardtrain.files import sha256
 from hardtrain.large_batch import use_ghost_batch_norm
-from hardtrain.memory import keep_freed_memory
 from hardtrain.networks import build_network, has_batch_norm
 from hardtrain.recorders import Snapshots
 from hardtrain.results import METRICS
@@ -32,8 +31,6 @@ def train_run(run, store: RunStore, progress=None) -> dict:
     train, test, fingerprint = load_data(run)
     train = training_set(run, train)
     device = train.images.device
-    if device.type == "cpu":
-        keep_freed_memory()
     began = time.perf_counter()
     last_saved, pause = began, store.checkpoint_seconds
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact

@@ -195,8 +195,8 @@ def _matching_step(network: str, channels: int, side: int, repetitions: int):
 
 def _keep_freed_memory() -> None:
     """For the rest of the process. By default glibc hands large freed blocks back to the system,
-    and a step that needs more memory pays for its pages anew: 5 to 20 % of a step with two batches
-    and nothing of a plain one. CUDA's allocator of PyTorch keeps what is freed, too."""
+    and a step that needs more memory, as one with two batches, pays for its pages anew. CUDA's
+    allocator of PyTorch keeps what is freed, too."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks outside the heap

@@ -290,7 +290,7 @@ def run_missing(
             with training.isolated_randomness(0, torch.device("cpu")):
                 build(run, training_set(run, train), test)
         store.open()
-        with Progress(missing) as progress:
+        with Progress(missing) as progress, _ended_by_sigterm():
             ENGINES[engine](missing, store, progress)
         found |= {run.key: _stored_row(run, store) for run in missing}
     return result_frame([_columns(run) | found[run.key] for run in runs])
@@ -333,22 +333,21 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
     does not fit the device's memory is left out, and named when the others are done."""
     waiting, too_large = [], []
     try:
-        with _ended_by_sigterm():
-            for patient, queue in ((False, runs), (True, waiting)):
-                for run in queue:
-                    lock = store.lock(run.key, load_data(run)[2])
+        for patient, queue in ((False, runs), (True, waiting)):
+            for run in queue:
+                lock = store.lock(run.key, load_data(run)[2])
+                try:
+                    held = lock.acquire(blocking=patient)
+                except filelock.Timeout:
+                    waiting.append(run)
+                    continue
+                with held:
                     try:
-                        held = lock.acquire(blocking=patient)
-                    except filelock.Timeout:
-                        waiting.append(run)
-                        continue
-                    with held:
-                        try:
-                            if _stored_row(run, store) is None:  # another may have finished it
-                                train_run(run, store, progress)
-                        except torch.OutOfMemoryError:
-                            too_large.append(run)
-                        progress(run, run.epochs)
+                        if _stored_row(run, store) is None:  # another may have finished it
+                            train_run(run, store, progress)
+                    except torch.OutOfMemoryError:
+                        too_large.append(run)
+                    progress(run, run.epochs)
     except (KeyboardInterrupt, SystemExit):
         progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
         raise

@@ -24,11 +24,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 figures: $(INSTALLED)
-	$(BIN)/python -m hardtrain.execute --train $(NOTEBOOKS)
+	$(BIN)/python -m hardtrain.report.execute --train $(NOTEBOOKS)
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
-	$(BIN)/python -m hardtrain.execute --check $(NOTEBOOKS)
+	$(BIN)/python -m hardtrain.report.execute --check $(NOTEBOOKS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -38,7 +38,7 @@ lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(INSTALLED)
-	$(BIN)/python -m hardtrain.execute --refresh $(NOTEBOOKS)
+	$(BIN)/python -m hardtrain.report.execute --refresh $(NOTEBOOKS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -8,8 +8,8 @@ import pandas as pd
 
 from benchmarks import ratios, strategies
 from hardtrain.files import write_atomically
-from hardtrain.statistics import to_markdown
-from hardtrain.timing import machine
+from hardtrain.report.text import to_markdown
+from hardtrain.report.timing import machine
 
 
 def main() -> None:

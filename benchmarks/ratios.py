@@ -8,16 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hardtrain import Run, methods, training
-from hardtrain.data import Batches, ImageDataset, Transform
-from hardtrain.samplers import UniformBatchSampler
-from hardtrain.timing import (
-    hard_batch_step_times,
-    interleaved,
-    median_ratio,
-    small_cnn,
-    trimming_step_times,
-)
+from hardtrain import ImageDataset, Run
+from hardtrain.data.batches import Batches, Transform
+from hardtrain.data.samplers import UniformBatchSampler
+from hardtrain.papers.hard_mini_batches.timing import hard_batch_step_times
+from hardtrain.papers.mini_batch_trimming.timing import small_cnn, trimming_step_times
+from hardtrain.report.timing import interleaved, median_ratio
+from hardtrain.training import evaluation, loop, methods
 
 
 def rows() -> list[dict]:
@@ -36,7 +33,7 @@ def _loop_overhead() -> dict:
 
     def ours() -> None:
         model = copy.deepcopy(network)
-        training.fit(run, model, methods.plain(run, dataset, model), lambda model: {})
+        loop.fit(run, model, methods.plain(run, dataset, model), lambda model: {})
 
     def bare() -> None:
         model = copy.deepcopy(network)
@@ -144,7 +141,7 @@ def _layout_and_precision() -> list[dict]:
         model = small_cnn(batch_norm=True).to(device).to(memory_format=layout)
         images = inputs.to(memory_format=layout)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        autocast = training.precision_context(precision, torch.device(device))
+        autocast = evaluation.precision_context(precision, torch.device(device))
 
         def run() -> None:
             with autocast():

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardtrain import methods
-from hardtrain.networks import build_network
-from hardtrain.strategies.active_bias import (
+from hardtrain import (
+    GradientNoise,
     PredictionHistory,
     WeightedBatchSampler,
+    build_network,
+    class_conditional_mmd,
+    mmd,
     sampling_probabilities,
 )
-from hardtrain.strategies.distribution_matching import class_conditional_mmd, mmd
-from hardtrain.strategies.gradient_noise import GradientNoise
+from hardtrain.report.timing import interleaved, median_ratio
 from hardtrain.strategies.subset_selection import EnsembleTally, mutual_information
-from hardtrain.timing import interleaved, median_ratio
+from hardtrain.training import pieces
 
 BATCH = 150  # of the ITDM paper, on either side
 
@@ -175,7 +176,7 @@ def _matching_step(network: str, channels: int, side: int, repetitions: int):
 
         def run() -> None:
             features = model.features(inputs)
-            loss = methods.class_losses(model.classifier(features), targets).mean()
+            loss = pieces.class_losses(model.classifier(features), targets).mean()
             if match is not None:
                 loss = loss + 0.8 * match(features, model.features(others))
             optimizer.zero_grad()

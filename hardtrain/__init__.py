@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from hardtrain.data import ImageDataset, load_dataset
+from hardtrain.data.images import ImageDataset, load_dataset
 from hardtrain.errors import (
     DataError,
     DivergedError,
@@ -12,9 +12,10 @@ from hardtrain.errors import (
     StoreError,
 )
 from hardtrain.networks import build_network
-from hardtrain.results import load_history, load_timings, write_results
-from hardtrain.runs import Run, load_artefact, run_missing
-from hardtrain.store import RunStore
+from hardtrain.runs.results import load_history, load_timings, write_results
+from hardtrain.runs.run import Run
+from hardtrain.runs.store import RunStore
+from hardtrain.runs.sweep import load_artefact, run_missing
 from hardtrain.strategies.active_bias import (
     PredictionHistory,
     WeightedBatchSampler,
@@ -25,8 +26,10 @@ from hardtrain.strategies.distribution_matching import class_conditional_mmd, mm
 from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.subset_selection import select_subset
-from hardtrain.strategies.trimming import TrimmedLoss, trim, trimmed_backward
-from hardtrain.training import evaluate, fit
+from hardtrain.strategies.trimmed_backward import trimmed_backward
+from hardtrain.strategies.trimming import TrimmedLoss, trim
+from hardtrain.training.evaluation import evaluate
+from hardtrain.training.loop import fit
 
 __all__ = [
     "DataError",

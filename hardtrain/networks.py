@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from hardtrain import checks
 from hardtrain.errors import DataError, ParameterError, unknown_name
 
 STEMS = ("cifar", "imagenet")
-
 # Smallest image side in pixels with each stem: the product of all strides, below which a network
 # fails or looks mostly at its own padding. cnn2 and cnn5 take the sizes of the ITDM paper alone.
 _SMALLEST = dict.fromkeys(("resnet18", "resnet34", "resnet50", "densenet121"), (8, 32))
@@ -339,3 +339,54 @@ class _MaxPoolTo(nn.Module):
         stride = [n // self.side for n in inputs.shape[-2:]]
         window = [n - (self.side - 1) * s for n, s in zip(inputs.shape[-2:], stride, strict=True)]
         return max_pool2d(inputs, window, stride)
+
+
+class GhostBatchNorm(nn.Module):
+    r"""Batch normalisation by parts of the batch, as if each part were a batch of its own.
+
+    In training mode the batch is cut into parts of ``size`` samples (the last may be shorter);
+    each is normalised with its own statistics, which update the running ones in turn. So these
+    forget at the rate of the small batch: :math:`\mu \leftarrow (1 - m)^p \mu + \sum_{i=1}^{p}
+    (1 - m)^{p - i} m \mu_i` for p parts and the momentum m. Evaluation is that of ``norm``.
+
+    Args:
+        norm: a batch-norm layer of torch or derived from it.
+        size: samples in a part, >= 1.
+
+    Source:
+        Hoffer, Hubara, Soudry, arXiv 1705.08741, algorithm 1.
+
+    Example:
+        >>> layer = GhostBatchNorm(nn.BatchNorm1d(1, affine=False), size=2)
+        >>> layer(torch.tensor([[0.0], [2.0], [10.0], [12.0]])).squeeze(1).round().tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
+
+    def __init__(self, norm: nn.Module, size: int):
+        super().__init__()
+        self.norm, self.size = norm, checks.integer("size", size, low=1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return self.norm(inputs)
+        return torch.cat([self.norm(part) for part in inputs.split(self.size)])
+
+
+def use_ghost_batch_norm(model: nn.Module, size: int) -> None:
+    """Put a `GhostBatchNorm` around every batch-norm layer inside ``model``, in place.
+
+    The names of these layers' weights get ``norm.`` before their last part.
+
+    Raises:
+        ParameterError: the model has none.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    if not found:
+        raise ParameterError(f"ghost_batch_size = {size}: the network has no batch-norm")
+    for name, norm in found.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, GhostBatchNorm(norm, size))

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hardtrain import run_missing, training
+from hardtrain import run_missing
+from hardtrain.training import loop
 
 
 def copied(state):
@@ -25,7 +26,7 @@ def same(a, b):
 
 def interrupt_after(run, store, epoch):
     """Train until the checkpoint of that epoch is saved, and stop as Ctrl-C does."""
-    fit = training.fit
+    fit = loop.fit
 
     def stopped(*args, save_checkpoint, **kwargs):
         def save(state):
@@ -36,7 +37,7 @@ def interrupt_after(run, store, epoch):
         return fit(*args, save_checkpoint=save, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "fit", stopped)
+        patch.setattr(loop, "fit", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_missing([run], store)
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hardtrain import checks
-from hardtrain.errors import HardtrainError, ParameterError, unknown_name
+from hardtrain import HardtrainError, ParameterError, checks
+from hardtrain.errors import unknown_name
 from hardtrain.networks import NETWORKS
 
 

@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import hardtrain
-from hardtrain.errors import DataError, ParameterError
+from hardtrain import DataError, ParameterError, build_network
 from hardtrain.networks import (
     NETWORKS,
-    build_network,
     check_network_input,
     has_batch_norm,
     minimum_size,

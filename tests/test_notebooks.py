@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 
-from hardtrain import Run, RunStore, run_missing, training, write_results
-from hardtrain.notebook import END_MARKER
-from hardtrain.results import read_csv
+from hardtrain import Run, RunStore, run_missing, write_results
+from hardtrain.report.notebook import END_MARKER
+from hardtrain.runs.results import read_csv
+from hardtrain.training import loop
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SMALL = {"epochs": 2, "seeds": [0, 1], "train_size": 200, "test_size": 100}
@@ -304,7 +305,7 @@ def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):
 
     run = NOTEBOOKS["01_mini_batch_trimming"].run
     with monkeypatch.context() as patch:
-        patch.setattr(training, "fit", stub)
+        patch.setattr(loop, "fit", stub)
         write_results(run_missing([run], store, use_committed=False), store, tmp_path)
     with pytest.raises(AssertionError):
         assert_trained(tmp_path, run, RunStore(tmp_path / "other"))

@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from hardtrain.errors import ParameterError
+from hardtrain import ParameterError
+from hardtrain.report.text import format_interval, to_markdown
 from hardtrain.statistics import (
     VERDICTS,
     Interval,
     PairedDifference,
     convergence_epoch,
-    format_interval,
     mean_interval,
     paired_difference,
     prediction_interval,
     steps_to_goal,
-    to_markdown,
     verdict,
     verdict_single,
 )

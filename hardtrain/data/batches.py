@@ -1,0 +1,234 @@
+"""Image sets as tensors on the device; batches that carry their indices; batched augmentation.
+
+    from hardtrain.data.samplers import UniformBatchSampler
+
+    train = load_dataset("cifar10", "train", device="auto")
+    transform = Transform.of(train, crop_padding=4, flip=True)
+    sampler = UniformBatchSampler(len(train), 128, generator=torch.Generator().manual_seed(0))
+    for inputs, targets, indices in Batches(train, transform, sampler, generator=augmentation):
+        ...
+
+The whole set lies on the device as uint8; a batch is gathered, mirrored, cropped and
+normalised there, all at once. Random numbers are drawn on the CPU from the caller's generator,
+so that CPU and GPU see the same augmentation, and no batch waits for the device.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from hardtrain import checks
+from hardtrain.data.images import ImageDataset, check_whole
+from hardtrain.errors import ParameterError
+
+# ---- batches
+
+
+class Batch(NamedTuple):
+    """What the loop sees, all on the data set's device."""
+
+    inputs: Tensor  # (B, C, H, W) float32
+    targets: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, positions in the data set
+
+
+@dataclass(frozen=True)
+class Transform:
+    r"""From uint8 images to network inputs, a batch at a time, on the images' device.
+
+    .. math:: x = (pixel / 255 - mean) / std
+
+    Args:
+        mean, std: one number a channel, in units of the pixel range [0, 1].
+        size: first resize to ``size`` x ``size`` pixels (bilinear, antialiased; the aspect ratio
+            is not kept); 0 leaves the size alone.
+        crop_padding: pad with that many black pixels on each side and cut the original size
+            out at a random place; 4 in the papers, 0 is none.
+        flip: mirror left and right with probability 1/2, before padding.
+
+    Raises:
+        ParameterError: an argument is not of that kind; names it.
+
+    Example:
+        >>> train = load_dataset("digits", "train")
+        >>> transform = Transform.of(train, crop_padding=1)
+        >>> transform(train.images[:32], torch.Generator().manual_seed(0)).shape
+        torch.Size([32, 1, 8, 8])
+        >>> inputs = transform.without_augmentation()(train.images)
+        >>> round(inputs.std(correction=0).item(), 4)
+        1.0
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int = 0
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self):
+        check_whole("size", self.size, 0)
+        check_whole("crop_padding", self.crop_padding, 0)
+        if not isinstance(self.flip, bool):
+            raise ParameterError(f"flip = {self.flip!r} is not True or False")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ParameterError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ParameterError(f"mean = {self.mean} is not finite")
+        if not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise ParameterError(f"std = {self.std} is not finite and > 0")
+
+    @classmethod
+    def of(
+        cls, dataset: ImageDataset, *, size: int = 0, crop_padding: int = 0, flip: bool = False
+    ) -> "Transform":
+        """With the mean and standard deviation (1/n) of all pixels of ``dataset``, per channel.
+
+        They come from exact integer sums, so every device gives the same bits. A channel of one
+        value gets std 1.
+        """
+        values, mean, std = range(256), [], []
+        for channel in dataset.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).tolist()
+            total = sum(n * v for n, v in zip(counts, values, strict=True))
+            squares = sum(n * v * v for n, v in zip(counts, values, strict=True))
+            scale = 255 * channel.numel()
+            mean.append(total / scale)
+            std.append(math.sqrt(channel.numel() * squares - total * total) / scale or 1.0)
+        return cls(tuple(mean), tuple(std), size, crop_padding, flip)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a call needs a generator."""
+        return self.crop_padding > 0 or self.flip
+
+    def without_augmentation(self) -> "Transform":
+        """The same size and normalisation, nothing random: for evaluation."""
+        return replace(self, crop_padding=0, flip=False)
+
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        """``images`` uint8 ``(B, C, H, W)`` -> float32 ``(B, C, H, W)`` on the same device.
+
+        Args:
+            images: as in `ImageDataset`.
+            generator: on the CPU; every random number comes from it.
+
+        Raises:
+            ParameterError: wrong images, or a random transform without a CPU generator.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ParameterError(
+                f"images are {images.dtype} {tuple(images.shape)}; "
+                f"wanted uint8 (B, {len(self.mean)}, H, W)"
+            )
+        if self.size and images.shape[2:] != (self.size, self.size):
+            images = functional.interpolate(
+                images.float(), (self.size, self.size), mode="bilinear", antialias=True
+            )
+        if self.is_random:
+            images = _flip_and_crop(images, self.crop_padding, self.flip, generator)
+        scale, shift = _scale_and_shift(self.mean, self.std, images.device)
+        return images.float().mul_(scale).add_(shift)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_and_shift(mean: tuple, std: tuple, device: torch.device) -> tuple[Tensor, Tensor]:
+    # kept, because making them on a GPU waits for it
+    scale = [[[1 / (255 * s)]] for s in std]
+    shift = [[[-m / s]] for m, s in zip(mean, std, strict=True)]
+    return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
+
+
+def _flip_and_crop(images: Tensor, padding: int, flip: bool, generator: Generator | None) -> Tensor:
+    """Mirror half of ``images`` and cut each out of its padded self; see `Transform`."""
+    checks.cpu_generator("generator", generator)
+    batch, channels, height, width = images.shape
+    device, number = images.device, torch.arange(batch)
+    # two copies of rows, not one gather of pixels: half the time on a CPU
+    if flip:
+        chosen = number + batch * torch.randint(2, (batch,), generator=generator)
+        both = torch.cat([images, images.flip(-1)])
+        images = both.index_select(0, chosen.to(device, non_blocking=True))
+    if padding:
+        top, left = torch.randint(2 * padding + 1, (2, batch), generator=generator)
+        images = functional.pad(images, (padding,) * 4)
+        high, wide = images.shape[2:]
+        # a view of all windows that begin anywhere in the padded batch
+        span = ((channels - 1) * high + height - 1) * wide + width
+        shape = (images.numel() - span + 1, channels, height, width)
+        windows = images.as_strided(shape, (1, high * wide, wide, 1))
+        begin = (number * channels * high + top) * wide + left
+        images = windows.index_select(0, begin.to(device, non_blocking=True))
+    return images
+
+
+class Batches:
+    """The batches that a sampler asks for, transformed; one pass of the sampler per ``iter``.
+
+    Args:
+        dataset: what to take from; gathering happens on its device.
+        transform: from uint8 to inputs.
+        batch_sampler: any iterable of ``list[int]`` or integer tensors of positions.
+        generator: for a random transform; on the CPU.
+        channels_last: give ``inputs`` that memory format.
+
+    Raises:
+        ParameterError: a random transform without generator; while iterating, an index that is
+            not in the data set.
+
+    Example:
+        >>> test = load_dataset("digits", "test")
+        >>> batches = Batches(test, Transform.of(test), [[3, 1], [2]])
+        >>> [batch.indices.tolist() for batch in batches]
+        [[3, 1], [2]]
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        batch_sampler: Iterable[Sequence[int] | Tensor],
+        *,
+        generator: Generator | None = None,
+        channels_last: bool = False,
+    ):
+        if transform.is_random:
+            checks.cpu_generator("generator", generator)
+        self.dataset, self.transform, self.batch_sampler = dataset, transform, batch_sampler
+        self.generator, self.channels_last = generator, channels_last
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images, labels = self.dataset.images, self.dataset.labels
+        for positions in self.batch_sampler:
+            indices = self._check(torch.as_tensor(positions)).to(images.device, non_blocking=True)
+            try:
+                chosen = images.index_select(0, indices)
+            except IndexError:  # a CPU looks by itself; on a GPU, looking would mean waiting
+                raise self._outside(indices) from None
+            inputs = self.transform(chosen, self.generator)
+            if self.channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield Batch(inputs, labels.index_select(0, indices), indices)
+
+    def _check(self, indices: Tensor) -> Tensor:
+        if indices.ndim != 1 or len(indices) == 0 or indices.dtype == torch.bool:
+            raise ParameterError(
+                f"a batch of indices is {indices.dtype} {tuple(indices.shape)}; "
+                "wanted integers (B,), B >= 1"
+            )
+        if indices.is_floating_point():
+            raise ParameterError(f"indices are {indices.dtype}; wanted integers")
+        return indices.to(torch.int64)
+
+    def _outside(self, indices: Tensor) -> ParameterError:
+        low, high = indices.min().item(), indices.max().item()
+        last = len(self.dataset) - 1
+        return ParameterError(f"index {low if low < 0 else high} is not in 0..{last}")

@@ -1,0 +1,158 @@
+"""Image sets on disk: the ``.npz`` form, its checks, and downloads turned into it, once.
+
+A set is ``ROOT/NAME_train.npz`` and ``ROOT/NAME_test.npz``, each with ``images`` uint8
+``(N, H, W)`` or ``(N, H, W, 3)``, ``labels`` integers ``(N,)`` from 0, and optionally
+``class_names`` ``(K,)``.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from filelock import FileLock
+from PIL import Image
+
+from hardtrain.data.npz import FORMAT, SPLITS, check_pair, check_range, pick_per_class, write_npz
+from hardtrain.errors import DataError
+
+TIMEOUT = 20.0  # seconds that one silent connection may last
+
+
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder of the named sets: ``root``, else ``$HARDTRAIN_DATA``, else the user's cache."""
+    chosen = root or os.environ.get("HARDTRAIN_DATA")
+    return (
+        Path(chosen or platformdirs.user_cache_path("hardtrain") / "data").expanduser().absolute()
+    )
+
+
+# ---- downloads: class of torchvision.datasets, folder, split -> images, labels, class names
+
+
+def _by_train_flag(cls: type, folder: Path, split: str):
+    part = cls(folder, train=split == "train", download=True)
+    labels = np.asarray(part.targets)
+    # QMNIST's targets are (N, 8): the class, then who wrote it where
+    return np.asarray(part.data), labels[:, 0] if labels.ndim == 2 else labels, part.classes
+
+
+def _by_split_name(cls: type, folder: Path, split: str):
+    part = cls(folder, split=split, download=True)
+    names = getattr(part, "classes", None) or [str(digit) for digit in range(10)]  # SVHN has none
+    return np.asarray(part.data).transpose(0, 2, 3, 1), np.asarray(part.labels), names
+
+
+def _by_folders(cls: type, folder: Path, split: str):
+    # torchvision leaves the background folder out; the papers count it as a class
+    top = Path(cls(folder, download=True).root) / "101_ObjectCategories"
+    classes = sorted(path.name for path in top.iterdir() if path.is_dir())
+    files = [sorted((top / name).glob("*.jpg"), key=lambda path: path.name) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    count = np.bincount(labels, minlength=len(classes))
+    chosen = pick_per_class(labels, (3 * count + 3) // 4)  # ceil(0.75 n) for training
+    if split == "test":
+        chosen = np.setdiff1d(np.arange(len(labels)), chosen)
+    flat = [path for found in files for path in found]
+    images = np.stack([_square(flat[i]) for i in chosen])
+    return images, labels[chosen], classes
+
+
+def _square(path: Path, shorter: int = 144, side: int = 128) -> np.ndarray:
+    """RGB, shorter side resized to ``shorter``, central ``side`` x ``side`` pixels."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    scale = shorter / min(image.size)
+    width, height = (max(shorter, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+SOURCES: dict[str, tuple[str, Callable]] = {
+    "mnist": ("MNIST", _by_train_flag),
+    "fashion-mnist": ("FashionMNIST", _by_train_flag),
+    "kmnist": ("KMNIST", _by_train_flag),
+    "qmnist": ("QMNIST", _by_train_flag),
+    "cifar10": ("CIFAR10", _by_train_flag),
+    "cifar100": ("CIFAR100", _by_train_flag),
+    "svhn": ("SVHN", _by_split_name),
+    "stl10": ("STL10", _by_split_name),
+    "caltech101": ("Caltech101", _by_folders),
+}
+
+
+def _torchvision_datasets():
+    import torchvision.datasets  # here, so that data at hand needs no torchvision
+
+    return torchvision.datasets
+
+
+@contextmanager
+def _bounded_sockets() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def named_files(
+    name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
+) -> dict[str, Path]:
+    """The files of a named set, ``{"train": path, "test": path}``; that of ``split`` exists.
+
+    If it does not exist yet, torchvision downloads (if ``download``) and checks the set in a
+    folder of its own, and both splits are written whole or not at all; of several processes one
+    does so, the others wait.
+
+    Raises:
+        DataError: no file and no download; says what is missing, where, and how to put it there.
+    """
+    folder = data_root(root)
+    files = {part: folder / f"{name}_{part}.npz" for part in SPLITS}
+    if files[split].exists():
+        return files
+    if not download:
+        raise DataError(f"data set {name!r}: {files[split].name} not found in {folder}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{name}.lock"):
+            if not files[split].exists():  # else another process was faster
+                _download(name, files)
+    except Exception as error:  # urllib, tarfile, filelock and a broken torchvision, all alike
+        missing = ", ".join(path.name for path in files.values() if not path.exists())
+        raise DataError(
+            f"data set {name!r}: {missing} not found in {folder}, and it could not be downloaded "
+            f"({type(error).__name__}: {error}). Put the missing files into that folder, or set "
+            f"HARDTRAIN_DATA (or root=) to the folder that has them; each is {FORMAT}"
+        ) from error
+    return files
+
+
+def _download(name: str, files: dict[str, Path]) -> None:
+    """Download ``name`` and write those of its files that are missing. Call under the lock."""
+    folder = files["train"].parent
+    for left_over in folder.glob(f".{name}_*.partial"):  # of a killed process
+        left_over.unlink(missing_ok=True)
+    # torchvision does not check what it finds extracted, so it never finds any
+    raw = folder / f".{name}.download"
+    shutil.rmtree(raw, ignore_errors=True)
+    class_name, convert = SOURCES[name]
+    try:
+        with _bounded_sockets():
+            for split in SPLITS:
+                images, labels, names = convert(
+                    getattr(_torchvision_datasets(), class_name), raw, split
+                )
+                labels = check_pair(f"{name} {split}", images, np.asarray(labels))
+                check_range(f"{name} {split}", labels, len(names))
+                if not files[split].exists():
+                    write_npz(files[split], images, labels, names)
+    finally:
+        shutil.rmtree(raw, ignore_errors=True)

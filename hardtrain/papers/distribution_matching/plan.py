@@ -1,0 +1,174 @@
+"""Distribution matching: which trainings its tables need."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from hardtrain import checks
+from hardtrain.errors import ParameterError
+from hardtrain.runs.run import Run
+
+
+class Experiment(NamedTuple):
+    """A kind of training of the paper: its data and networks, and how they are trained."""
+
+    datasets: tuple[str, ...]
+    networks: tuple[str, ...]
+    epochs: int
+    lr: float
+    gamma: float  # by which the rate falls ...
+    drops: tuple[float, ...]  # ... after these parts of the training
+    augment: str
+    evaluate_every: int  # updates
+
+
+# Section 4.2. What it leaves open (all of "initial", and how often is evaluated) is as in code
+# that is very likely the authors'.
+EXPERIMENTS = {
+    "initial": Experiment(
+        ("qmnist", "kmnist", "fashion-mnist"), ("cnn2",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
+    ),
+    "small": Experiment(
+        ("kmnist", "fashion-mnist"), ("cnn5",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
+    ),
+    "large": Experiment(
+        ("cifar10", "stl10"), ("resnet18", "vgg13", "mobilenet"),
+        150, 0.5, 0.1, (1 / 3, 2 / 3), "crop+flip", 5,
+    ),
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One experiment with one image set and one network."""
+
+    experiment: str
+    dataset: str
+    network: str
+
+
+def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
+    """Which image set is trained with which network, and in which of ``EXPERIMENTS``.
+
+    A set and a network of the paper meet where the paper has them meet; a network that it does
+    not have goes into every experiment of the set. A set that meets none of the networks in this
+    way meets them all, in its own experiments. A set that the paper does not have goes into
+    "initial" and "small" ("large" with networks of that one).
+
+    Raises:
+        ParameterError: an empty list.
+
+    Example:
+        >>> for cell in plan(["fashion-mnist", "cifar10"], ["cnn2", "cnn5", "vgg13"]):
+        ...     print(*cell)
+        initial fashion-mnist cnn2
+        small fashion-mnist cnn5
+        large cifar10 vgg13
+    """
+    datasets, networks = list(datasets), list(networks)
+    if not datasets or not networks:
+        raise ParameterError(f"datasets = {datasets}, networks = {networks}: give one of each")
+    cells = []
+    for dataset in dict.fromkeys(datasets):
+        homes = _homes(dataset, "datasets")
+        meeting = [
+            Cell(experiment, dataset, network)
+            for network in dict.fromkeys(networks)
+            for experiment in _both(homes, _homes(network, "networks"))
+        ]
+        cells += meeting or [
+            Cell(experiment, dataset, network)
+            for network in dict.fromkeys(networks)
+            for experiment in homes
+        ]
+    order = list(EXPERIMENTS)
+    return sorted(cells, key=lambda cell: order.index(cell.experiment))
+
+
+def joint_and_class(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """The cells of a `plan` for ITDM-j (as in "initial") and for ITDM-c (as in the others).
+
+    If there is none for one of the two, it gets the first of the other's.
+    """
+    joint = [cell for cell in cells if cell.experiment == "initial"]
+    by_class = [cell for cell in cells if cell.experiment != "initial"]
+    return joint or by_class[:1], by_class or joint[:1]
+
+
+def first_of_each_set(cells: Iterable[Cell]) -> list[Cell]:
+    """The first cell of each image set, in their order: those whose features are drawn."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.dataset, cell)
+    return list(first.values())
+
+
+def _homes(name: str, kind: str) -> list[str]:
+    homes = [key for key, experiment in EXPERIMENTS.items() if name in getattr(experiment, kind)]
+    return homes or list(EXPERIMENTS)
+
+
+def _both(homes: list[str], others: list[str]) -> list[str]:
+    """Experiments in both lists, but of the class-conditional ones the first only."""
+    common = [key for key in homes if key in others]
+    return [key for key in common if key != "large" or "small" not in common]
+
+
+def trainings(
+    cell: Cell,
+    seeds: Sequence[int],
+    options: Mapping,
+    *,
+    epochs: int = 0,
+    lr: float = 0.0,
+    evaluate: str = "steps",
+    longer: int = 1,
+    features: bool = False,
+    **fields,
+) -> list[Run]:
+    """An arm: the method ``distribution_matching`` with ``options``, one run a seed.
+
+    Args:
+        cell: from `plan`; its experiment gives the schedule, the augmentation and what is 0 here.
+        seeds: of the runs.
+        options: of the method.
+        epochs, lr: of the training; 0: the experiment's own.
+        evaluate: "steps": as often as the experiment says; "epoch": at each epoch's end.
+        longer: factor of the epochs; the rate falls after the same parts of the training.
+        features: whether the runs keep the test set's features. All keep its logits.
+        **fields: further fields of `Run`.
+
+    Raises:
+        ParameterError: as `Run`; another text for ``evaluate``.
+
+    Example:
+        >>> (run,) = trainings(Cell("large", "stl10", "vgg13"), [0], {"weight": 0.2})
+        >>> run.epochs, run.milestones, run.image_size, run.evaluate_every
+        (150, (50, 100), 32, 5)
+    """
+    experiment = EXPERIMENTS[cell.experiment]
+    checks.choice("evaluate", evaluate, ("steps", "epoch"))
+    epochs = (epochs or experiment.epochs) * longer
+    fields = {
+        "momentum": 0.5,
+        "batch_size": 150,
+        "image_size": 32 if cell.dataset == "stl10" else 0,
+        "augment": experiment.augment,
+        "lr": lr or experiment.lr,
+        "schedule": "multistep",
+        "gamma": experiment.gamma,
+        "milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops}),
+        "evaluate_every": experiment.evaluate_every if evaluate == "steps" else 1,
+        "evaluate_unit": "step" if evaluate == "steps" else "epoch",
+    } | fields
+    return [
+        Run(
+            dataset=cell.dataset,
+            network=cell.network,
+            method="distribution_matching",
+            options=options,
+            seed=seed,
+            epochs=epochs,
+            keep=("features", "logits") if features else ("logits",),
+            **fields,
+        )
+        for seed in seeds
+    ]

@@ -1,0 +1,71 @@
+"""Numbers and tables as text."""
+
+import math
+
+import pandas as pd
+
+from hardtrain.statistics import PairedDifference
+
+
+def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bool = False) -> str:
+    """Text for a table cell: ``mean ± half width (n = ...)``, without ± where n is 1.
+
+    Args:
+        interval: `Interval` or `PairedDifference`.
+        digits: decimals.
+        scale: factor before rounding; 100 turns fractions into %.
+        signed: write the sign of a positive mean, too.
+
+    Example:
+        >>> format_interval(Interval(0.174, 0.171, 0.177, 10), digits=1, scale=100)
+        '17.4 ± 0.3 (n = 10)'
+    """
+    sign = "+" if signed else ""
+    mean = f"{interval.mean * scale:{sign}z.{digits}f}"
+    half = interval.half_width * abs(scale)
+    spread = "" if math.isnan(half) else f" ± {half:.{digits}f}"
+    return f"{mean}{spread} (n = {interval.n})"
+
+
+def format_p(difference: PairedDifference | None) -> str:
+    """Text of a paired difference's p for a table cell; empty where there is none.
+
+    Example:
+        >>> format_p(PairedDifference(1.0, 0.5, 1.5, 0.0421, 3)), format_p(None)
+        ('0.042', '')
+    """
+    if difference is None or math.isnan(difference.p):
+        return ""
+    return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown pipe table, without its index; numeric columns align right.
+
+    Missing cells are empty, floats keep every digit (round before), pipes are escaped and line
+    breaks become ``<br>``.
+
+    Example:
+        >>> print(to_markdown(pd.DataFrame({"network": ["vgg13"], "error": [17.43]})), end="")
+        | network | error |
+        | --- | ---: |
+        | vgg13 | 17.43 |
+    """
+
+    def row(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    columns = [frame.iloc[:, i] for i in range(frame.shape[1])]
+    numeric = [
+        pd.api.types.is_numeric_dtype(c) and not pd.api.types.is_bool_dtype(c) for c in columns
+    ]
+    lines = [row(map(_cell, frame.columns)), row("---:" if n else "---" for n in numeric)]
+    lines += [row(map(_cell, cells)) for cells in zip(*columns, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    text = str(value).replace("|", "\\|")
+    return "<br>".join(text.splitlines())

@@ -1,0 +1,146 @@
+"""Results as tables: rows of runs, their histories and timings, and the CSV files of a figure
+folder, from which every figure can be drawn again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from hardtrain.errors import RecordError
+from hardtrain.files import project_root, remove_stale_partials, write_atomically
+from hardtrain.runs.store import RunStore
+
+METRICS = (
+    "test_error",
+    "test_loss",
+    "train_loss",
+    "per_class_error",
+    "diverged_epoch",
+    "diverged_step",
+    "train_set_error",
+    "train_set_loss",
+    "train_set_accuracy_by_batch",
+    "train_set_half_width_by_batch",
+    "test_accuracy_by_batch",
+    "test_half_width_by_batch",
+)
+_OPTIONAL = METRICS[6:]  # of runs with ``evaluate_train``
+LOCAL_COLUMNS = ("source", "device", "data_root", "keep")  # they say nothing about the numbers
+
+
+def result_row(found: dict, source: str) -> dict:
+    """The columns of a finished run's row that do not come from its description."""
+    leading = {name: found[name] for name in ("key", "fingerprint")}
+    metrics = {name: found.get(name) for name in METRICS}
+    return leading | {"source": source, "status": found["status"]} | metrics
+
+
+def result_frame(rows: list[dict]) -> pd.DataFrame:
+    """Rows as a frame; what a run does not have is NaN, or an empty text."""
+    frame = pd.DataFrame(rows)
+    numbers = [name for name in METRICS if name != "per_class_error"]
+    frame[numbers] = frame[numbers].astype("float64")
+    frame["per_class_error"] = frame["per_class_error"].fillna("")
+    if not frame["evaluate_train"].any():
+        frame = frame.drop(columns=list(_OPTIONAL))
+    leading = ["key", "fingerprint", "source", "status"]
+    return frame[leading + [name for name in frame if name not in leading]]
+
+
+def load_history(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
+    """The history of every run in ``results``: one row per run and evaluation.
+
+    Columns: ``key``, ``epoch`` (finished ones), ``step``, ``lr``, ``train_loss``, ``objective``,
+    ``test_loss``, ``test_error``, and what the method logs.
+    """
+    return _per_run(results, store, "history.csv", lambda record: record["history"])
+
+
+def load_timings(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
+    """Seconds, device and versions of every run in ``results``."""
+    return _per_run(results, store, "timings.csv", lambda record: [record["timings"]])
+
+
+def write_results(
+    results: pd.DataFrame, store: RunStore | None, out_dir: str | os.PathLike
+) -> None:
+    """Write ``results.csv``, ``history.csv`` (what the seeds determine) and ``timings.csv``.
+
+    Rows of other runs that stand in ``out_dir`` already are kept, behind the given ones, so that
+    a partial sweep never erases another's results.
+    """
+    unique = results.drop_duplicates("key")
+    tables = {
+        "results.csv": unique.drop(columns=list(LOCAL_COLUMNS)),
+        "history.csv": load_history(unique, store),
+        "timings.csv": load_timings(unique, store),
+    }
+    remove_stale_partials(Path(out_dir))
+    for name, table in tables.items():
+        path = Path(out_dir) / name
+        if path.exists():
+            old = read_csv(path)
+            old = old[~old["key"].isin(unique["key"])]
+            if len(old):
+                table = pd.concat([table, old.sort_values("key", kind="stable")])
+        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV of ours: numbers to the last bit, whatever pandas' own parser rounds to."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for name in frame.columns.difference(["key", "fingerprint", "dataset"]):
+        for number in (int, lambda text: float(text or "nan")):
+            try:
+                frame[name] = [number(text) for text in frame[name]]
+                break
+            except ValueError:
+                continue
+    return frame
+
+
+def committed_folder() -> Path:
+    """Where results that came with the repository stand: ``$HARDTRAIN_COMMITTED``, else its
+    ``figures``."""
+    return Path(os.environ.get("HARDTRAIN_COMMITTED") or project_root() / "figures")
+
+
+def committed_results() -> dict[str, dict]:
+    """Rows of every ``results.csv`` below `committed_folder` by key, each with its folder as
+    ``source``."""
+    rows = {}
+    for path in sorted(committed_folder().glob("*/*/results.csv")):
+        for row in read_csv(path).to_dict("records"):
+            rows.setdefault(row["key"], row | {"source": str(path.parent)})
+    return rows
+
+
+def _per_run(
+    results: pd.DataFrame,
+    store: RunStore | None,
+    file: str,
+    rows_of: Callable[[dict], list[dict]],
+) -> pd.DataFrame:
+    store = RunStore() if store is None else store
+    unique = results.drop_duplicates("key")
+    tables = {
+        source: dict(list(read_csv(Path(source) / file).groupby("key", sort=False)))
+        for source in unique["source"].unique()
+        if source != "store"
+    }
+    parts = []
+    for key, fingerprint, source in unique[["key", "fingerprint", "source"]].itertuples(
+        index=False
+    ):
+        if source == "store":
+            record = store.load(key, fingerprint)
+            if record is None:
+                raise RecordError(f"{store} holds no record of run {key}")
+            part = pd.DataFrame(rows_of(record))
+            part.insert(0, "key", key)
+        else:
+            part = tables[source].get(key, ())
+        if len(part):
+            parts.append(part.dropna(axis="columns", how="all"))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})

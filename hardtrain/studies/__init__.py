@@ -1,1 +1,0 @@
-"""What single notebooks compute, tabulate and draw beyond what all share: one paper each."""

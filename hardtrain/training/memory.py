@@ -1,0 +1,225 @@
+"""What trainings note down beside their history, for the artefacts that figures need."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from hardtrain.data.batches import Transform
+from hardtrain.data.images import ImageDataset
+from hardtrain.errors import ParameterError
+from hardtrain.strategies.active_bias import PredictionHistory
+from hardtrain.strategies.distribution_matching import class_conditional_mmd, mmd
+from hardtrain.strategies.hard_batches import HardBatchSampler
+from hardtrain.training.evaluation import precision_context
+from hardtrain.training.pieces import generator, train_transform
+
+NUM_PHASES = 4  # what is noted down by phase is noted for each quarter of a training
+
+
+class SampleCounts:
+    """How often each sample counted, by phase of the training: ``counts (P, N)``."""
+
+    def __init__(self, num_samples: int, device: torch.device):
+        self.counts = torch.zeros(NUM_PHASES, num_samples, dtype=torch.int32, device=device)
+
+    def add(self, phase: int, indices: Tensor) -> None:
+        self.counts[phase].index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"counts": self.counts.cpu()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.counts.copy_(state["counts"])
+
+
+class Emphasis:
+    """The sum of the weights with which each sample's loss counted, by phase: ``(P, N)``."""
+
+    def __init__(self, num_samples: int, device: torch.device):
+        self.sums = torch.zeros(NUM_PHASES, num_samples, device=device)
+
+    def add(self, phase: int, indices: Tensor, weights: Tensor) -> None:
+        self.sums[phase].index_add_(0, indices, weights)
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"emphasis": self.sums.cpu()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.sums.copy_(state["sums"])
+
+
+class Snapshots:
+    """Copies of a model's weights on the CPU after given steps of its training.
+
+    ``note`` is called after each step. ``arrays``: ``steps (C,)``, and by its name each weight and
+    buffer ``(C, ...)``, so that those of one C are a ``state_dict``.
+    """
+
+    def __init__(self, model: nn.Module, steps: Sequence[int]):
+        self.model, self.steps = model, list(steps)
+        self.num_steps = 0
+        self.taken: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def of_last_half(cls, model: nn.Module, num_steps: int, number: int) -> "Snapshots":
+        """``number`` of them, evenly spread over the last half of the training, one at its end.
+
+        Raises:
+            ParameterError: fewer steps than that.
+        """
+        half = num_steps - num_steps // 2
+        if number > half:
+            raise ParameterError(
+                f"checkpoints:{number} wants more than the {half} steps of the last half"
+            )
+        return cls(model, [num_steps // 2 + half * (i + 1) // number for i in range(number)])
+
+    def note(self) -> None:
+        self.num_steps += 1
+        if self.num_steps in self.steps:
+            weights = self.model.state_dict().items()
+            self.taken.append({k: v.to("cpu", copy=True) for k, v in weights})
+
+    def arrays(self) -> dict[str, Tensor]:
+        weights = {k: torch.stack([taken[k] for taken in self.taken]) for k in self.taken[0]}
+        return {"steps": torch.tensor(self.steps)} | weights
+
+    def state_dict(self) -> dict:
+        return {"num_steps": self.num_steps, "taken": self.taken}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.num_steps, self.taken = state["num_steps"], list(state["taken"])
+
+
+class BatchLog:
+    """Which batch each update took, and at each epoch's start the stored loss of every batch
+    beside the loss that the model would have on it now, in training mode as the stored one."""
+
+    def __init__(
+        self,
+        sampler: HardBatchSampler,
+        model,
+        data: ImageDataset,
+        transform: Transform,
+        precision: str,
+    ):
+        self.sampler, self.model, self.data, self.transform = sampler, model, data, transform
+        self.autocast = precision_context(precision, data.images.device)
+        self.ids: list[int] = []  # of the rounds begun, so the last ones may not be taken
+        self.num_rounds = self.num_updates = 0
+        self.stored: list[Tensor] = []
+        self.recomputed: list[Tensor] = []
+
+    def note_update(self) -> None:
+        if self.num_rounds < self.sampler.round:
+            self.ids += self.sampler.chosen
+            self.num_rounds += 1
+        self.num_updates += 1
+
+    def compare(self, epoch: int) -> None:
+        if epoch == 0:  # nothing is stored yet
+            return
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.no_grad(), self.autocast():
+            losses = [self._loss_now(batch) for batch in self.sampler.batches]
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)  # batch-norm's running statistics saw nothing of this
+        self.stored.append(self.sampler.losses.clone().cpu())
+        self.recomputed.append(torch.stack(losses).cpu())
+
+    def _loss_now(self, batch: list[int]) -> Tensor:
+        indices = torch.tensor(batch, device=self.data.images.device)
+        inputs = self.transform(self.data.images.index_select(0, indices))
+        logits = self.model(inputs).float()
+        return cross_entropy(logits, self.data.labels[indices], reduction="none").mean()
+
+    def arrays(self) -> dict[str, Tensor]:
+        """``ids (E N,)`` of the batches by update; ``stored``, ``recomputed (E - 1, N)``, nats."""
+        empty = torch.zeros(0, self.sampler.num_batches)
+        stored, recomputed = (
+            torch.stack(losses) if losses else empty for losses in (self.stored, self.recomputed)
+        )
+        ids = torch.tensor(self.ids[: self.num_updates])
+        return {"ids": ids, "stored": stored, "recomputed": recomputed}
+
+    def state_dict(self) -> dict:
+        names = ("ids", "num_rounds", "num_updates", "stored", "recomputed")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+
+
+NUM_LOGGED_PAIRS = 4  # of mini-batches whose distance distribution matching can log
+
+
+class SmoothedScores:
+    """A history of predictions, and the scores that follow from it, with the constant that is
+    added to them: a multiple of the mean score when it is first asked for."""
+
+    def __init__(self, num_samples: int, device: torch.device, score: Callable, smoothing: float):
+        self.history = PredictionHistory(num_samples, device=device)
+        self.score, self.smoothing, self.epsilon = score, smoothing, None
+
+    def now(self) -> tuple[Tensor, Tensor]:
+        """Scores ``(N,)``, of samples never seen the mean of the others, and the constant; if all
+        are 0, the scores are 1, so that nothing divides by 0."""
+        scores, seen = self.score(self.history), self.history.count > 0
+        mean = scores.sum() / seen.sum()  # those never seen have score 0
+        if self.epsilon is None:
+            self.epsilon = self.smoothing * mean
+        return scores.where(seen, mean).masked_fill(mean + self.epsilon == 0, 1), self.epsilon
+
+    def arrays(self) -> dict[str, Tensor]:
+        """``count``, ``mean``, ``variance (N,)`` of the true class's probability."""
+        names = ("count", "mean", "variance")
+        return {name: getattr(self.history, name).cpu() for name in names}
+
+    def state_dict(self) -> dict:
+        return {"history": self.history.state_dict(), "epsilon": self.epsilon}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.history.load_state_dict(state["history"])
+        self.epsilon = state["epsilon"]
+        if self.epsilon is not None:
+            self.epsilon = self.epsilon.to(self.history.count.device)
+
+
+class DistanceLog:
+    """MMD between the features of fixed pairs of mini-batches, in evaluation mode."""
+
+    def __init__(self, run, data: ImageDataset, model):
+        self.data, self.model = data, model
+        self.autocast = precision_context(run.precision, data.images.device)
+        self.transform = train_transform(run, data).without_augmentation()
+        size = min(run.batch_size, len(data) // 2)
+        drawn = generator(run.seed, "logged pairs")
+        self.pairs = [
+            torch.randperm(len(data), generator=drawn)[: 2 * size].to(data.labels.device)
+            for _ in range(NUM_LOGGED_PAIRS)
+        ]
+
+    def __call__(self) -> dict[str, float]:
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.autocast():
+            found = [self._distances(indices) for indices in self.pairs]
+        self.model.train(was_training)
+        joint, by_class = torch.stack(found).mean(dim=0).tolist()
+        return {"mmd": joint, "class_mmd": by_class}
+
+    def _distances(self, indices: Tensor) -> Tensor:
+        features = self.model.features(self.transform(self.data.images[indices]))
+        x, y = features.chunk(2)
+        x_labels, y_labels = self.data.labels[indices].chunk(2)
+        by_class = class_conditional_mmd(x, x_labels, y, y_labels, self.data.num_classes)
+        return torch.stack([mmd(x, y), by_class])

@@ -1,0 +1,416 @@
+"""The search: even points, spaces that move as far as they may, known optima, honest failure."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from hardtrain import ParameterError, load_history, run_missing
+from hardtrain.papers.data_parallelism.batch_scaling import measured_errors, steps_per_trial
+from hardtrain.papers.data_parallelism.noisy_quadratic import (
+    noisy_quadratic_optimum,
+    noisy_quadratic_steps,
+)
+from hardtrain.papers.data_parallelism.search import quasi_random, recentred, search
+
+SPACE = {"lr": (1e-3, 1.0), "one_minus_momentum": (0.01, 1.0)}
+
+
+def logs(points, name):
+    low, high = SPACE[name]
+    return np.log([point[name] / low for point in points]) / math.log(high / low)
+
+
+# --- quasi_random --------------------------------------------------------------------------------
+
+
+def test_points_are_the_same_everywhere():
+    # keys of committed runs hang on these numbers
+    assert quasi_random(SPACE, 3, seed=0) == [
+        {"lr": 0.1323, "one_minus_momentum": 0.08673},
+        {"lr": 0.004185, "one_minus_momentum": 0.4026},
+        {"lr": 0.7442, "one_minus_momentum": 0.01868},
+    ]
+
+
+def test_more_points_begin_with_the_same_ones():
+    many = quasi_random(SPACE, 100, seed=3)
+    assert quasi_random(SPACE, 37, seed=3) == many[:37]
+    assert quasi_random(SPACE, 63, seed=3, skip=37) == many[37:]
+    assert len({tuple(point.values()) for point in many}) == 100
+
+
+def test_seeds_give_other_points():
+    assert quasi_random(SPACE, 5, seed=1) != quasi_random(SPACE, 5, seed=2)
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_points_are_uniform_in_logs_and_more_even_than_random_ones(name):
+    for seed in range(5):
+        shares = logs(quasi_random(SPACE, 100, seed=seed), name)
+        assert shares.min() >= 0
+        assert shares.max() <= 1
+        assert kstest(shares, "uniform").statistic < 0.06  # random: 0.08 or more in half the cases
+
+
+def test_pairs_of_coordinates_fill_the_square():
+    points = quasi_random(SPACE, 144, seed=0)
+    cells = zip(*(np.minimum(3 * logs(points, name), 2).astype(int) for name in SPACE), strict=True)
+    counts = np.bincount([3 * i + j for i, j in cells], minlength=9)
+    assert counts.min() >= 12  # 16 each; coordinates that are equal fill three cells only
+    assert counts.max() <= 20
+
+
+def test_rounding_stays_within_the_bounds():
+    space = {"lr": (0.123456, 0.123457)}
+    assert all(0.123456 <= p["lr"] <= 0.123457 for p in quasi_random(space, 9, seed=0))
+    assert all(p["lr"] == float(f"{p['lr']:.4g}") for p in quasi_random(SPACE, 50, seed=0))
+
+
+BAD_SPACES = [
+    ({}, "at least one name"),
+    ([(0.1, 1.0)], "at least one name"),
+    ({"lr": (1.0, 0.1)}, r"'lr'.*low must be below high"),
+    ({"lr": (0.1, 0.1)}, "low must be below high"),
+    ({"lr": (0.0, 1.0)}, "not more than 0"),
+    ({"lr": (-1.0, 1.0)}, "not more than 0"),
+    ({"lr": (0.1, math.inf)}, "not finite"),
+    ({"lr": (math.nan, 1.0)}, "not finite"),
+    ({"lr": (0.1, 0.5, 1.0)}, r"must be \(low, high\)"),
+    ({"lr": 0.1}, r"must be \(low, high\)"),
+    ({"lr": ("1e-3", 1.0)}, "is text"),
+]
+
+
+@pytest.mark.parametrize(("space", "message"), BAD_SPACES)
+def test_bad_spaces_are_refused(space, message):
+    for call in (
+        lambda: quasi_random(space, 4, seed=0),
+        lambda: recentred(space, {"lr": 0.5}),
+        lambda: search(space, 4, lambda points: [1.0] * 4, seed=0),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_trials": 0}, {"num_trials": 2.0}, {"seed": -1}, {"seed": None}, {"skip": -1}],
+)
+def test_quasi_random_rejects(arguments):
+    with pytest.raises(ParameterError, match=next(iter(arguments))):
+        quasi_random(SPACE, **({"num_trials": 4, "seed": 0} | arguments))
+
+
+# --- recentred -----------------------------------------------------------------------------------
+
+
+def test_a_best_point_inside_leaves_the_space():
+    assert recentred(SPACE, {"lr": 0.03, "one_minus_momentum": 0.1}) == SPACE
+
+
+def test_only_the_dimension_at_its_edge_moves_and_keeps_its_width():
+    moved = recentred(SPACE, {"lr": 0.8, "one_minus_momentum": 0.1})
+    assert moved["one_minus_momentum"] == SPACE["one_minus_momentum"]
+    low, high = moved["lr"]
+    assert high / low == pytest.approx(1000)
+    assert math.sqrt(low * high) == pytest.approx(0.8)
+    low, high = recentred(SPACE, {"lr": 0.0011, "one_minus_momentum": 0.1})["lr"]
+    assert (low, high) == pytest.approx((0.0011 / 1000**0.5, 0.0011 * 1000**0.5))
+
+
+def test_margin_says_what_is_an_edge():
+    # in logs, 0.6 lies at 0.926 of the way from 0.001 to 1
+    best = {"lr": 0.6, "one_minus_momentum": 0.1}
+    assert recentred(SPACE, best, margin=0.07) == SPACE
+    assert recentred(SPACE, best, margin=0.08) != SPACE
+    outside = best | {"lr": 5.0}
+    assert math.prod(recentred(SPACE, outside, margin=0)["lr"]) == pytest.approx(25)
+
+
+def test_upper_bounds_stop_the_move():
+    space = {"one_minus_momentum": (0.005, 0.5)}
+    low, high = recentred(
+        space, {"one_minus_momentum": 0.45}, upper={"one_minus_momentum": 1.0}
+    )["one_minus_momentum"]  # fmt: skip
+    assert (low, high) == (pytest.approx(0.01), 1.0)  # twice, where the centre wants nine times
+    at_limit = {"one_minus_momentum": (0.01, 1.0)}
+    upper = {"one_minus_momentum": 1.0}
+    assert recentred(at_limit, {"one_minus_momentum": 1.0}, upper=upper) == at_limit
+    # the lower edge still moves
+    assert recentred(at_limit, {"one_minus_momentum": 0.011}, upper=upper) != at_limit
+
+
+def test_upper_bounds_are_never_crossed_by_rounding():
+    for limit, gap in np.random.default_rng(0).uniform([0.1, 1.01], [10, 5], (200, 2)).tolist():
+        space = {"x": (limit / 1234, limit / gap)}
+        moved = recentred(space, {"x": limit / gap}, upper={"x": limit})
+        assert moved["x"][1] == limit
+        assert recentred(moved, {"x": limit}, upper={"x": limit}) == moved
+
+
+@pytest.mark.parametrize(
+    ("best", "arguments", "message"),
+    [
+        ({"lr": 0.1}, {}, r"best lacks \['one_minus_momentum'\]"),
+        ({"lr": math.nan, "one_minus_momentum": 0.1}, {}, "'lr'.*not finite"),
+        ({"lr": 0.0, "one_minus_momentum": 0.1}, {}, "'lr'.*not more than 0"),
+        ({"lr": 0.1, "one_minus_momentum": 0.1}, {"margin": 0.5}, "margin"),
+        ({"lr": 0.1, "one_minus_momentum": 0.1}, {"margin": -0.1}, "margin"),
+        ({"lr": 0.1, "one_minus_momentum": 0.1}, {"upper": {"lrs": 1.0}}, "did you mean 'lr'"),
+        ({"lr": 0.1, "one_minus_momentum": 0.1}, {"upper": {"lr": 0.5}}, "below the space"),
+    ],
+)
+def test_recentred_rejects(best, arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        recentred(SPACE, best, **arguments)
+
+
+def test_recentred_takes_numbers_of_numpy():
+    best = {"lr": np.float64(0.03), "one_minus_momentum": np.float32(0.1)}
+    assert recentred(SPACE, best) == SPACE
+
+
+# --- search --------------------------------------------------------------------------------------
+
+
+def bowl(**centre):
+    """Steps that grow with the distance from the centre in decades; a record of the rounds."""
+    rounds = []
+
+    def steps(points):
+        rounds.append(points)
+        return [
+            100 + 10 * sum(math.log10(point[name] / at) ** 2 for name, at in centre.items())
+            for point in points
+        ]
+
+    return steps, rounds
+
+
+def test_search_inside_takes_one_round():
+    steps, rounds = bowl(lr=0.03, one_minus_momentum=0.1)
+    found = search(SPACE, 32, steps, seed=0)
+    assert rounds == [quasi_random(SPACE, 32, seed=0)]
+    assert found.inside
+    assert found.space == SPACE
+    assert len(found.trials) == 32
+    assert found.steps == found.trials["steps"].min() == steps([found.best])[0]
+    assert found.best == min(rounds[0], key=lambda point: steps([point])[0])
+    assert found.steps < 101
+
+
+def test_search_follows_an_optimum_outside():
+    steps, rounds = bowl(lr=100.0, one_minus_momentum=0.1)
+    found = search(SPACE, 32, steps, seed=0, max_rounds=6)
+    assert found.inside
+    assert 30 < found.best["lr"] < 300
+    assert found.trials["round"].max() == len(rounds) - 1 >= 1
+    assert found.space["lr"][0] < 100 < found.space["lr"][1]
+    # the sequence goes on: no round repeats the shares of the one before
+    spaces = [SPACE, recentred(SPACE, min(rounds[0], key=lambda p: steps([p])[0]))]
+    assert rounds[1] == quasi_random(spaces[1], 32, seed=0, skip=32)
+
+
+def test_search_says_when_the_rounds_did_not_suffice():
+    steps, _ = bowl(lr=1e6, one_minus_momentum=0.1)
+    found = search(SPACE, 16, steps, seed=0, max_rounds=2)
+    assert not found.inside
+    assert len(found.trials) == 32
+    last = found.trials.iloc[16:]["lr"]  # the space that was searched, not the next one
+    assert found.space["lr"][0] <= last.min() <= last.max() <= found.space["lr"][1]
+
+
+def test_search_does_not_push_against_an_upper_bound():
+    steps, rounds = bowl(lr=0.03, one_minus_momentum=50.0)
+    found = search(SPACE, 32, steps, seed=0, upper={"one_minus_momentum": 1.0})
+    assert found.inside
+    assert len(rounds) == 1
+    assert max(found.trials["one_minus_momentum"]) <= 1
+
+
+def test_search_without_arrival_says_so_and_stops():
+    calls = []
+    found = search(SPACE, 8, lambda p: calls.append(p) or [math.inf] * 8, seed=0)
+    assert len(calls) == 1
+    assert (found.best, found.steps, found.inside) == (None, math.inf, False)
+    assert len(found.trials) == 8
+    assert np.isinf(found.trials["steps"]).all()
+
+
+def test_search_prefers_the_most_central_of_equals():
+    best = search(SPACE, 32, lambda points: [100.0] * 32, seed=0).best
+    distance = {
+        tuple(point.values()): max(abs(logs([point], name)[0] - 0.5) for name in SPACE)
+        for point in quasi_random(SPACE, 32, seed=0)
+    }
+    assert distance[tuple(best.values())] == min(distance.values())
+    # at an upper bound it is the distance to the other edges that counts
+    upper = {"lr": 1.0, "one_minus_momentum": 1.0}
+    best = search(SPACE, 32, lambda points: [100.0] * 32, seed=0, upper=upper).best
+    points = quasi_random(SPACE, 32, seed=0)
+    assert best == max(points, key=lambda p: min(logs([p], name)[0] for name in SPACE))
+
+
+def test_search_moves_when_all_equals_are_at_the_edge():
+    def steps(points):
+        return [100.0 if point["lr"] > 0.6 else 200.0 for point in points]
+
+    found = search(SPACE, 32, steps, seed=0)
+    assert found.inside
+    assert found.trials["round"].max() == 1
+
+
+def test_a_best_of_an_earlier_round_counts():
+    def steps(points):  # the second round finds nothing
+        return [50.0 if 0.7 < p["lr"] < 1 else math.inf for p in points] if len(seen) < 1 else (
+            [math.inf] * len(points)
+        )  # fmt: skip
+
+    seen = []
+
+    def recorded(points):
+        values = steps(points)
+        seen.append(points)
+        return values
+
+    found = search(SPACE, 32, recorded, seed=0)
+    assert len(seen) == 2
+    assert found.best in seen[0]
+    assert found.steps == 50
+    assert found.inside
+
+
+def test_what_evaluate_does_to_its_points_does_not_matter():
+    def steps(points):
+        values = [1 + point.pop("lr") for point in points]
+        points.clear()
+        return values
+
+    assert "lr" in search(SPACE, 4, steps, seed=0, max_rounds=1).best
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([1.0] * 3, "each of 4 points"),
+        ([[1.0]] * 4, "each of 4 points"),
+        ([1.0, 2.0, math.nan, 3.0], "above 0.*nan"),
+        ([1.0, 2.0, 0.0, 3.0], "above 0"),
+        ([1.0, 2.0, -math.inf, 3.0], "above 0"),
+    ],
+)
+def test_search_rejects_what_evaluate_gives(steps, message):
+    with pytest.raises(ParameterError, match=message):
+        search(SPACE, 4, lambda points: steps, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_trials": 0}, "num_trials"),
+        ({"max_rounds": 0}, "max_rounds"),
+        ({"margin": 0.5}, "margin"),
+        ({"upper": {"lr": 0.1}}, "below the space"),
+        ({"space": {"steps": (0.1, 1.0)}}, r"\['steps'\]"),
+        ({"space": {"round": (0.1, 1.0)}}, r"\['round'\]"),
+    ],
+)
+def test_search_rejects_bad_arguments_before_anything_is_evaluated(arguments, message):
+    arguments = {"space": SPACE, "num_trials": 4} | arguments
+    with pytest.raises(ParameterError, match=message):
+        search(evaluate=lambda points: pytest.fail("evaluated"), seed=0, **arguments)
+
+
+# --- on the noisy quadratic model, where the optimum is known ------------------------------------
+
+MODEL = {"goal": 0.005, "curvature": 1 / np.arange(1.0, 31)}
+MOMENTA = 1 - np.geomspace(0.02, 1, 60)
+
+
+def quadratic(batch_size):
+    return lambda points: noisy_quadratic_steps(
+        batch_size,
+        [point["lr"] for point in points],
+        [1 - point["one_minus_momentum"] for point in points],
+        max_steps=1500,
+        **MODEL,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [64, 512])
+def test_search_comes_close_to_the_exact_optimum(batch_size):
+    exact = noisy_quadratic_optimum(batch_size, momentum=MOMENTA, **MODEL).steps
+    space = {"lr": (0.01, 10.0), "one_minus_momentum": (0.02, 1.0)}
+    upper = {"one_minus_momentum": 1.0}
+    found = [
+        search(space, 64, quadratic(batch_size), seed=seed, upper=upper).steps for seed in range(4)
+    ]
+    assert min(found) >= exact  # 221 and 29
+    assert max(found) <= 1.25 * exact
+    assert np.median(found) <= 1.12 * exact
+
+
+def test_search_of_the_rate_alone_comes_close_to_gradient_descent():
+    def steps(points):
+        return noisy_quadratic_steps(math.inf, [point["lr"] for point in points], **MODEL)
+
+    exact = noisy_quadratic_optimum(math.inf, **MODEL).steps  # 26
+    for seed in range(4):
+        assert exact <= search({"lr": (0.1, 10.0)}, 32, steps, seed=seed).steps <= 1.1 * exact
+
+
+def test_search_reaches_the_optimum_from_a_space_far_below_it():
+    space = {"lr": (3e-4, 3e-2), "one_minus_momentum": (0.1, 1.0)}
+    narrow = search(space, 48, quadratic(256), seed=0, max_rounds=1)
+    upper = {"one_minus_momentum": 1.0}
+    found = search(space, 48, quadratic(256), seed=0, max_rounds=6, upper=upper)
+    assert not narrow.inside
+    assert found.inside
+    assert found.steps < narrow.steps / 2
+    exact = noisy_quadratic_optimum(256, momentum=MOMENTA, **MODEL).steps
+    assert exact <= found.steps <= 1.25 * exact
+
+
+# --- on runs -------------------------------------------------------------------------------------
+
+
+def test_search_over_runs_as_a_notebook_does_it(store, tiny_run):
+    measured, runs_of_rounds = [], []
+
+    def evaluate(points):
+        runs = [
+            tiny_run(
+                epochs=3, lr=p["lr"], momentum=1 - p["one_minus_momentum"], evaluate_unit="step"
+            )
+            for p in points
+        ]
+        results = run_missing(runs, store, use_committed=False)
+        measured.append(measured_errors(results, load_history(results, store)))
+        runs_of_rounds.append(runs)
+        return steps_per_trial(measured[-1], goal=0.4).reindex([run.key for run in runs])
+
+    found = search(
+        {"lr": (1e-3, 1e-1), "one_minus_momentum": (0.1, 1.0)}, 4, evaluate, seed=0,
+        max_rounds=3, upper={"one_minus_momentum": 1.0},
+    )  # fmt: skip
+    assert found.best is not None
+    # the table's steps are those of the runs with the table's settings
+    for number, runs in enumerate(runs_of_rounds):
+        part = found.trials[found.trials["round"] == number]
+        assert [run.lr for run in runs] == part["lr"].tolist()
+        for run, steps in zip(runs, part["steps"], strict=True):
+            rows = load_history(run_missing([run], store, use_committed=False), store)
+            reached = rows[rows["test_error"] <= 0.4]["step"]
+            assert steps == (reached.min() if len(reached) else math.inf)
+    # all is stored: a search again trains nothing
+    before = len(measured)
+    count = len(list(store.path.glob("**/*.json")))
+    again = search(
+        {"lr": (1e-3, 1e-1), "one_minus_momentum": (0.1, 1.0)}, 4, evaluate, seed=0,
+        max_rounds=3, upper={"one_minus_momentum": 1.0},
+    )  # fmt: skip
+    assert again.trials.equals(found.trials)
+    assert len(measured) == 2 * before
+    assert len(list(store.path.glob("**/*.json"))) == count > 0

@@ -1,0 +1,248 @@
+"""The printed numbers: complete, readable, and equal to what the papers print."""
+
+from importlib import resources
+
+import pandas as pd
+import pytest
+
+from hardtrain import ParameterError
+from hardtrain.papers import TABLES, dataset_name, load_table, network_name
+from hardtrain.papers.distribution_matching.tables import itdm_rows
+from hardtrain.papers.hard_mini_batches.tables import hard_minibatch_rows
+
+ROWS = {
+    "trimming_table1": 6,
+    "hard_minibatches_table1": 4,
+    "hard_minibatches_table2": 5,
+    "hard_minibatches_table3": 20,
+    "hard_minibatches_table4": 20,
+    "hard_minibatches_table5": 20,
+    "hard_minibatches_table6": 5,
+    "gradient_noise_table1": 5,
+    "gradient_noise_table2": 4,
+    "gradient_noise_text": 3,
+    "itdm_table1": 4,
+    "itdm_table2": 3,
+    "itdm_table3": 3,
+    "itdm_table4": 9,
+    "itdm_table5": 9,
+}
+
+
+def cell(table, column, **where):
+    rows = load_table(table)
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows[column].iloc[0]
+
+
+def test_tables_are_the_files_of_the_package():
+    files = {p.name for p in resources.files("hardtrain.papers").iterdir()}
+    assert {f"{name}.csv" for name in TABLES} == {name for name in files if name.endswith(".csv")}
+    assert set(TABLES) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_load_table_has_all_rows_and_no_stray_dash(name):
+    table = load_table(name)
+    assert len(table) == ROWS[name]
+    assert not (table.astype(object) == "-").any(axis=None)
+
+
+def test_load_table_gives_new_frames():
+    table = load_table("trimming_table1")
+    table.loc[0, "baseline_error"] = 0.0
+    assert load_table("trimming_table1").loc[0, "baseline_error"] == 5.87
+
+
+def test_load_table_names_the_nearest_table():
+    with pytest.raises(ParameterError, match="did you mean 'trimming_table1'"):
+        load_table("trimming_table_1")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "network", "baseline", "trimmed"),
+    [
+        ("SVHN", "Resnet-34", 5.87, 5.76),
+        ("SVHN", "Densenet-121", 4.62, 4.42),
+        ("CIFAR-10", "Resnet-34", 17.43, 17.01),
+        ("CIFAR-10", "Densenet-121", 10.10, 10.19),
+        ("CIFAR-100", "Resnet-34", 48.19, 47.72),
+        ("CIFAR-100", "Densenet-121", 32.95, 32.18),
+    ],
+)
+def test_trimming_table_is_as_printed(dataset, network, baseline, trimmed):
+    where = {"dataset": dataset, "network": network}
+    assert cell("trimming_table1", "baseline_error", **where) == baseline
+    assert cell("trimming_table1", "trimmed_error", **where) == trimmed
+
+
+def test_trimming_improves_five_of_six_cells():
+    table = load_table("trimming_table1")
+    worse = table[table["trimmed_error"] >= table["baseline_error"]]
+    assert worse[["dataset", "network"]].to_numpy().tolist() == [["CIFAR-10", "Densenet-121"]]
+
+
+def test_hard_minibatch_tables_have_numbers_and_nan_for_dashes():
+    table = load_table("hard_minibatches_table3")
+    assert (table["delta_e"].isna() == (table["delta"] == 1.0)).all()
+    assert table.drop(columns="network").dtypes.map(pd.api.types.is_numeric_dtype).all()
+    assert cell("hard_minibatches_table3", "test_top1", network="ResNet-50", delta=0.5) == 64.6
+    assert cell("hard_minibatches_table4", "epoch", network="Efficient Net B4", delta=0.5) == 42
+    assert cell("hard_minibatches_table5", "train_ci", network="MobilenetV3-S", delta=0.2) == 16.2
+    assert load_table("hard_minibatches_table1")["ddt_seconds"].isna().tolist() == [True] + 3 * [
+        False
+    ]
+
+
+def test_hard_minibatch_epoch_gains_follow_the_relative_formula():
+    # one cell by hand: ResNet-18, delta 0.5, (80 - 77) / 77 * 100 = 3.896, printed truncated
+    assert cell("hard_minibatches_table3", "delta_e", network="ResNet-18", delta=0.5) == 3.89
+
+
+def test_cifar100_rows_of_the_efficientnets_copy_cifar10():
+    columns = ["delta", "train_top1", "train_ci", "test_top1", "test_ci"]
+    three, four = load_table("hard_minibatches_table3"), load_table("hard_minibatches_table4")
+    for network in three["network"].unique():
+        same = (
+            three[three["network"] == network][columns].to_numpy()
+            == four[four["network"] == network][columns].to_numpy()
+        ).all()
+        assert same == network.startswith("Efficient")
+
+
+def test_itdm_tables_are_as_printed():
+    assert load_table("itdm_table1")["KMNIST"].tolist() == [94.42, 94.19, 0.196, 0.227]
+    assert pd.isna(cell("itdm_table4", "lambda", network="VGG13", row="w/o"))
+    assert cell("itdm_table4", "acc", network="VGG13", row="B") == 92.72
+    assert cell("itdm_table5", "acc_arrow", network="MOBILENET", row="W") == "down"
+    assert pd.isna(cell("itdm_table4", "acc_arrow", network="Mobilenet", row="W"))
+
+
+def test_gradient_noise_tables_are_as_printed():
+    assert cell("gradient_noise_table2", "accuracy_pct", condition="noise", batch_size=64) == 72.07
+    table = load_table("gradient_noise_text")
+    assert table["accuracy_pct"].tolist() == [74.45, 70.29, 67.86]
+    assert load_table("gradient_noise_table1")["minibatch_size"].max() == 32768
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours"),
+    [
+        ("Resnet-34", "resnet34"),
+        ("Densenet-121", "densenet121"),
+        ("ResNet-18", "resnet18"),
+        ("RESNET18", "resnet18"),
+        ("ResNet-50", "resnet50"),
+        ("Efficient Net B4", "efficientnet_b4"),
+        ("EfficientNet-B4", "efficientnet_b4"),
+        ("EfficientNetV2-S", "efficientnetv2_s"),
+        ("MobilenetV3-S", "mobilenetv3_small"),
+        ("MobileNetV3-S", "mobilenetv3_small"),
+        ("MOBILENET", "mobilenet"),
+        ("Mobilenet", "mobilenet"),
+        ("VGG13", "vgg13"),
+        ("mobilenetv3_small", "mobilenetv3_small"),
+    ],
+)
+def test_network_name_knows_the_printed_spelling(printed, ours):
+    assert network_name(printed) == ours
+
+
+def test_every_printed_network_and_dataset_is_known():
+    networks, datasets = set(), set()
+    for name in TABLES:
+        table = load_table(name)
+        networks |= set(table.get("network", pd.Series(dtype=str)).dropna())
+        datasets |= set(table.get("dataset", pd.Series(dtype=str)).dropna())
+    assert {network_name(n) for n in networks} == {
+        *("resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b4"),
+        *("efficientnetv2_s", "mobilenetv3_small", "mobilenet", "vgg13"),
+    }
+    assert {dataset_name(n) for n in [*datasets, "QMNIST", "STL-10"]} == {
+        *("svhn", "cifar10", "cifar100", "stl10", "qmnist", "kmnist", "fashion-mnist"),
+    }
+
+
+def test_dataset_name_rejects_the_unknown():
+    with pytest.raises(ParameterError, match="unknown image set 'CIFAR-1000'"):
+        dataset_name("CIFAR-1000")
+
+
+def test_hard_minibatch_rows_know_the_copied_accuracies():
+    copied = hard_minibatch_rows("cifar100").query("copied")
+    assert sorted(set(copied["network"])) == ["efficientnet_b4", "efficientnetv2_s"]
+    assert len(copied) == 8
+    assert not hard_minibatch_rows("cifar10")["copied"].any()
+    assert not hard_minibatch_rows("stl10")["copied"].any()
+
+
+def test_hard_minibatch_rows_have_the_signs_that_the_print_lost():
+    cifar100, stl10 = (hard_minibatch_rows(name)["speed_up"] for name in ("cifar100", "stl10"))
+    assert cifar100[cifar100 < 0].tolist() == [-16.6]
+    assert stl10[stl10 < 0].tolist() == [-8.51, -12.06, -5.5, -1.2]
+    assert (hard_minibatch_rows("cifar10")["speed_up"].dropna() >= 0).all()
+
+
+COLUMNS = ["dataset", "network", "arm", "lambda", "accuracy", "cross_entropy"]
+COLUMNS += ["accuracy_gain", "cross_entropy_drop"]
+NAN = float("nan")
+
+
+def test_itdm_rows_of_table_1_have_a_row_for_each_set_and_arm():
+    expected = [
+        ("qmnist", "cnn2", "without", 0.0, 98.86, 0.037, NAN, NAN),
+        ("qmnist", "cnn2", "with", NAN, 98.94, 0.037, NAN, NAN),
+        ("kmnist", "cnn2", "without", 0.0, 94.19, 0.227, NAN, NAN),
+        ("kmnist", "cnn2", "with", NAN, 94.42, 0.196, NAN, NAN),
+        ("fashion-mnist", "cnn2", "without", 0.0, 90.52, 0.269, NAN, NAN),
+        ("fashion-mnist", "cnn2", "with", NAN, 90.79, 0.257, NAN, NAN),
+    ]
+    pd.testing.assert_frame_equal(itdm_rows(1), pd.DataFrame(expected, columns=COLUMNS))
+
+
+def test_itdm_rows_of_table_3_leave_out_the_difference_that_has_no_place():
+    expected = [
+        ("fashion-mnist", "cnn5", "without", 0.0, 92.43, 0.294, NAN, NAN),
+        ("fashion-mnist", "cnn5", "best", 0.6, 92.57, 0.224, 0.14, 0.070),
+        ("fashion-mnist", "cnn5", "worst", 0.2, 92.42, 0.248, -0.01, 0.046),
+    ]
+    pd.testing.assert_frame_equal(itdm_rows(3), pd.DataFrame(expected, columns=COLUMNS))
+
+
+@pytest.mark.parametrize("table", [2, 3, 4, 5])
+def test_itdm_rows_are_those_of_the_table(table):
+    rows, printed = itdm_rows(table), load_table(f"itdm_table{table}")
+    assert rows["accuracy"].tolist() == printed["acc"].tolist()
+    assert rows["cross_entropy"].tolist() == printed["ce"].tolist()
+    assert rows["arm"].tolist() == ["without", "best", "worst"] * (len(rows) // 3)
+    tried = rows["arm"] != "without"
+    assert rows["lambda"][tried].tolist() == printed["lambda"][tried].tolist()
+    assert rows["accuracy_gain"][tried].abs().tolist() == printed["acc_delta"][tried].tolist()
+    assert rows["cross_entropy_drop"][tried].tolist() == printed["ce_delta"][tried].tolist()
+    names = [("cnn5" if table < 4 else network_name(name)) for name in printed["network"]]
+    assert rows["network"].tolist() == names
+
+
+def test_itdm_rows_have_the_signs_that_follow_from_the_accuracies():
+    rows = pd.concat([itdm_rows(table) for table in (2, 3, 4, 5)])
+    assert rows["accuracy_gain"][rows["accuracy_gain"] < 0].tolist() == [-0.01, -0.08, -0.15, -0.16]
+    assert (rows["cross_entropy_drop"].dropna() > 0).all()
+    # as the paper's arrows say, where there is one
+    printed = pd.concat([load_table(f"itdm_table{table}") for table in (2, 3, 4, 5)])
+    signs = printed["acc_arrow"].map({"up": 1.0, "down": -1.0})
+    assert (signs * rows["accuracy_gain"]).dropna().gt(0).sum() == 12
+
+
+def test_itdm_rows_give_a_higher_cross_entropy_a_negative_drop(monkeypatch):
+    table = load_table("itdm_table2")
+    table.loc[1, "ce"] = 0.196
+    monkeypatch.setattr("hardtrain.papers.load_table", lambda name: table)
+    assert itdm_rows(2)["cross_entropy_drop"].tolist()[1:] == [-0.013, 0.031]
+
+
+@pytest.mark.parametrize("table", [0, 6, "itdm_table1"])
+def test_itdm_rows_reject_a_table_that_the_paper_does_not_have(table):
+    with pytest.raises(ParameterError, match="table = "):
+        itdm_rows(table)

@@ -1,0 +1,507 @@
+"""Figures: what they draw, and that the same figure is the same file."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import sklearn.manifold
+import torch
+from matplotlib import colors
+from matplotlib.figure import Figure
+from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_info
+
+from hardtrain import ParameterError, StoreError
+from hardtrain.report.embedding import embed, embedding_scores, plot_embedding
+from hardtrain.report.plotting import (
+    METHODS,
+    band,
+    image_grid,
+    intervals,
+    log_axis,
+    method_label,
+    method_style,
+    save,
+    use_style,
+    variant_styles,
+)
+from hardtrain.statistics import mean_interval
+
+
+@pytest.fixture(autouse=True)
+def _own_settings():
+    with matplotlib.rc_context({"backend": "agg"}):
+        yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+def lightness(colour):
+    """CIE L* in 0..100: what is left of a colour in a grey print."""
+    rgb = np.array(colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def curves(shift=0.0, panels=1):
+    use_style()
+    fig = Figure(figsize=(3.5 * panels, 2.8))
+    for ax in fig.subplots(1, panels, squeeze=False).flat:
+        values = np.random.default_rng(0).random((5, 30)) + shift
+        for method in ("plain", "trimming"):
+            band(ax, np.arange(30), values, method=method)
+        ax.set(xlabel="epoch", ylabel="test error (%)", title="δ = 0.5")
+        ax.legend()
+    return fig
+
+
+# --- style -----------------------------------------------------------------------------------
+
+
+def test_use_style_keeps_inline_figures_small_and_fonts_embedded():
+    use_style()
+    assert matplotlib.rcParams["pdf.fonttype"] == 42
+    assert matplotlib.rcParams["svg.hashsalt"]
+    assert matplotlib.rcParams["figure.constrained_layout.use"]
+    width, height = Figure(figsize=(7, 2.8)).canvas.get_width_height()
+    assert width * height < 150_000
+
+
+def test_method_style_is_unique_to_each_method():
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(method_style(method)[key]) for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("plain", method) for method in METHODS if method != "plain"]
+    + [
+        ("itdm_joint", "itdm_class"),
+        ("active_bias_sampling", "active_bias_weighting"),
+        ("subset", "subset_random"),
+    ],
+)
+def test_method_style_of_methods_that_meet_differs_in_grey(first, second):
+    lightnesses = [lightness(method_style(method)["color"]) for method in (first, second)]
+    assert abs(lightnesses[0] - lightnesses[1]) > 15
+
+
+def test_method_style_and_label_name_the_nearest_method():
+    for function in (method_style, method_label):
+        with pytest.raises(ParameterError, match="did you mean 'hard_batches'"):
+            function("hard_batch")
+    assert method_label("plain") == "Plain training"
+
+
+def test_method_style_cannot_be_changed_from_outside():
+    method_style("plain")["color"] = "red"
+    assert method_style("plain")["color"] == "#000000"
+
+
+def test_variant_styles_go_from_dark_to_light():
+    for method in METHODS:
+        styles = variant_styles(method, 4)
+        levels = [lightness(style["color"]) for style in styles]
+        assert (np.diff(levels) > 6).all()
+        assert levels[-1] < 90  # still visible on white
+        assert len({str(style["linestyle"]) for style in styles}) == 4
+    with pytest.raises(ParameterError, match="num must be"):
+        variant_styles("plain", 9)
+
+
+# --- save ------------------------------------------------------------------------------------
+
+SAVE_ONE = """
+import sys
+import numpy as np
+from matplotlib.figure import Figure
+from hardtrain.plotting import band, plot_embedding, save, use_style
+use_style()
+fig = Figure(figsize=(7, 2.8))
+left, right = fig.subplots(1, 2)
+band(left, np.arange(9), np.random.default_rng(0).random((5, 9)), method="trimming")
+left.set(xlabel="δ", title="$x^2$")
+left.legend()
+points = np.random.default_rng(0).normal(size=(100, 2))
+plot_embedding(right, points, np.arange(100) % 4, ["cat", "dog", "elk", "fly"], marked=[3])
+save(fig, out_dir, "fig_1_test")
+"""
+
+
+def saved(fig, folder, name):
+    """The files that `save` wrote, PDF first."""
+    save(fig, folder, name)
+    return [folder / f"{name}.{suffix}" for suffix in ("pdf", "png")]
+
+
+def test_save_writes_the_same_bytes_in_every_process(tmp_path):
+    hidden = ("DISPLAY", "MPLBACKEND", "PYTHONHASHSEED")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "7"}
+    if os.environ.get("PYTHONHASHSEED") == "7":
+        environment["PYTHONHASHSEED"] = "8"
+    code = f"out_dir = {str(tmp_path / 'there')!r}" + SAVE_ONE
+    code += "sys.exit('matplotlib.pyplot' in sys.modules)"  # the import needs no display
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+    matplotlib.rcdefaults()
+    exec(SAVE_ONE, {"out_dir": tmp_path / "here"})
+    for suffix in ("pdf", "png"):
+        here, there = (tmp_path / side / f"fig_1_test.{suffix}" for side in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
+
+
+def test_save_leaves_an_unchanged_file_untouched(tmp_path):
+    fig = curves(panels=2)
+    assert fig.get_layout_engine() is not None  # the one that moves a little at each drawing
+    paths = saved(fig, tmp_path / "new" / "folder", "fig_2_a")
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
+    save(fig, paths[0].parent, "fig_2_a")  # the same figure, drawn again
+    save(curves(panels=2), paths[0].parent, "fig_2_a")
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in paths] == before
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["fig_2_a.pdf", "fig_2_a.png"]
+
+
+def test_save_replaces_a_file_whose_data_changed(tmp_path):
+    old = [path.read_bytes() for path in saved(curves(), tmp_path, "fig_2")]
+    new = [path.read_bytes() for path in saved(curves(shift=0.1), tmp_path, "fig_2")]
+    assert old[0] != new[0]
+    assert old[1] != new[1]
+
+
+def test_save_writes_no_date_and_no_version_and_whole_fonts(tmp_path):
+    pdf, png = (path.read_bytes() for path in saved(curves(panels=2), tmp_path, "fig_2"))
+    for word in (b"CreationDate", b"atplotlib", b"tEXt", b"tIME"):
+        assert word not in pdf + png
+    assert pdf.startswith(b"%PDF")
+    assert b"/CIDFontType2" in pdf or b"/TrueType" in pdf
+    assert b"/Type3" not in pdf
+    assert len(png) < 100_000
+
+
+def test_save_does_not_depend_on_the_settings_of_the_caller(tmp_path):
+    fig = curves()
+    first = [path.read_bytes() for path in saved(fig, tmp_path, "fig_2_a")]
+    matplotlib.rcParams.update({"savefig.bbox": "tight", "savefig.dpi": 30, "pdf.fonttype": 3})
+    second = [path.read_bytes() for path in saved(fig, tmp_path, "fig_2_b")]
+    assert first == second
+    assert matplotlib.rcParams["pdf.fonttype"] == 3
+
+
+def test_save_keeps_the_old_file_when_the_disk_refuses(tmp_path, monkeypatch):
+    old = [path.read_bytes() for path in saved(curves(), tmp_path, "fig_2")]
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StoreError, match="No space left"):
+        save(curves(shift=0.1), tmp_path, "fig_2")
+    assert [(tmp_path / f"fig_2.{suffix}").read_bytes() for suffix in ("pdf", "png")] == old
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["2_a", "fig_", "fig_/a", "../fig_1", "fig_1.png", "fig 1", None])
+def test_save_rejects_other_names(tmp_path, name):
+    with pytest.raises(ParameterError, match="name must be"):
+        save(Figure(), tmp_path / "new", name)
+    assert not (tmp_path / "new").exists()
+
+
+# --- band ------------------------------------------------------------------------------------
+
+
+def test_band_draws_the_mean_and_the_t_interval():
+    ax = Figure().subplots()
+    line = band(ax, [5, 6], [[1.0, 0.0], [2.0, 0.5], [3.0, 0.1]], method="trimming")
+    np.testing.assert_allclose(line.get_xydata(), [[5, 2.0], [6, 0.2]])
+    assert line.get_label() == "Mini-batch trimming"
+    assert line.get_color() == method_style("trimming")["color"]
+    corners = ax.collections[0].get_paths()[0].vertices
+    heights = sorted(set(corners[corners[:, 0] == 5][:, 1]))
+    np.testing.assert_allclose(heights, [2 - 2.48414, 2 + 2.48414], atol=1e-5)
+    interval = mean_interval([0.0, 0.5, 0.1], 0.5)
+    band(ax, [5, 6], [[1.0, 0.0], [2.0, 0.5], [3.0, 0.1]], confidence=0.5)
+    corners = ax.collections[1].get_paths()[0].vertices
+    heights = sorted(set(corners[corners[:, 0] == 6][:, 1]))
+    np.testing.assert_allclose(heights, [interval.low, interval.high])
+
+
+def test_band_of_logarithms_is_a_geometric_mean():
+    ax = Figure().subplots()
+    line = band(ax, [5], [[1.0], [4.0]], log=True)
+    assert line.get_ydata()[0] == pytest.approx(2.0)
+    with pytest.raises(ParameterError, match="positive"):
+        band(ax, [5], [[1.0], [0.0]], log=True)
+
+
+def test_band_of_one_seed_is_a_line():
+    ax = Figure().subplots()
+    line = band(ax, [1, 2], [[0.5, 0.4]], label="one", color="red")
+    assert (line.get_label(), line.get_color()) == ("one", "red")
+    assert len(ax.collections) == 0
+
+
+def test_band_lets_the_caller_override_the_style():
+    line = band(Figure().subplots(), [1], [[0.5]], method="plain", label="mine", color="#112233")
+    assert (line.get_label(), line.get_color(), line.get_marker()) == ("mine", "#112233", "o")
+
+
+def test_band_without_a_finished_run_says_so_in_the_legend():
+    line = band(Figure().subplots(), [], np.zeros((0, 0)), method="plain")
+    assert line.get_label() == "Plain training: all diverged"
+    assert len(line.get_xdata()) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "arguments"),
+    [
+        ([1, 2], [0.5, 0.4], {}),
+        ([1, 2], [[0.5, 0.4, 0.3]], {}),
+        ([1, 2], [[0.5, np.nan]], {}),
+        ([1, 2], [[0.5, 0.4]], {"method": "plane"}),
+    ],
+)
+def test_band_rejects(x, values, arguments):
+    with pytest.raises(ParameterError):
+        band(Figure().subplots(), x, values, **arguments)
+
+
+# --- image_grid ------------------------------------------------------------------------------
+
+
+def test_image_grid_shows_each_image_with_its_caption():
+    images = torch.arange(5 * 3 * 4 * 4).reshape(5, 3, 4, 4).to(torch.uint8)
+    fig = image_grid(images, titles=["a", "b", "c", "d", 0.5], columns=3)
+    assert [ax.get_xlabel() for ax in fig.axes] == ["a", "b", "c", "d", "0.5"]
+    for ax, image in zip(fig.axes, images, strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), image.permute(1, 2, 0))
+
+
+def test_image_grid_does_not_smooth_or_rescale_grey():
+    fig = image_grid(np.array([[[[100, 150], [150, 100]]]], dtype=np.uint8), size=1.0)
+    fig.canvas.draw()
+    pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3]
+    found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    inside = {tuple(c) for c, n in zip(found.tolist(), counts, strict=True) if n > 100}
+    assert inside == {(100, 100, 100), (150, 150, 150), (255, 255, 255)}
+
+
+def test_image_grid_captions_are_inside_the_figure():
+    fig = image_grid(np.zeros((7, 1, 8, 8), dtype=np.uint8), titles=["ab\ncd"] * 7, columns=4)
+    fig.canvas.draw()
+    for ax in fig.axes:
+        box = ax.xaxis.label.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= fig.bbox.x1
+        assert 0 <= box.y0 < box.y1 <= fig.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("images", "arguments"),
+    [
+        (np.zeros((2, 3, 4, 4)), {}),
+        (np.zeros((2, 4, 4), dtype=np.uint8), {}),
+        (np.zeros((2, 4, 4, 3), dtype=np.uint8), {}),
+        (np.zeros((0, 3, 4, 4), dtype=np.uint8), {}),
+        (np.zeros((2, 3, 4, 4), dtype=np.uint8), {"titles": ["a"]}),
+        (np.zeros((2, 3, 4, 4), dtype=np.uint8), {"columns": 0}),
+    ],
+)
+def test_image_grid_rejects(images, arguments):
+    with pytest.raises(ParameterError):
+        image_grid(images, **arguments)
+
+
+# --- t-SNE -----------------------------------------------------------------------------------
+
+
+def blobs(n=60, dim=8):
+    labels = np.arange(n) % 3
+    centres = 20 * np.eye(dim)[:3]
+    return centres[labels] + np.random.default_rng(0).normal(size=(n, dim)), labels
+
+
+def test_embed_keeps_clusters_together_and_repeats_itself():
+    features, labels = blobs()
+    embedding, indices = embed(torch.from_numpy(features), perplexity=10)
+    again, _ = embed(features, perplexity=10)
+    assert indices.tolist() == list(range(60))
+    np.testing.assert_array_equal(embedding, again)
+    scores = embedding_scores(features, embedding, labels)
+    assert scores["knn_embedding"] == 1.0
+    assert scores["silhouette_embedding"] > 0.5
+    other, _ = embed(features, perplexity=10, seed=1)
+    assert other.shape == (60, 2)
+
+
+def test_embed_draws_the_stated_subsample():
+    features, _ = blobs()
+    embedding, indices = embed(features, max_points=20)
+    assert embedding.shape == (20, 2)
+    assert (np.diff(indices) > 0).all()
+    assert indices.max() < 60
+    assert embed(features, max_points=20)[1].tolist() == indices.tolist()
+    assert embed(features, max_points=20, seed=1)[1].tolist() != indices.tolist()
+    np.testing.assert_array_equal(embed(features[indices], max_points=20)[0], embedding)
+
+
+def test_embed_lowers_the_perplexity_for_few_points():
+    features, _ = blobs(10)
+    embedding, _ = embed(features, perplexity=30)
+    np.testing.assert_array_equal(embedding, embed(features, perplexity=3.0)[0])  # (10 - 1) / 3
+    assert (embedding != embed(features, perplexity=2.0)[0]).any()
+    assert np.isfinite(embed(features[:4])[0]).all()
+
+
+def test_embed_leaves_nothing_to_chance(monkeypatch):
+    seen = {}
+
+    class Spy(sklearn.manifold.TSNE):
+        def fit_transform(self, features):
+            threads = {pool["num_threads"] for pool in threadpool_info()}
+            seen.update(self.get_params(), threads=threads)
+            return np.zeros((len(features), 2), dtype=np.float32)
+
+    monkeypatch.setattr(sklearn.manifold, "TSNE", Spy)
+    embed(blobs()[0], seed=5)
+    assert (seen["random_state"], seen["init"], seen["threads"]) == (5, "pca", {1})
+
+
+def test_embed_takes_a_single_feature():
+    assert np.isfinite(embed(np.arange(12.0)[:, None])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "arguments"),
+    [
+        (np.eye(3), {}),
+        (np.ones(10), {}),
+        (np.ones((10, 2)), {}),
+        (np.full((10, 2), np.nan), {}),
+        (np.eye(10), {"max_points": 3}),
+        (np.eye(10), {"perplexity": 0}),
+    ],
+)
+def test_embed_rejects(features, arguments):
+    with pytest.raises(ParameterError):
+        embed(features, **arguments)
+
+
+def test_embedding_scores_match_a_slow_loop():
+    generator = np.random.default_rng(1)
+    labels = generator.choice([0, 3, 7], 40)
+    features = generator.normal(size=(40, 5)) + labels[:, None] / 4
+    embedding = generator.normal(size=(40, 2)) + labels[:, None] / 8
+    scores = embedding_scores(features, embedding, labels)
+    for name, space in {"features": features, "embedding": embedding}.items():
+        hits = 0
+        for i in range(40):
+            distances = np.linalg.norm(space - space[i], axis=1)
+            distances[i] = np.inf  # leave one out
+            nearest = labels[np.argsort(distances)[:10]].tolist()
+            hits += max(sorted(set(nearest)), key=nearest.count) == labels[i]
+        assert scores[f"knn_{name}"] == pytest.approx(hits / 40)
+        reference = silhouette_score(space, labels)
+        assert scores[f"silhouette_{name}"] == pytest.approx(reference, rel=1e-4)
+    assert scores["knn_features"] != scores["knn_embedding"]
+
+
+def test_embedding_scores_of_one_class_have_no_silhouette():
+    scores = embedding_scores(np.eye(6), np.eye(6)[:, :2] + np.arange(6)[:, None], [1] * 6)
+    assert np.isnan(scores["silhouette_features"])
+    assert scores["knn_features"] == 1.0
+
+
+def test_embedding_scores_reject_labels_that_do_not_fit():
+    with pytest.raises(ParameterError, match="do not fit"):
+        embedding_scores(np.eye(6), np.eye(6)[:, :2], [0, 1])
+
+
+def test_plot_embedding_tells_ten_classes_apart():
+    ax = Figure(figsize=(5, 4), layout="constrained").subplots()
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    marked = np.zeros(200, dtype=bool)
+    marked[[4, 17]] = True
+    names = [f"class {k}" for k in range(10)]
+    plot_embedding(ax, points, np.arange(200) % 10, names, marked=marked)
+    *classes, rings = ax.collections
+    assert len({tuple(c.get_facecolor()[0]) for c in classes}) == 10
+    assert len({c.get_paths()[0].vertices.tobytes() for c in classes}) == 10
+    for k, drawn in enumerate(classes):
+        np.testing.assert_allclose(drawn.get_offsets(), points[k::10])
+    np.testing.assert_allclose(rings.get_offsets(), points[[4, 17]])
+    assert rings.get_zorder() > max(c.get_zorder() for c in classes)
+    assert len(rings.get_facecolor()) == 0
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.x0 >= ax.get_window_extent().x1  # beside the points, not on them
+    assert legend.x1 <= ax.figure.bbox.x1
+
+
+def test_plot_embedding_takes_indices_and_other_names_for_the_rings():
+    ax = Figure().subplots()
+    points = np.random.default_rng(0).normal(size=(6, 2))
+    plot_embedding(ax, points, [0, 0, 0, 1, 1, 1], "ab", marked=[5], marked_label="kept last")
+    np.testing.assert_allclose(ax.collections[-1].get_offsets(), points[[5]])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b", "kept last"]
+    plot_embedding(other := Figure().subplots(), points, [0] * 6, "ab", legend=False)
+    assert other.get_legend() is None
+
+
+def test_plot_embedding_names_many_classes_sparsely():
+    ax = Figure().subplots()
+    generator = np.random.default_rng(0)
+    points = np.concatenate([generator.normal(size=(300, 2)), [[50.0, 50.0]] * 3])
+    labels = np.concatenate([np.arange(300) % 40, [40] * 3])
+    plot_embedding(ax, points, labels, [f"class {k}" for k in range(41)])
+    texts = {text.get_text(): text.get_position() for text in ax.texts}
+    assert ax.get_legend() is None
+    assert texts["class 40"] == (50.0, 50.0)
+    assert len(texts) == 2  # forty medians in one spot share one name
+
+
+@pytest.mark.parametrize(
+    ("embedding", "labels"),
+    [(np.zeros((3, 3)), [0, 0, 0]), (np.zeros((3, 2)), [0, 0]), (np.zeros((3, 2)), [0, 1, 2])],
+)
+def test_plot_embedding_rejects(embedding, labels):
+    with pytest.raises(ParameterError):
+        plot_embedding(Figure().subplots(), embedding, labels, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts"),
+    [
+        ((0.02, 0.6), ["0.02", "0.05", "0.1", "0.2", "0.5"]),
+        ((60, 3), ["5", "10", "20", "50"]),
+        ((0.5e-5, 2), ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
+        ((2.19, 2.41), ["2.2", "2.3", "2.4"]),
+        ((0.21, 0.99), ["0.4", "0.6", "0.8"]),
+    ],
+)
+def test_log_axis_has_plain_numbers_over_any_range(limits, texts):
+    ax = Figure().subplots()
+    log_axis(ax.yaxis)
+    ax.set_ylim(limits)
+    assert [label.get_text() for label in ax.get_yticklabels()] == texts
+    assert ax.get_yscale() == "log"
+    assert not len(ax.get_yticks(minor=True))
+
+
+def test_log_axis_has_fewer_numbers_side_by_side():
+    ax = Figure().subplots()
+    for axis in (ax.xaxis, ax.yaxis):
+        log_axis(axis)
+    ax.set(xlim=(0.9, 110), ylim=(0.9, 110))
+    assert [len(ticks) for ticks in (ax.get_xticks(), ax.get_yticks())] == [3, 7]
+
+
+def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
+    ax = Figure().subplots()
+    intervals(ax, ["one", "two"], [mean_interval([0.2]), mean_interval([0.1, 0.3])])
+    single, several = ax.containers
+    assert not single.has_xerr
+    assert several.has_xerr

@@ -12,6 +12,8 @@ from torch.nn.functional import max_pool2d
 from hardtrain import checks
 from hardtrain.errors import DataError, ParameterError, unknown_name
 
+VERSION = 1  # raise it when a change here changes what a figure shows
+
 STEMS = ("cifar", "imagenet")
 # Smallest image side in pixels with each stem: the product of all strides, below which a network
 # fails or looks mostly at its own padding. cnn2 and cnn5 take the sizes of the ITDM paper alone.

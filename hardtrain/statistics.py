@@ -10,6 +10,8 @@ from scipy.special import stdtr, stdtrit
 
 from hardtrain.errors import ParameterError, unknown_name
 
+VERSION = 1  # raise it when a change here changes what a figure shows
+
 VERDICTS = (
     "reproduced",
     "same direction",
@@ -281,12 +283,47 @@ def steps_to_goal(
     low = high = math.nan
     if generator is not None and n > 1:
         drawn = generator.integers(0, n, (num_resamples, n))
-        best = np.sort(per_trial[drawn].min(axis=1))
-        # order statistics instead of interpolation, which cannot deal with inf
-        tail = (1 - confidence) / 2
-        low = float(best[math.floor(tail * (num_resamples - 1))])
-        high = float(best[math.ceil((1 - tail) * (num_resamples - 1))])
+        low, high = map(float, percentile_bounds(per_trial[drawn].min(axis=1), confidence))
     return StepsToGoal(float(per_trial.min()), low, high, n, reached)
+
+
+def percentile_bounds(draws: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap: the order statistics that bound the middle ``confidence`` of the draws.
+
+    No interpolation, which cannot deal with inf. nan sorts last; where so many draws are nan that
+    the upper bound is one, both bounds are.
+
+    Args:
+        draws: shape ``(R, ...)``, a statistic of each of R resamples.
+        confidence: in (0, 1).
+
+    Returns:
+        Two arrays ``(...)``.
+
+    Example:
+        >>> low, high = percentile_bounds(np.array([3.0, 1.0, math.inf, 2.0]), confidence=0.5)
+        >>> float(low), float(high)
+        (1.0, inf)
+    """
+    draws = np.sort(draws, axis=0)
+    tail, last = (1 - confidence) / 2, len(draws) - 1
+    low, high = draws[math.floor(tail * last)], draws[math.ceil((1 - tail) * last)]
+    return np.where(np.isnan(high), high, low), high
+
+
+def direction(difference: PairedDifference | None) -> str:
+    """What a paired difference says by itself: "higher", "lower", "no difference seen" where 0
+    lies in its interval, "too few seeds" below three.
+
+    Example:
+        >>> direction(PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10))
+        'lower'
+    """
+    if difference is None or difference.n < MIN_SEEDS:
+        return "too few seeds"
+    if difference.low <= 0 <= difference.high:
+        return "no difference seen"
+    return "higher" if difference.mean > 0 else "lower"
 
 
 def verdict(

@@ -8,8 +8,6 @@ from matplotlib import patheffects
 from hardtrain.errors import DataError, ParameterError
 from hardtrain.report.plotting import _CLASS_COLOURS, _CLASS_MARKERS
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def embed(
     features, *, seed: int = 0, max_points: int = 10_000, perplexity: float = 30

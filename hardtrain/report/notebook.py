@@ -1,56 +1,61 @@
 """What every notebook of a paper needs: checked parameters, profiles, figure data, an end."""
 
 import ast
-import hashlib
 import inspect
-import io
-import json
 import os
 import types
-import typing
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from hardtrain import checks
 from hardtrain.data.images import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, StoreError, unknown_name
-from hardtrain.files import project_root, write_atomically
+from hardtrain.files import project_root, sha256, write_atomically
 from hardtrain.networks import NETWORKS
+from hardtrain.report import plotting
+from hardtrain.report.figure_data import figure_data
 from hardtrain.report.text import to_markdown
-from hardtrain.runs.results import committed_folder
+from hardtrain.runs.results import load_history, write_results
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.sweep import load_artefacts
-from hardtrain.runs.train import fingerprint_at_hand, forget_data
-
-VERSION = 1  # raise it when a change here changes what a figure shows
+from hardtrain.runs.sweep import run_missing
+from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
+# parameters that do not change numbers, or that the caption names anyway
+_ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed")
+_CHECKS = {
+    "bool": checks.flag,
+    "str": checks.text,
+    "float": checks.number,
+    "int": partial(checks.integer, low=0),
+}
 
 
 def check_parameters(namespace: Mapping) -> dict:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
-    Call it as ``check_parameters(globals())`` in the cell after the parameters cell, whose
-    annotated assignments (``epochs: int = None``) say which names and types there are, and which
-    may be ``None``. papermill puts what the user gave into a cell between the two. Both are looked
-    for in IPython's history, so that running one cell or all cells again finds the same.
+    The annotated assignments of the parameters cell (``epochs: int = None``) say which names and
+    types there are, and which may be ``None``. papermill puts what the user gave into a cell
+    behind it. Both are looked for in IPython's history, so that running one cell or all cells
+    again finds the same.
 
     Returns:
-        The declared parameters and their values, for `choose_profile`. Where cells leave no
-        history (nbval), everything in ``namespace``.
+        The names whose value is not the declared default. Nothing where cells leave no history
+        (nbval, an exported script).
 
     Raises:
         ParameterError: names the parameter, the value, what is allowed, the nearest name.
     """
     declared: dict[str, ast.AnnAssign] = {}
     assigned: list[str] = []
-    for source in namespace["In"][:-1]:
+    for source in namespace.get("In", [])[:-1]:
         body = _statements(source)
         annotated = {node.target.id: node for node in body if isinstance(node, ast.AnnAssign)}
         if "profile" in annotated:
@@ -65,11 +70,11 @@ def check_parameters(namespace: Mapping) -> dict:
     for name in assigned:
         if name not in declared:
             raise unknown_name("parameter", name, declared)
-    for name, node in declared.items():
-        unset = isinstance(node.value, ast.Constant) and node.value.value is None
-        if not (namespace[name] is None and unset):
-            _check_type(name, namespace[name], eval(ast.unparse(node.annotation)))
-    return {name: namespace[name] for name in declared} or dict(namespace)
+    defaults = {name: ast.literal_eval(node.value) for name, node in declared.items()}
+    for name, default in defaults.items():
+        if namespace[name] is not None or default is not None:
+            _check_type(name, namespace[name], ast.unparse(declared[name].annotation))
+    return {name: namespace[name] for name in defaults if namespace[name] != defaults[name]}
 
 
 def _statements(source: str) -> list[ast.stmt]:
@@ -137,59 +142,6 @@ def figure_folder(notebook: str, profile: str, out_dir: str | os.PathLike | None
     return folder.absolute()
 
 
-def figure_data(
-    name: str,
-    make: Callable[..., Mapping[str, np.ndarray]],
-    out_dir: Path,
-    *,
-    runs: Sequence[Run] = (),
-    artefact: str = "",
-    store: RunStore | None = None,
-    use_committed: bool = True,
-    place: Mapping = types.MappingProxyType({}),
-    **settings,
-) -> dict[str, np.ndarray]:
-    """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
-
-    If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
-    settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
-    runs' artefacts (``None`` for one that diverged; a run that lacks its artefact is trained
-    again), or, without runs, ``make(**settings)``. ``place`` holds further arguments of ``make``
-    that say where something is (``device``, ``data_root``), not what. The ``VERSION`` of
-    ``make``'s module and, where they are at hand, the image sets' fingerprints must agree, too.
-    """
-    version = vars(inspect.getmodule(make)).get("VERSION")
-    origin = json.dumps([[run.key for run in runs], artefact, make.__name__, version, settings])
-    datasets = [*(run.dataset for run in runs), *settings.get("datasets", ())]
-    root = place.get("data_root") or next((run.data_root for run in runs), None)
-    found = {name: fingerprint_at_hand(name, root) for name in datasets}
-    content = _committed_arrays(name, origin, found) if use_committed else None
-    if content is None:
-        artefacts = [load_artefacts(runs, artefact, store)] if runs else []
-        arrays = make(*artefacts, **settings, **place)
-        about = {"origin": np.array(origin), "fingerprints": np.array(json.dumps(found))}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **about, **arrays)
-        content = buffer.getvalue()
-    write_atomically(out_dir / f"{name}.npz", content)
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files if key not in ("origin", "fingerprints")}
-
-
-def _committed_arrays(name: str, origin: str, at_hand: Mapping[str, str | None]) -> bytes | None:
-    for path in sorted(committed_folder().glob(f"*/*/{name}.npz")):
-        content = path.read_bytes()
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                theirs = json.loads(str(arrays["fingerprints"]))
-                same = all(ours in (None, theirs.get(key)) for key, ours in at_hand.items())
-                if same and str(arrays["origin"]) == origin:
-                    return content
-        except (KeyError, ValueError, zipfile.BadZipFile):
-            continue  # damaged, or not ours
-    return None
-
-
 def save_table(frame: pd.DataFrame, out_dir: Path, name: str, *, note: str = ""):
     """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it back as Markdown.
 
@@ -206,29 +158,113 @@ def save_table(frame: pd.DataFrame, out_dir: Path, name: str, *, note: str = "")
     return Markdown(markdown)
 
 
-def finish(out_dir: Path, promised: Iterable[str]) -> str:
-    """The last cell's value: says that the notebook ran to its end and what it wrote.
+class Notebook:
+    """A notebook at work: its parameters, where its files go, and which it has written.
+
+    Args:
+        name: of the notebook, as its file.
+        profiles: settings by the name of the profile.
+        namespace: ``globals()`` of the cell behind the parameters cell.
+        allowed: further checks by the name of a setting, ``check(name, value)``; of a list each
+            entry is checked.
+
+    Attributes:
+        p: the settings of the profile, as overridden; see `choose_profile`.
+        out: the folder of tables and figures. store: the run store.
+        caption: profile, what was changed in it, epochs, seeds, sizes; the note of every table
+            and figure that is given no other.
 
     Raises:
-        StoreError: a promised file is not there.
+        ParameterError: a parameter is unknown, or its value not allowed.
     """
-    promised = sorted(promised)
-    absent = [name for name in promised if not (out_dir / name).is_file()]
-    if absent:
-        raise StoreError(f"{out_dir} lacks {', '.join(absent)}")
-    digest = hashlib.sha256((out_dir / "results.csv").read_bytes()).hexdigest()[:12]
-    return f"{END_MARKER} {len(promised)} files, results.csv {digest}"
+
+    def __init__(
+        self,
+        name: str,
+        profiles: Mapping[str, Mapping],
+        namespace: Mapping,
+        *,
+        allowed: Mapping[str, Callable] = types.MappingProxyType({}),
+    ):
+        given = check_parameters(namespace)
+        self.p = p = choose_profile(profiles, namespace)
+        for setting, check in allowed.items():
+            value = getattr(p, setting, namespace.get(setting))
+            entries = value if isinstance(value, (list, tuple)) else [value]
+            what = f"an entry of {setting}" if entries is value else setting
+            for entry in entries:
+                check(what, entry)
+        p.changed += [key for key in given if key not in (*p.changed, *_ELSEWHERE)]
+        self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
+        self.places = {place: namespace[place] for place in ("device", "data_root")}
+        self.out = figure_folder(name, p.profile, namespace["out_dir"])
+        self.store = RunStore()
+        changed = f" (changed: {', '.join(p.changed)})" if p.changed else ""
+        sizes = f"{p.train_size or 'all'} training and {p.test_size or 'all'} test images"
+        self.caption = (
+            f"{p.profile} profile{changed}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
+        )
+        self._written: set[str] = set()
+        plotting.use_style()
+        if p.profile == "quick":  # tiny networks: faster, and the same bits on any number of cores
+            torch.set_num_threads(1)
+
+    def run(self, runs: Iterable[Run]) -> pd.DataFrame:
+        """Train what is missing of ``runs``; a row for each, as ``run_missing`` gives it."""
+        return run_missing(runs, self.store, engine=self.engine, use_committed=self.use_committed)
+
+    def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Results and history of all of the notebook's runs, trained or taken from ``run``, also
+        written to ``results.csv``, ``history.csv`` and ``timings.csv``."""
+        results = runs if isinstance(runs, pd.DataFrame) else self.run(runs)
+        write_results(results, self.store, self.out)
+        self._written |= {"results.csv", "history.csv", "timings.csv"}
+        distinct = results.drop_duplicates("key")
+        diverged = (distinct["status"] == "diverged").sum()
+        print(f"{len(distinct)} runs, of which {diverged} diverged")
+        return results, load_history(results, self.store)
+
+    def figure_data(self, name: str, make: Callable, *, runs=(), artefact: str = "", **settings):
+        """Arrays by name, as `figure_data.figure_data` computes or finds them; ``device`` and
+        ``data_root`` are given to a ``make`` that takes them."""
+        taken = inspect.signature(make).parameters
+        settings |= {place: value for place, value in self.places.items() if place in taken}
+        how = {"store": self.store, "use_committed": self.use_committed}
+        self._written.add(f"{name}.npz")
+        return figure_data(name, make, self.out, runs=runs, artefact=artefact, **how, **settings)
+
+    def save_figure(self, fig, name: str, note: str | None = None) -> None:
+        """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it."""
+        plotting.save(fig, self.out, name, self.caption if note is None else note)
+        self._written |= {f"{name}.pdf", f"{name}.png"}
+
+    def save_table(self, frame: pd.DataFrame, name: str, note: str | None = None):
+        """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it as Markdown."""
+        self._written |= {f"{name}.csv", f"{name}.md"}
+        note = self.caption if note is None else note
+        return save_table(frame, self.out, name, note=note)
+
+    def finish(self) -> str:
+        """The last cell's value: says that the notebook ran to its end and what it wrote.
+
+        Raises:
+            StoreError: a file that was written is not there.
+        """
+        absent = sorted(name for name in self._written if not (self.out / name).is_file())
+        if absent:
+            raise StoreError(f"{self.out} lacks {', '.join(absent)}")
+        digest = sha256((self.out / "results.csv").read_bytes())[:12]
+        return f"{END_MARKER} {len(self._written)} files, results.csv {digest}"
 
 
-def _check_type(name: str, value: object, kind: object) -> None:
-    if typing.get_origin(kind) is list:
-        (item_kind,) = typing.get_args(kind)
-        for item in checks.listed(name, value):
-            _check_type(f"an entry of {name}", item, item_kind)
-        return
-    simple = {bool: checks.flag, str: checks.text, float: checks.number}
-    check = simple.get(kind, lambda name, value: checks.integer(name, value, low=0))
-    check(name, value)
+def _check_type(name: str, value: object, annotation: str) -> None:
+    kind = annotation.removeprefix("list[").removesuffix("]")
+    check = _CHECKS[checks.choice(f"type of {name}", kind, _CHECKS)]
+    if kind == annotation:
+        check(name, value)
+    else:
+        for entry in checks.listed(name, value):
+            check(f"an entry of {name}", entry)
 
 
 def sample_images(

@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ from matplotlib import colors, ticker
 
 from hardtrain.errors import ParameterError, unknown_name
 from hardtrain.files import write_atomically
+from hardtrain.report.tables import TEST_ERROR, Metric, curves, difference
 from hardtrain.statistics import mean_interval
 
 # label, colour (Okabe-Ito, Tol's muted), line style, marker: in grey the last two tell them apart
@@ -308,6 +310,41 @@ def intervals(ax, labels, differences, **style) -> None:
             ax.errorbar(found.mean, row, xerr=half, capsize=3, **style)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
+
+
+def learning_curves(
+    ax, history, arms, column: str = "test_error", *, scale: float = 100.0, styles=None
+) -> None:
+    """A `band` for each arm over the epochs: a column of the history, mean and interval over the
+    runs that reached the end.
+
+    Args:
+        ax: axes to draw on.
+        history: of the runs.
+        arms: runs by method, or by label where ``styles`` has the style of each.
+        column: of the history; times ``scale``, so that fractions are in %.
+    """
+    for name, arm in arms.items():
+        epochs, values = curves(history, arm, column)
+        style = {"method": name} if styles is None else {"label": name} | styles[name]
+        band(ax, epochs, scale * values, **style)
+    ax.set_xlabel("epoch")
+
+
+def arm_differences(ax, results, arms, baseline, metric: Metric = TEST_ERROR, **style) -> None:
+    """`intervals` of each arm's paired difference to a baseline.
+
+    Args:
+        ax: axes to draw on.
+        results: of the runs.
+        arms: runs by label.
+        baseline: runs, or runs by label.
+        metric: what is compared.
+        **style: as of `intervals`.
+    """
+    others = baseline if isinstance(baseline, Mapping) else dict.fromkeys(arms, baseline)
+    gaps = [difference(results, arm, others[name], metric) for name, arm in arms.items()]
+    intervals(ax, list(arms), gaps, **style)
 
 
 def image_grid(images, *, titles=None, columns: int = 8, size: float = 0.9):

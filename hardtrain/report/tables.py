@@ -1,29 +1,65 @@
-"""Tables that set a paper's numbers beside ours, with intervals, differences and verdicts.
+"""What the tables of all papers are made of: a metric over seeds, paired differences, verdicts.
 
 An *arm* is a list of runs that differ in their seed alone; arms are compared seed by seed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from hardtrain.report.text import format_interval, format_p
+from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import PairedDifference, mean_interval, paired_difference, verdict
 
 MISSING = "not run"
+Arms = Mapping[object, Sequence[Run]]  # by label: a text, or a tuple with one for each column
 
 
-def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], metric: str) -> pd.Series:
-    """A metric of an arm's finished runs, indexed by seed."""
+class Metric(NamedTuple):
+    """A column of the results, and how a table shows it: decimals, and a factor before rounding."""
+
+    column: str
+    digits: int = 2
+    scale: float = 1.0
+
+
+TEST_ERROR = Metric("test_error", scale=100)
+TEST_LOSS = Metric("test_loss")
+
+
+class Protocol(NamedTuple):
+    """Whether ours is the paper's, and if not, why not; and what to say of a cell not run."""
+
+    comparable: bool
+    reason: str = ""
+    not_run: str = MISSING
+
+
+def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], column: str) -> pd.Series:
+    """A column of an arm's finished runs, indexed by seed; nan where it is undefined."""
     chosen = results["key"].isin([run.key for run in arm]) & (results["status"] == "finished")
-    return results[chosen].drop_duplicates("key").set_index("seed")[metric]
+    return results[chosen].drop_duplicates("key").set_index("seed")[column]
+
+
+def per_run(
+    history: pd.DataFrame,
+    results: pd.DataFrame,
+    arm: Sequence[Run],
+    number: Callable[[Run, pd.DataFrame], float],
+) -> pd.Series:
+    """``number(run, its rows of the history)`` of each finished run of an arm, by seed."""
+    finished = metric_by_seed(results, arm, "test_error").index
+    own = dict(list(history[history["key"].isin([run.key for run in arm])].groupby("key")))
+    found = {run.seed: number(run, own[run.key]) for run in arm if run.seed in finished}
+    return pd.Series(found, dtype=float)
 
 
 def curves(history: pd.DataFrame, arm: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs ``(T,)`` and a history column ``(S, T)`` of the runs that reached the end."""
-    if history.empty:  # every run diverged before it was evaluated
+    if column not in history:  # every run diverged before it was evaluated
         return np.zeros(0), np.zeros((0, 0))
     chosen = history[history["key"].isin([run.key for run in arm])]
     last = chosen.groupby("key")["epoch"].max()
@@ -32,116 +68,120 @@ def curves(history: pd.DataFrame, arm: Sequence[Run], column: str) -> tuple[np.n
     return wide.index.to_numpy(), wide.to_numpy().T
 
 
-def describe(results: pd.DataFrame, arm: Sequence[Run], metric: str, *, scale: float = 100) -> str:
-    """``mean ± half width (n = ...)`` of a metric over seeds, and how many runs diverged."""
-    values = metric_by_seed(results, arm, metric)
+def describe(results: pd.DataFrame, arm: Sequence[Run], metric: Metric = TEST_ERROR) -> str:
+    """``mean ± half width (n = ...)`` over seeds, how many runs diverged, and of how many finished
+    ones the number is undefined."""
+    finished = metric_by_seed(results, arm, metric.column)
     rows = results[results["key"].isin([run.key for run in arm])].drop_duplicates("key")
-    diverged = int((rows["status"] == "diverged").sum())
-    parts = [format_interval(mean_interval(values), scale=scale)] if len(values) else []
-    parts += [f"{diverged} diverged"] if diverged else []
+    counts = {"diverged": int((rows["status"] == "diverged").sum())}
+    counts["undefined"] = int(finished.isna().sum())
+    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    if finished.notna().any():
+        parts.insert(0, describe_values(finished.dropna(), metric.digits, metric.scale))
     return ", ".join(parts) or MISSING
+
+
+def describe_values(values: Sequence[float], digits: int = 1, scale: float = 1.0) -> str:
+    """``mean ± half width (n = ...)`` of numbers, or that there are none."""
+    return format_interval(mean_interval(values), digits, scale) if len(values) else MISSING
+
+
+def paired(treatment: pd.Series, baseline: pd.Series) -> PairedDifference | None:
+    """Treatment minus baseline over the seeds for which both are defined; ``None`` without one."""
+    sides = treatment.dropna(), baseline.dropna()
+    if sides[0].index.intersection(sides[1].index).empty:
+        return None
+    return paired_difference(*sides)
 
 
 def difference(
     results: pd.DataFrame,
     treatment: Sequence[Run],
     baseline: Sequence[Run],
-    metric: str,
-    *,
-    scale: float = 100,
+    metric: Metric = TEST_ERROR,
 ) -> PairedDifference | None:
-    """Treatment minus baseline over common seeds, times ``scale``; ``None`` without a pair."""
-    first = metric_by_seed(results, treatment, metric) * scale
-    second = metric_by_seed(results, baseline, metric) * scale
-    if first.index.intersection(second.index).empty:
-        return None
-    return paired_difference(first, second)
+    """Treatment minus baseline over common seeds, in the metric's unit; ``None`` without a pair."""
+    sides = (metric_by_seed(results, arm, metric.column) for arm in (treatment, baseline))
+    return paired(*(metric.scale * side for side in sides))
+
+
+def mean_over_arms(by_seed: Sequence[pd.Series]) -> pd.Series:
+    """The mean over arms of a number by seed, for the seeds that all of them have."""
+    if not by_seed:
+        return pd.Series(dtype=float)
+    return pd.concat(by_seed, axis=1, join="inner").mean(axis=1)
 
 
 def arms_table(
-    results: pd.DataFrame, arms: Mapping[str, Sequence[Run]], *, baseline: str
-) -> pd.DataFrame:
-    """A row per arm: test error in %, paired difference to the arm ``baseline`` (points) with
-    its p, and test loss in nats."""
-    rows = []
-    for label, arm in arms.items():
-        gap = None if label == baseline else difference(results, arm, arms[baseline], "test_error")
-        row = {"arm": label, "test error (%)": describe(results, arm, "test_error")}
-        row |= _difference_cells(gap)
-        rows.append(row | {"test loss (nats)": describe(results, arm, "test_loss", scale=1)})
-    return pd.DataFrame(rows)
-
-
-def comparison_table(
     results: pd.DataFrame,
-    arms: Mapping[tuple[str, str, str], Sequence[Run]],
-    printed: pd.DataFrame,
+    arms: Arms,
+    shown: Mapping[str, Metric],
     *,
-    treatment: str,
-    baseline: str = "plain",
-    comparable: bool,
-    reason: str = "",
-    not_run: Callable[[str], str] = lambda dataset: MISSING,
+    names: Sequence[str] = ("arm",),
+    baselines: Mapping[str, Arms | object] | None = None,
+    compared: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Paper, here, paired difference and verdict: a row for each printed pair of test errors,
-    then one for each pair of data set and network that only we ran.
+    """A row for each arm: what it is, its metrics, and their differences to its baselines.
 
     Args:
         results: from ``run_missing``.
-        arms: runs by (data set, network, method).
-        printed: columns ``dataset``, ``network`` (our names), ``baseline``, ``treatment`` (%).
-        treatment, baseline: methods.
-        comparable, reason: whether the protocol is the paper's, and if not, why not.
-        not_run: what to say of a data set that was not run.
+        arms: runs by label.
+        shown: metrics by the heading of their column.
+        names: headings of the labels.
+        baselines: by the name that the heading gets: the label of an arm, or, where arms have
+            different ones, runs by label. An arm has no difference to itself.
+        compared: headings of ``shown`` that are compared; by default the first.
 
     Returns:
-        Text columns ``data set``, ``network``, ``paper: ...``, ``here: ...``, ``difference``
-        (treatment minus baseline, points, 95 % interval), ``p``, ``verdict``, ``why``.
+        Text columns ``names``; for each metric ``mean ± half width (n = ...)``, and behind it,
+        for each baseline, the paired difference with its p.
     """
-    lookup = printed.set_index(["dataset", "network"])
-    ours = [cell[:2] for cell in arms]
+    compared = list(shown)[:1] if compared is None else compared
     rows = []
-    for dataset, network in dict.fromkeys([*lookup.index, *ours]):
-        is_printed = (dataset, network) in lookup.index
-        theirs = lookup.loc[(dataset, network)] if is_printed else None
-        row = {"data set": dataset, "network": network}
-        for side, method in (("baseline", baseline), ("treatment", treatment)):
-            arm = arms.get((dataset, network, method), ())
-            row[f"paper: {method} (%)"] = f"{theirs[side]:.2f}" if is_printed else "–"
-            row[f"here: {method} (%)"] = describe(results, arm, "test_error")
-        treated, plain = (arms.get((dataset, network, m), ()) for m in (treatment, baseline))
-        found = difference(results, treated, plain, "test_error")
-        row |= _difference_cells(found)
-        if found is None and results["key"].isin([run.key for run in (*treated, *plain)]).any():
-            row |= {"verdict": "not comparable", "why": "no seed finished with both methods"}
-        elif found is None:
-            row |= {"verdict": MISSING, "why": not_run(dataset)}
-        else:
-            gap = theirs["treatment"] - theirs["baseline"] if is_printed else float("nan")
-            row |= _verdict_cells(gap, found, is_printed, comparable, reason)
+    for label, arm in arms.items():
+        row = dict(zip(names, label if isinstance(label, tuple) else (label,), strict=True))
+        for heading, metric in shown.items():
+            row[heading] = describe(results, arm, metric)
+            for name, base in (baselines or {}).items() if heading in compared else ():
+                other = base.get(label, ()) if isinstance(base, Mapping) else arms[base]
+                same = [run.key for run in arm] == [run.key for run in other]
+                gap = None if same else difference(results, arm, other, metric)
+                row[f"{heading} minus {name}"] = format_difference(gap, metric.digits)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _difference_cells(found: PairedDifference | None) -> dict[str, str]:
-    if found is None:
-        return {"difference (points)": "", "p": ""}
-    return {"difference (points)": format_interval(found, signed=True), "p": format_p(found)}
-
-
-def _verdict_cells(
-    printed: float, found: PairedDifference, is_printed: bool, comparable: bool, reason: str
+def verdict_cells(
+    found: PairedDifference | None,
+    printed: float,
+    protocol: Protocol,
+    *,
+    digits: int = 2,
+    was_run: bool = True,
 ) -> dict[str, str]:
-    """The verdict on a measured difference, and why."""
+    """The end of a row that stands beside a printed one.
+
+    Args:
+        found: our paired difference, in the unit of ``printed``; ``None`` without a pair.
+        printed: the paper's difference; nan where it has none.
+        protocol: whether the two can be compared.
+        digits: decimals.
+        was_run: whether any of the cell's runs was made here.
+
+    Returns:
+        ``Δ, paper``, ``Δ, here`` (with its p), ``verdict`` and ``why``.
+    """
+    cells = {"Δ, paper": format_number(printed, digits, signed=True)}
+    cells["Δ, here"] = format_difference(found, digits)
+    if found is None and not was_run:
+        return cells | {"verdict": MISSING, "why": protocol.not_run}
+    if found is None:
+        return cells | {"verdict": "not comparable", "why": "no seed finished with both"}
+    is_printed = not math.isnan(printed)
     outcome = verdict(
         printed,
         found,
-        comparable=comparable and is_printed,
-        reason=reason if is_printed else "the paper has no such cell",
+        comparable=protocol.comparable and is_printed,
+        reason=protocol.reason if is_printed else "the paper has no such cell",
     )
-    return {"verdict": outcome.word, "why": outcome.reason}
-
-
-def describe_values(values: Sequence[float], *, digits: int = 1) -> str:
-    """``mean ± half width (n = ...)`` of numbers, or that there are none."""
-    return format_interval(mean_interval(values), digits=digits) if len(values) else MISSING
+    return cells | {"verdict": outcome.word, "why": outcome.reason}

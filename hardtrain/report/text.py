@@ -39,6 +39,29 @@ def format_p(difference: PairedDifference | None) -> str:
     return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
 
 
+def format_difference(difference: PairedDifference | None, digits: int = 2) -> str:
+    """A paired difference with its sign, interval, n and p; empty where there is none.
+
+    Example:
+        >>> format_difference(PairedDifference(-0.4, -0.7, -0.1, 0.0421, 3), digits=1)
+        '-0.4 ± 0.3 (n = 3), p = 0.042'
+    """
+    if difference is None:
+        return ""
+    text, p = format_interval(difference, digits, signed=True), format_p(difference)
+    return f"{text}, p {p if p.startswith('<') else f'= {p}'}" if p else text
+
+
+def format_number(value: float, digits: int, *, signed: bool = False, missing: str = "–") -> str:
+    """``value`` with so many decimals; ``missing`` for nan.
+
+    Example:
+        >>> format_number(0.5, 2, signed=True), format_number(math.nan, 2)
+        ('+0.50', '–')
+    """
+    return missing if math.isnan(value) else f"{value:{'+' if signed else ''}z.{digits}f}"
+
+
 def to_markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown pipe table, without its index; numeric columns align right.
 

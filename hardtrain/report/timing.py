@@ -11,8 +11,6 @@ import torch
 from hardtrain.data.images import resolve_device
 from hardtrain.runs.train import environment
 
-VERSION = 1  # raise it when a change here changes what is measured
-
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]],

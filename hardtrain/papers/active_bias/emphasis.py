@@ -25,7 +25,6 @@ from hardtrain.strategies.active_bias import (
 )
 from hardtrain.training.memory import NUM_PHASES
 
-VERSION = 1  # raise it when a change here changes what a figure shows
 SCAN, UNIFORM = "SGD-Scan", "SGD-Uni"
 SCORES = {
     "difficulty": difficulty,

@@ -34,8 +34,6 @@ from hardtrain.papers.data_parallelism.tuning import (
     task_name,
 )
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def measurements(tuned: Tuned) -> dict[Curve, pd.DataFrame]:
     """Every evaluation of every trial, by curve, as ``batch_scaling`` takes them."""

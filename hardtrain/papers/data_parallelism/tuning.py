@@ -17,7 +17,6 @@ from hardtrain.runs.results import load_history
 from hardtrain.runs.run import Run
 from hardtrain.runs.sweep import run_missing
 
-VERSION = 1  # raise it when a change here changes what a figure shows
 OPTIMIZERS = {"sgd": "SGD", "momentum": "heavy ball", "nesterov": "Nesterov"}
 LIMITS = {"one_minus_momentum": 1.0, "final_fraction": 1.0, "decay_length": 1.0}
 NOT_REACHED = "not reached"

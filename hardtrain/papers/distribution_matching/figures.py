@@ -15,7 +15,6 @@ from hardtrain.papers.distribution_matching.calibration import (
 from hardtrain.report.embedding import SCORES as FEATURE_SCORES
 from hardtrain.report.embedding import embedded_features, embedding_scores
 
-VERSION = 1  # raise it when a change here changes what a figure shows
 CALIBRATION_SCORES = (
     "calibration_error", "scaled_loss", "scaled_calibration_error", "temperature",
     "hindsight_loss", "spread",

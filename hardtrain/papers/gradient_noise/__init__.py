@@ -1,0 +1,3 @@
+"""Jaiswal, Taura: gradient noise for large mini-batches."""
+
+VERSION = 1  # raise it when a change in this room changes what a figure shows

@@ -27,7 +27,6 @@ from hardtrain.report.notebook import sample_images
 from hardtrain.training.loop import isolated_randomness
 from hardtrain.training.pieces import derived_seed
 
-VERSION = 1  # raise it when a change here changes what a figure shows
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 READINGS = ("re-estimated", "interpolated")  # of the batch-norm statistics between two networks
 _TOLERANCE = 0.01  # of eigenvalues, relative; seeds differ by more

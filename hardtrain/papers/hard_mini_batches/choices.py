@@ -7,8 +7,6 @@ import numpy as np
 from hardtrain.errors import DataError
 from hardtrain.networks import network_size
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def batch_choices(
     artefacts: Sequence[Mapping[str, np.ndarray]], *, deltas: Sequence[float], epochs: int

@@ -12,8 +12,6 @@ from hardtrain.runs.run import Run
 from hardtrain.training import methods
 from hardtrain.training.loop import fit, isolated_randomness
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def hard_batch_step_times(
     *,

@@ -7,8 +7,6 @@ import numpy as np
 from hardtrain.data.images import load_dataset
 from hardtrain.training.memory import NUM_PHASES
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def kept_shares(
     artefacts: Sequence[Mapping[str, np.ndarray]],

@@ -12,8 +12,6 @@ from hardtrain.report.timing import interleaved, machine, median_ratio
 from hardtrain.strategies.trimmed_backward import trimmed_backward
 from hardtrain.strategies.trimming import trim
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def trimming_step_times(
     *,

@@ -31,7 +31,6 @@ from hardtrain.training import pieces
 from hardtrain.training.evaluation import extract_logits, precision_context
 from hardtrain.training.loop import isolated_randomness
 
-VERSION = 1  # raise it when a change here changes what a figure shows
 ACQUISITIONS = ("predictive_entropy", "mutual_information", "variation_ratio", "error_count")
 ORDERS = ("runs", "checkpoints")
 ENSEMBLE_SEED = 1000  # of an ensemble's first run; no target shares its initialisation

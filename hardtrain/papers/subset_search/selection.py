@@ -32,8 +32,6 @@ from hardtrain.runs.train import training_set
 from hardtrain.strategies.subset_selection import select_subset
 from hardtrain.training import pieces
 
-VERSION = 1  # raise it when a change here changes what a figure shows
-
 
 def subsets_by_members(
     *,

@@ -56,6 +56,7 @@ class Transform:
         ParameterError: an argument is not of that kind; names it.
 
     Example:
+        >>> from hardtrain import load_dataset
         >>> train = load_dataset("digits", "train")
         >>> transform = Transform.of(train, crop_padding=1)
         >>> transform(train.images[:32], torch.Generator().manual_seed(0)).shape
@@ -182,6 +183,7 @@ class Batches:
             not in the data set.
 
     Example:
+        >>> from hardtrain import load_dataset
         >>> test = load_dataset("digits", "test")
         >>> batches = Batches(test, Transform.of(test), [[3, 1], [2]])
         >>> [batch.indices.tolist() for batch in batches]

@@ -17,6 +17,7 @@ def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bo
         signed: write the sign of a positive mean, too.
 
     Example:
+        >>> from hardtrain.statistics import Interval
         >>> format_interval(Interval(0.174, 0.171, 0.177, 10), digits=1, scale=100)
         '17.4 ± 0.3 (n = 10)'
     """

@@ -238,7 +238,9 @@ def test_itdm_rows_have_the_signs_that_follow_from_the_accuracies():
 def test_itdm_rows_give_a_higher_cross_entropy_a_negative_drop(monkeypatch):
     table = load_table("itdm_table2")
     table.loc[1, "ce"] = 0.196
-    monkeypatch.setattr("hardtrain.papers.load_table", lambda name: table)
+    monkeypatch.setattr(
+        "hardtrain.papers.distribution_matching.tables.load_table", lambda name: table
+    )
     assert itdm_rows(2)["cross_entropy_drop"].tolist()[1:] == [-0.013, 0.031]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hardtrain import DataError, ParameterError, RunStore, StoreError, files
+from hardtrain import DataError, ParameterError, RunStore, StoreError
 from hardtrain.papers.mini_batch_trimming import kept_samples
 from hardtrain.report import notebook
 from hardtrain.report.notebook import (
@@ -175,7 +175,7 @@ def test_choose_profile_needs_the_data_only_to_train(tmp_path, monkeypatch):
 
 
 def test_figure_folder_is_out_dir_or_named_after_notebook_and_profile(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "project_root", lambda: tmp_path / "repository")
+    monkeypatch.setattr(notebook, "project_root", lambda: tmp_path / "repository")
     monkeypatch.delenv("HARDTRAIN_FIGURES", raising=False)
     assert figure_folder("01_a", "quick") == tmp_path / "repository" / "figures" / "01_a" / "quick"
     monkeypatch.setenv("HARDTRAIN_FIGURES", str(tmp_path / "drawn"))

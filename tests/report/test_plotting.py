@@ -119,7 +119,8 @@ SAVE_ONE = """
 import sys
 import numpy as np
 from matplotlib.figure import Figure
-from hardtrain.plotting import band, plot_embedding, save, use_style
+from hardtrain.report.embedding import plot_embedding
+from hardtrain.report.plotting import band, save, use_style
 use_style()
 fig = Figure(figsize=(7, 2.8))
 left, right = fig.subplots(1, 2)

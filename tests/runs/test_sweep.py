@@ -549,7 +549,8 @@ def test_a_run_that_diverges_late_keeps_its_history(store, tiny_run, monkeypatch
         calls.append(batch)
         return sample_losses(model, batch) * (math.inf if len(calls) == 7 else 1)
 
-    monkeypatch.setattr(pieces, "sample_losses", failing)
+    for module in (methods, pieces):
+        monkeypatch.setattr(module, "sample_losses", failing)
     frame = run_missing([tiny_run(epochs=3)], store)
     assert (frame["diverged_epoch"][0], frame["diverged_step"][0]) == (1, 6)
     assert list(load_history(frame, store)["step"]) == [4]
@@ -740,7 +741,8 @@ def interrupt_at(monkeypatch):
                 raise KeyboardInterrupt
             return sample_losses(model, batch)
 
-        monkeypatch.setattr(pieces, "sample_losses", interrupted)
+        for module in (methods, pieces):
+            monkeypatch.setattr(module, "sample_losses", interrupted)
         return steps
 
     return at
@@ -795,7 +797,8 @@ def test_a_scheduler_ends_a_sweep_as_ctrl_c_does_catalogue_c6(store, tiny_run, m
         raise AssertionError("goes on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "sample_losses", terminated)
+        for module in (methods, pieces):
+            patch.setattr(module, "sample_losses", terminated)
         with pytest.raises(SystemExit) as ended:
             run_missing([tiny_run(method="trimming")], store)
     assert ended.value.code == 143
@@ -811,7 +814,8 @@ def test_a_program_keeps_its_own_way_with_sigterm(store, tiny_run, monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         return sample_losses(*args)
 
-    monkeypatch.setattr(pieces, "sample_losses", terminated)
+    for module in (methods, pieces):
+        monkeypatch.setattr(module, "sample_losses", terminated)
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
     try:
         results = run_missing([tiny_run(method="trimming", epochs=1)], store)

@@ -158,7 +158,7 @@ def test_of_many_members_one_is_held(ensemble, store, monkeypatch):
             super().update(probabilities)
 
     monkeypatch.setattr(ensembles, "load_artefact", load)
-    monkeypatch.setattr(subset_selection, "EnsembleTally", Watched)
+    monkeypatch.setattr(ensembles, "EnsembleTally", Watched)
     ensembles.ensemble_scores(runs, store, block_size=25)
     assert most["predictions"] <= 2  # the one that is added, the next being made
     assert most["checkpoints"] <= 2
@@ -389,7 +389,7 @@ def test_subsets_by_members_fit_a_committed_file(ensemble, store, tmp_path, monk
 
     runs = ensemble(num_runs=5, epochs=10, num_checkpoints=20)
     run_missing(runs, store, use_committed=False)
-    monkeypatch.setattr(ensembles, "ensemble_scores", random_scores)
+    monkeypatch.setattr(selection, "ensemble_scores", random_scores)
     make, settings = (
         selection.subsets_by_members,
         dict(counts=[1, 2, 5, 10, 20, 50], size=35_000),

@@ -4,29 +4,16 @@ A printed dash and an empty cell are both nan. `acc_delta` (itdm) and `delta_e` 
 stand without sign, as printed; where the papers give a direction, it is in the arrow columns.
 """
 
+import re
 from importlib import resources
 
 import pandas as pd
 
+from hardtrain import checks
 from hardtrain.errors import unknown_name
 
-TABLES = (
-    "trimming_table1",
-    "hard_minibatches_table1",
-    "hard_minibatches_table2",
-    "hard_minibatches_table3",
-    "hard_minibatches_table4",
-    "hard_minibatches_table5",
-    "hard_minibatches_table6",
-    "gradient_noise_table1",
-    "gradient_noise_table2",
-    "gradient_noise_text",
-    "itdm_table1",
-    "itdm_table2",
-    "itdm_table3",
-    "itdm_table4",
-    "itdm_table5",
-)
+_FOLDER = resources.files(__name__)
+TABLES = tuple(sorted(file.name[:-4] for file in _FOLDER.iterdir() if file.name.endswith(".csv")))
 # printed spelling in lower case, without blanks, hyphens and underscores -> our name
 _NETWORKS = {
     "resnet18": "resnet18",
@@ -70,8 +57,25 @@ def load_table(name: str) -> pd.DataFrame:
     """
     if name not in TABLES:
         raise unknown_name("table", name, TABLES)
-    with resources.files(__name__).joinpath(f"{name}.csv").open(encoding="utf-8") as file:
+    with _FOLDER.joinpath(f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file, na_values=["-", ""], keep_default_na=False)
+
+
+def erratum(number: str) -> str:
+    """A finding of ``errata.md`` as a sentence in Markdown, with a link to the rest of it.
+
+    Raises:
+        ParameterError: no such number; the text names the nearest one.
+
+    Example:
+        >>> print(erratum("003-6"))  # doctest: +ELLIPSIS
+        "Overall smaller test loss" has one tie: QMNIST, 0.037 and 0.037. ([003-6](../hardtrain/...
+    """
+    text = _FOLDER.joinpath("errata.md").read_text(encoding="utf-8")
+    headings = dict(re.findall(r"^### (\S+) (.+)$", text, flags=re.MULTILINE))
+    sentence = headings[checks.choice("erratum", number, headings)]
+    anchor = re.sub(r"[^\w -]", "", f"{number} {sentence}".lower()).replace(" ", "-")
+    return f"{sentence} ([{number}](../hardtrain/papers/errata.md#{anchor}))"
 
 
 def network_name(printed: str) -> str:

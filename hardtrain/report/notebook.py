@@ -72,8 +72,9 @@ def check_parameters(namespace: Mapping) -> dict:
             raise unknown_name("parameter", name, declared)
     defaults = {name: ast.literal_eval(node.value) for name, node in declared.items()}
     for name, default in defaults.items():
+        check = _type_check(name, ast.unparse(declared[name].annotation))
         if namespace[name] is not None or default is not None:
-            _check_type(name, namespace[name], ast.unparse(declared[name].annotation))
+            check(name, namespace[name])
     return {name: namespace[name] for name in defaults if namespace[name] != defaults[name]}
 
 
@@ -257,14 +258,15 @@ class Notebook:
         return f"{END_MARKER} {len(self._written)} files, results.csv {digest}"
 
 
-def _check_type(name: str, value: object, annotation: str) -> None:
+def _type_check(name: str, annotation: str) -> Callable[[str, object], object]:
+    """The check of a value's type that a parameter's annotation asks for."""
     kind = annotation.removeprefix("list[").removesuffix("]")
     check = _CHECKS[checks.choice(f"type of {name}", kind, _CHECKS)]
     if kind == annotation:
-        check(name, value)
-    else:
-        for entry in checks.listed(name, value):
-            check(f"an entry of {name}", entry)
+        return check
+    return lambda name, value: [
+        check(f"an entry of {name}", entry) for entry in checks.listed(name, value)
+    ]
 
 
 def sample_images(

@@ -10,7 +10,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from hardtrain import files
 from hardtrain.report import execute
 
 END = "'complete: 0 files, results.csv 0'"
@@ -33,7 +32,7 @@ def write_notebook(path, *cells):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty repository in place of ours."""
-    monkeypatch.setattr(files, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(execute, "project_root", lambda: tmp_path)
     return tmp_path
 
 
@@ -174,7 +173,7 @@ def test_execute_holds_its_lock_until_the_output_is_written(root, pretend, monke
             filelock.FileLock(root / "build" / "notebooks" / "01_a.lock").acquire(timeout=0)
         held.append(True)
 
-    monkeypatch.setattr(files, "write_atomically", writing)
+    monkeypatch.setattr(execute, "write_atomically", writing)
     execute.execute(root / "01_a.ipynb", root / "01_a.ipynb", {})
     assert held
 
@@ -217,7 +216,7 @@ def committed_notebook(tmp_path, monkeypatch):
         pytest.skip("git is not installed")
     root = tmp_path / "a repository"
     root.mkdir()
-    monkeypatch.setattr(files, "project_root", lambda: root)
+    monkeypatch.setattr(execute, "project_root", lambda: root)
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     (root / "figures").mkdir()
     (root / "figures" / "number.txt").write_text("41")

@@ -1,23 +1,22 @@
 """Parameters, profiles, figure data, tables and the end of a notebook, without a kernel."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from hardtrain import DataError, ParameterError, RunStore, StoreError
-from hardtrain.papers.mini_batch_trimming import kept_samples
+from hardtrain import DataError, ParameterError, StoreError, checks
 from hardtrain.report import notebook
 from hardtrain.report.notebook import (
+    Notebook,
     check_parameters,
     choose_profile,
-    figure_data,
     figure_folder,
-    finish,
     save_table,
 )
-from hardtrain.runs import engines, sweep, train
 
 PARAMETERS = """
 profile: str = "quick"  # what stays None comes from the profile
@@ -171,7 +170,7 @@ def test_choose_profile_needs_the_data_only_to_train(tmp_path, monkeypatch):
         choose_profile(PROFILES, given | {"use_committed": False})
 
 
-# --- folders and figure data ---------------------------------------------------------------------
+# --- folders ---------------------------------------------------------------------
 
 
 def test_figure_folder_is_out_dir_or_named_after_notebook_and_profile(tmp_path, monkeypatch):
@@ -192,78 +191,6 @@ def test_figure_folder_refuses_a_place_that_cannot_be_written(tmp_path, monkeypa
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(StoreError, match="cannot be written"):
         figure_folder("01_a", "quick", tmp_path)
-
-
-@pytest.fixture
-def committed(tmp_path, monkeypatch):
-    """The folder of a notebook's committed figures."""
-    monkeypatch.setenv("HARDTRAIN_COMMITTED", str(tmp_path / "figures"))
-    folder = tmp_path / "figures" / "01_a" / "quick"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def counted(calls):
-    def make(factor=1):
-        calls.append(factor)
-        return {"values": factor * np.arange(3.0)}
-
-    return make
-
-
-def test_figure_data_is_read_from_the_committed_if_made_with_equal_settings(tmp_path, committed):
-    calls = []
-    make = counted(calls)
-    first = figure_data("fig_1", make, committed, factor=2)
-    assert first.keys() == {"values"}
-    assert first["values"].tolist() == [0, 2, 4]
-    assert calls == [2]
-
-    again = figure_data("fig_1", make, tmp_path, factor=2)
-    assert again["values"].tolist() == [0, 2, 4]
-    assert calls == [2]
-    assert (tmp_path / "fig_1.npz").read_bytes() == (committed / "fig_1.npz").read_bytes()
-
-    assert figure_data("fig_1", make, tmp_path, factor=3)["values"].tolist() == [0, 3, 6]
-    figure_data("fig_1", make, tmp_path, factor=2, use_committed=False)
-    figure_data("fig_2", make, tmp_path, factor=2)
-    assert calls == [2, 3, 2, 2]
-
-
-def test_figure_data_does_not_tell_by_place(tmp_path, committed):
-    made = []
-
-    def make(folder, size):
-        made.append(folder)
-        return {"values": np.arange(size)}
-
-    figure_data("fig_1", make, committed, place={"folder": "here"}, size=2)
-    figure_data("fig_1", make, tmp_path, place={"folder": "there"}, size=2)
-    assert made == ["here"]
-
-
-def test_figure_data_tells_by_runs_and_artefact(tmp_path, committed, store, tiny_run, monkeypatch):
-    trained, train_run = [], train.train_run
-    monkeypatch.setattr(
-        engines, "train_run", lambda run, *a: (trained.append(run), train_run(run, *a))[1]
-    )
-    mine = [tiny_run(method="trimming", keep=("sample_counts",), seed=seed) for seed in (0, 1)]
-    arguments = {"artefact": "sample_counts", "store": store, "epochs": 2}
-    arguments |= {"dataset": mine[0].dataset}
-    make = kept_samples.kept_shares
-    first = figure_data("fig_5", make, committed, runs=mine, **arguments)
-    assert trained == mine
-    counts = [sweep.load_artefact(run, "sample_counts", store) for run in mine]
-    np.testing.assert_array_equal(
-        first["least"], make(counts, epochs=2, dataset=mine[0].dataset)["least"]
-    )
-
-    elsewhere = RunStore(tmp_path / "other")
-    again = figure_data("fig_5", make, tmp_path, runs=mine, **arguments | {"store": elsewhere})
-    np.testing.assert_array_equal(first["quantiles"], again["quantiles"])
-    assert trained == mine  # neither trained nor looked for in the store
-    figure_data("fig_5", make, tmp_path, runs=mine[:1], **arguments | {"store": elsewhere})
-    assert trained == [*mine, mine[0]]
 
 
 # --- tables and the end --------------------------------------------------------------------------
@@ -288,49 +215,91 @@ def test_save_table_refuses_other_names(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finish_names_what_is_missing_and_marks_the_end(tmp_path):
-    (tmp_path / "results.csv").write_text("key\n1\n")
-    (tmp_path / "fig_1.pdf").write_text("")
-    promised = ["results.csv", "fig_1.pdf", "fig_1.png", "table_1.md"]
-    with pytest.raises(StoreError, match=r"lacks fig_1.png, table_1.md$"):
-        finish(tmp_path, promised)
-    said = finish(tmp_path, promised[:2])
-    assert said.startswith(f"{notebook.END_MARKER} 2 files, results.csv ")
-    (tmp_path / "results.csv").write_text("key\n2\n")
-    assert finish(tmp_path, promised[:2]) != said
+# --- a notebook at work --------------------------------------------------------------------------
+
+BOOK = PARAMETERS.replace("share: float = None", "share: float = None\ntrain_size: int = None") + (
+    'device: str = "cpu"\nengine: str = "local"\ndata_root: str = None\nout_dir: str = None\n'
+)
+SETTINGS = {
+    "quick": {
+        "datasets": ["digits"],
+        "epochs": 20,
+        "seeds": [0, 1],
+        "train_size": 0,
+        "test_size": 9,
+    },
+}
 
 
-def test_figure_data_tells_by_the_content_of_the_image_sets(tmp_path, committed):
-    def sets(brightness):
-        for split in ("train", "test"):
-            images = np.full((6, 8, 8), brightness, np.uint8)
-            np.savez(tmp_path / f"mine_{split}.npz", images=images, labels=np.arange(6) % 3)
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A function: a notebook whose user injected these lines."""
+    monkeypatch.setenv("HARDTRAIN_FIGURES", str(tmp_path))
+    monkeypatch.setenv("HARDTRAIN_RUNS", str(tmp_path / "runs"))
 
-    arguments = {"datasets": [str(tmp_path / "mine")], "train_size": 0, "test_size": 0}
-    for brightness in (50, 90):
-        sets(brightness)
-        choose_profile({"quick": {}}, {"profile": "quick"})  # a notebook begins
-        found = figure_data("fig_2", notebook.sample_images, committed, **arguments)
-        assert found["images"].max() == brightness
-    for split in ("train", "test"):
-        (tmp_path / f"mine_{split}.npz").unlink()
-    choose_profile({"quick": {}}, {"profile": "quick"})
-    absent = figure_data("fig_2", notebook.sample_images, tmp_path, **arguments)
-    assert absent["images"].max() == 90  # the data is not at hand: the committed picture
+    def begin(injected="", **options):
+        namespace = run_cells(BOOK, f"# Parameters\n{injected}\n", "book = 0")
+        return Notebook("01_a", SETTINGS, namespace, **options)
+
+    return begin
 
 
-def test_figure_data_tells_by_the_version_of_the_computation(tmp_path, committed, monkeypatch):
-    arguments = {"datasets": ["digits"], "train_size": 20, "test_size": 10}
-    made = figure_data("fig_2", notebook.sample_images, committed, **arguments)
-    assert made["described"][0].endswith("used: 20")
-    monkeypatch.setattr(notebook, "load_dataset", None)  # whoever computes again fails
-    figure_data("fig_2", notebook.sample_images, tmp_path, **arguments)
-    monkeypatch.setattr(notebook, "VERSION", notebook.VERSION + 1)
-    with pytest.raises(TypeError):
-        figure_data("fig_2", notebook.sample_images, tmp_path, **arguments)
+def test_notebook_says_in_its_caption_what_was_changed(book):
+    assert book().caption == "quick profile: 20 epochs, 2 seeds, all training and 9 test images"
+    changed = book("epochs = 3\nkeep = 0.1\ndevice = 'auto'\ntrain_size = 100").caption
+    assert changed.startswith(
+        "quick profile (changed: epochs, train_size, keep): 3 epochs, 2 seeds,"
+    )
+    assert changed.endswith("100 training and 9 test images")
 
 
-def test_check_parameters_gives_what_the_parameters_cell_declares():
-    cell = 'profile: str = "quick"\nepochs: int = None'
-    namespace = {"profile": "quick", "epochs": 3, "few": [0, 1], "In": ["", cell, "check"]}
-    assert check_parameters(namespace) == {"profile": "quick", "epochs": 3}
+def test_notebook_checks_settings_and_each_entry_of_lists(book):
+    below = partial(checks.number, low=0, below=1)
+    book(allowed={"keep": below, "seeds": partial(checks.integer, low=0)})
+    with pytest.raises(ParameterError, match=r"keep = 1\.5 is not less than 1"):
+        book("keep = 1.5", allowed={"keep": below})
+    with pytest.raises(ParameterError, match="an entry of seeds = 2 is not less than 1"):
+        book("seeds = [0, 2]", allowed={"seeds": below})
+
+
+def test_notebook_gives_figure_data_the_places_that_it_takes(book, tmp_path):
+    made = []
+
+    def make(size, data_root=None, device=None):
+        made.append((size, data_root, device))
+        return {"values": np.arange(size)}
+
+    assert book("data_root = 'x'").figure_data("fig_1", make, size=2)["values"].tolist() == [0, 1]
+    assert made == [(2, "x", "cpu")]
+    book().figure_data("fig_2", lambda size: {"values": np.arange(size)}, size=2)
+    assert (tmp_path / "01_a" / "quick" / "fig_2.npz").is_file()
+
+
+def test_notebook_trains_what_is_missing_and_knows_what_it_wrote(book, tiny_run, capsys):
+    mine = book()
+    runs = [tiny_run(seed=seed, epochs=1) for seed in (0, 1)]
+    history = mine.results([*runs, runs[0]])[1]
+    assert capsys.readouterr().out == "2 runs, of which 0 diverged\n"
+    assert list(history["key"].unique()) == [run.key for run in runs]
+    mine.save_table(pd.DataFrame({"a": [1]}), "table_1_a")
+    mine.save_figure(Figure(), "fig_1_a", "a note")
+    said = mine.finish()
+    assert said.startswith(f"{notebook.END_MARKER} 7 files, results.csv ")
+    assert mine.caption in (mine.out / "table_1_a.md").read_text()
+    (mine.out / "results.csv").write_text("key\n2\n")
+    assert mine.finish() != said
+    for name in ("fig_1_a.png", "table_1_a.md"):
+        (mine.out / name).unlink()
+    with pytest.raises(StoreError, match=r"lacks fig_1_a.png, table_1_a.md$"):
+        mine.finish()
+
+
+def test_notebook_works_where_cells_leave_no_history(book, monkeypatch):
+    namespace = run_cells(BOOK)
+    del namespace["In"]
+    assert Notebook("01_a", SETTINGS, namespace).p.epochs == 20
+
+
+def test_parameters_of_an_unknown_type_are_refused():
+    with pytest.raises(ParameterError, match="unknown type of epochs 'exit'"):
+        run_cells(PARAMETERS.replace("epochs: int", "epochs: exit"), "", CHECK)

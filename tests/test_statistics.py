@@ -1,7 +1,6 @@
 """Statistics against hand computations, scipy references and simulated coverage."""
 
 import math
-import statistics
 
 import numpy as np
 import pandas as pd
@@ -9,16 +8,14 @@ import pytest
 import scipy.stats
 
 from hardtrain import ParameterError
-from hardtrain.report.text import format_interval, to_markdown
 from hardtrain.statistics import (
     VERDICTS,
-    Interval,
     PairedDifference,
-    convergence_epoch,
+    direction,
     mean_interval,
     paired_difference,
+    percentile_bounds,
     prediction_interval,
-    steps_to_goal,
     verdict,
     verdict_single,
 )
@@ -184,119 +181,6 @@ def test_paired_difference_finds_no_effect_as_rarely_as_it_says():
     assert 0.035 <= np.mean(found) <= 0.065
 
 
-# --- convergence_epoch -----------------------------------------------------------------------
-
-CURVE = [2.0, 1.0, 0.6, 0.515, 0.505, 0.5, 0.52]  # total decrease 1.5; 1 % of it is 0.015
-
-
-@pytest.mark.parametrize(
-    ("arguments", "epoch"),
-    [
-        ({}, 4),  # 0.515 <= 0.5 + 0.015, met with equality
-        ({"tolerance": 0.009}, 5),
-        ({"tolerance": 0.0}, 6),
-        ({"tolerance": 0.5}, 2),
-        ({"reading": "argmin"}, 6),
-        ({"reading": "threshold", "threshold": 1.0}, 2),
-        ({"reading": "threshold", "threshold": 3.0}, 1),
-        ({"reading": "threshold", "threshold": 0.1}, 7),  # never reached: the last epoch
-    ],
-)
-def test_convergence_epoch_by_hand(arguments, epoch):
-    assert convergence_epoch(CURVE, **arguments) == epoch
-
-
-def test_convergence_epoch_takes_the_first_of_equal_minima():
-    assert convergence_epoch([1.0, 0.5, 0.5, 0.7], reading="argmin") == 2
-    assert convergence_epoch([1.0, 2.0, 3.0]) == 1
-    assert convergence_epoch([1.0]) == 1
-
-
-@pytest.mark.parametrize(
-    ("losses", "arguments", "message"),
-    [
-        ([], {}, "losses"),
-        ([1.0, math.nan], {}, "finite"),
-        ([1.0], {"reading": "relativ"}, "did you mean 'relative'"),
-        ([1.0], {"tolerance": 1.0}, "tolerance"),
-        ([1.0], {"tolerance": -0.1}, "tolerance"),
-        ([1.0], {"reading": "threshold"}, "needs a finite threshold"),
-    ],
-)
-def test_convergence_epoch_rejects(losses, arguments, message):
-    with pytest.raises(ParameterError, match=message):
-        convergence_epoch(losses, **arguments)
-
-
-# --- steps_to_goal ---------------------------------------------------------------------------
-
-
-def trials(**errors):
-    rows = [(t, 100 * (i + 1), e) for t, curve in errors.items() for i, e in enumerate(curve)]
-    return pd.DataFrame(rows, columns=["trial", "step", "error"])
-
-
-def test_steps_to_goal_is_the_first_evaluation_of_the_best_trial():
-    measured = trials(a=[0.5, 0.4, 0.3, 0.1], b=[0.6, 0.2, 0.5, 0.1], c=[0.9, 0.9, 0.9, 0.9])
-    result = steps_to_goal(measured, 0.3)
-    assert (result.steps, result.num_trials, result.num_reached) == (200, 3, 2)
-    assert steps_to_goal(measured.sample(frac=1, random_state=0), 0.3).steps == 200
-    assert steps_to_goal(measured, 0.2).steps == 200  # equal counts as reached
-    assert steps_to_goal(measured, 0.19).steps == 400
-    assert math.isnan(result.low)
-    assert math.isnan(result.high)
-
-
-def test_steps_to_goal_is_inf_when_no_trial_arrives():
-    measured = trials(a=[0.5, 0.4], b=[math.nan, math.nan])
-    result = steps_to_goal(measured, 0.1, generator=np.random.default_rng(0))
-    assert result == (math.inf, math.inf, math.inf, 2, 0)
-
-
-def test_steps_to_goal_bootstrap_matches_the_exact_distribution():
-    # trials arrive at 100, 200, ..., 1000; P(best of 10 draws > k-th) = (1 - k / 10)^10
-    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
-    result = steps_to_goal(
-        trials(**curves), 0.1, num_resamples=4000, generator=np.random.default_rng(7)
-    )
-    assert (result.steps, result.low) == (100, 100)
-    # 0.7^10 = 0.0282 > 0.025 > 0.6^10 = 0.0060, so the 97.5 % quantile is the fourth
-    assert result.high == 400
-    half = steps_to_goal(trials(**curves), 0.1, confidence=0.5, generator=np.random.default_rng(7))
-    assert half.high == 200  # 0.9^10 = 0.3487 > 0.25 > 0.8^10 = 0.1074
-
-
-def test_steps_to_goal_bootstrap_depends_on_the_generator_alone():
-    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
-    runs = [
-        steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(8)) for _ in range(2)
-    ]
-    assert runs[0] == runs[1]
-
-
-def test_steps_to_goal_reaches_inf_when_few_trials_arrive():
-    curves = {"lucky": [0.1]} | {f"t{i}": [0.9] for i in range(4)}
-    result = steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(9))
-    assert (result.steps, result.low, result.high) == (100, 100, math.inf)  # 0.8^5 = 0.33 miss it
-
-
-@pytest.mark.parametrize(
-    ("frame", "arguments", "message"),
-    [
-        (trials(a=[0.1]).drop(columns="step"), {}, r"lack \['step'\]"),
-        (trials(a=[0.1]).iloc[:0], {}, "at least one row"),
-        (trials(a=[0.1]).assign(trial=None), {}, "a trial in each"),
-        (trials(a=[0.1]).assign(step=0), {}, "above 0"),
-        (trials(a=[0.1]), {"goal": math.nan}, "goal"),
-        (trials(a=[0.1]), {"num_resamples": 0}, "num_resamples"),
-        (trials(a=[0.1]), {"confidence": 1.0}, "confidence"),
-    ],
-)
-def test_steps_to_goal_rejects(frame, arguments, message):
-    with pytest.raises(ParameterError, match=message):
-        steps_to_goal(frame, **({"goal": 0.1} | arguments))
-
-
 # --- verdicts --------------------------------------------------------------------------------
 
 
@@ -380,33 +264,38 @@ def test_verdict_single_is_not_comparable_when_it_should_be():
     assert refused == ("not comparable", "other data")
 
 
-# --- text ------------------------------------------------------------------------------------
+# --- directions and percentiles ------------------------------------------------------------------
 
 
-def test_format_interval_reads_like_a_table_cell():
-    interval = mean_interval([0.170, 0.174, 0.178])
-    half = 4.30265 * statistics.stdev([17.0, 17.4, 17.8]) / 3**0.5
-    assert format_interval(interval, scale=100) == f"17.40 ± {half:.2f} (n = 3)"
-    assert format_interval(interval, digits=1, scale=100) == f"17.4 ± {half:.1f} (n = 3)"
-    assert format_interval(mean_interval([17.43])) == "17.43 (n = 1)"
-    assert format_interval(Interval(-0.001, -0.002, 0.0, 5)) == "0.00 ± 0.00 (n = 5)"
-    assert format_interval(measured(0.1, 0.7), signed=True) == "+0.40 ± 0.30 (n = 10)"
+@pytest.mark.parametrize(
+    ("low", "high", "n", "word"),
+    [
+        (0.1, 0.7, 3, "higher"),
+        (-0.7, -0.1, 3, "lower"),
+        (0.0, 0.8, 3, "no difference seen"),
+        (-0.8, 0.0, 3, "no difference seen"),
+        (0.1, 0.7, 2, "too few seeds"),
+    ],
+)
+def test_direction_is_that_of_an_interval_without_zero(low, high, n, word):
+    assert direction(PairedDifference((low + high) / 2, low, high, 0.5, n)) == word
+    assert direction(None) == "too few seeds"
 
 
-def test_to_markdown_escapes_and_aligns():
-    frame = pd.DataFrame(
-        {"a|b": ["x|y", "two\nlines", None], "n": [1, 2, 3], "e": [0.5, math.nan, 17.43]}
-    )
-    assert to_markdown(frame) == (
-        "| a\\|b | n | e |\n"
-        "| --- | ---: | ---: |\n"
-        "| x\\|y | 1 | 0.5 |\n"
-        "| two<br>lines | 2 |  |\n"
-        "|  | 3 | 17.43 |\n"
-    )
+def test_percentile_bounds_are_order_statistics_of_the_draws():
+    draws = np.random.default_rng(0).permutation(np.arange(1001.0))
+    assert [float(bound) for bound in percentile_bounds(draws)] == [25, 975]
+    assert [float(bound) for bound in percentile_bounds(draws, 0.9)] == [50, 950]
+    low, high = percentile_bounds(np.stack([draws, 2 * draws], axis=1))
+    assert (low.tolist(), high.tolist()) == ([25, 50], [975, 1950])
 
 
-def test_to_markdown_of_no_rows_and_of_equal_column_names():
-    assert to_markdown(pd.DataFrame({"a": []})).count("\n") == 2
-    twice = pd.DataFrame([[1, "b"]], columns=["x", "x"])
-    assert to_markdown(twice).splitlines()[-1] == "| 1 | b |"
+def test_percentile_bounds_reach_inf_and_are_nan_where_too_many_draws_are():
+    draws = np.arange(100.0)
+    draws[95:] = np.inf
+    assert [float(bound) for bound in percentile_bounds(draws)] == [2, np.inf]
+    draws[95:] = np.nan
+    assert np.isnan(percentile_bounds(draws)).all()
+    draws[98:] = 0
+    draws[95:98] = 0
+    assert not np.isnan(percentile_bounds(draws)).any()

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-import hardtrain
+from hardtrain._version import __version__
 from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
 from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError
@@ -286,5 +286,5 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardtrain": hardtrain.__version__,
+        "hardtrain": __version__,
     }

@@ -8,8 +8,8 @@ import pandas as pd
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError
+from hardtrain.goals import steps_to_goal
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
-from hardtrain.statistics import steps_to_goal
 
 QUANTITIES = ("min_steps", "min_samples", "critical_batch_size", "perfect_until", "flat_from")
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from hardtrain import ParameterError, load_history, run_missing
+from hardtrain.goals import steps_to_goal
 from hardtrain.papers.data_parallelism.batch_scaling import (
     QUANTITIES,
     BestError,
@@ -17,7 +18,6 @@ from hardtrain.papers.data_parallelism.batch_scaling import (
     steps_per_trial,
 )
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
-from hardtrain.statistics import steps_to_goal
 
 
 def trials(batch_size=8, **errors):

@@ -1,0 +1,46 @@
+from hardtrain._version import __version__ as __version__
+from hardtrain.data.images import ImageDataset as ImageDataset
+from hardtrain.data.images import load_dataset as load_dataset
+from hardtrain.errors import DataError as DataError
+from hardtrain.errors import DivergedError as DivergedError
+from hardtrain.errors import HardtrainError as HardtrainError
+from hardtrain.errors import ParameterError as ParameterError
+from hardtrain.errors import RecordError as RecordError
+from hardtrain.errors import StoreError as StoreError
+from hardtrain.goals import convergence_epoch as convergence_epoch
+from hardtrain.goals import steps_to_goal as steps_to_goal
+from hardtrain.networks import build_network as build_network
+from hardtrain.runs.results import load_history as load_history
+from hardtrain.runs.results import load_timings as load_timings
+from hardtrain.runs.results import write_results as write_results
+from hardtrain.runs.run import Run as Run
+from hardtrain.runs.store import RunStore as RunStore
+from hardtrain.runs.sweep import load_artefact as load_artefact
+from hardtrain.runs.sweep import run_missing as run_missing
+from hardtrain.statistics import mean_interval as mean_interval
+from hardtrain.statistics import paired_difference as paired_difference
+from hardtrain.statistics import verdict as verdict
+from hardtrain.strategies.active_bias import PredictionHistory as PredictionHistory
+from hardtrain.strategies.active_bias import WeightedBatchSampler as WeightedBatchSampler
+from hardtrain.strategies.active_bias import difficulty as difficulty
+from hardtrain.strategies.active_bias import easiness as easiness
+from hardtrain.strategies.active_bias import prediction_deviation as prediction_deviation
+from hardtrain.strategies.active_bias import sample_weights as sample_weights
+from hardtrain.strategies.active_bias import sampling_probabilities as sampling_probabilities
+from hardtrain.strategies.active_bias import threshold_closeness as threshold_closeness
+from hardtrain.strategies.distribution_matching import (
+    class_conditional_mmd as class_conditional_mmd,
+)
+from hardtrain.strategies.distribution_matching import mmd as mmd
+from hardtrain.strategies.gradient_noise import GradientNoise as GradientNoise
+from hardtrain.strategies.hard_batches import HardBatchSampler as HardBatchSampler
+from hardtrain.strategies.subset_selection import error_count as error_count
+from hardtrain.strategies.subset_selection import mutual_information as mutual_information
+from hardtrain.strategies.subset_selection import predictive_entropy as predictive_entropy
+from hardtrain.strategies.subset_selection import select_subset as select_subset
+from hardtrain.strategies.subset_selection import variation_ratio as variation_ratio
+from hardtrain.strategies.trimmed_backward import trimmed_backward as trimmed_backward
+from hardtrain.strategies.trimming import TrimmedLoss as TrimmedLoss
+from hardtrain.strategies.trimming import trim as trim
+from hardtrain.training.evaluation import evaluate as evaluate
+from hardtrain.training.loop import fit as fit

@@ -285,7 +285,7 @@ def test_direction_is_that_of_an_interval_without_zero(low, high, n, word):
 def test_percentile_bounds_are_order_statistics_of_the_draws():
     draws = np.random.default_rng(0).permutation(np.arange(1001.0))
     assert [float(bound) for bound in percentile_bounds(draws)] == [25, 975]
-    assert [float(bound) for bound in percentile_bounds(draws, 0.9)] == [50, 950]
+    assert [float(bound) for bound in percentile_bounds(draws, 0.5)] == [250, 750]
     low, high = percentile_bounds(np.stack([draws, 2 * draws], axis=1))
     assert (low.tolist(), high.tolist()) == ([25, 50], [975, 1950])
 

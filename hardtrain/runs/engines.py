@@ -9,16 +9,18 @@ import filelock
 import torch
 
 from hardtrain.errors import ParameterError
+from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import result_row
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import fingerprint_at_hand, load_data, train_run
 
 
-def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
+def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> None:
     """One after the other; runs that another process holds come last, and are waited for. One that
     does not fit the device's memory is left out, and named when the others are done."""
-    waiting, too_large = [], []
+    waiting: list[Run] = []
+    too_large: list[Run] = []
     try:
         for patient, queue in ((False, runs), (True, waiting)):
             for run in queue:
@@ -48,11 +50,8 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress) -> None:
 ENGINES = {"local": _train_locally}
 
 
-# --- small steps ---------------------------------------------------------------------------------
-
-
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """SIGTERM, by which a scheduler ends a job, acts as Ctrl-C does, with exit status 143; not
     where the program has its own way with it, and not in threads, which cannot set one."""
     main = threading.current_thread() is threading.main_thread()
@@ -60,7 +59,7 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
-    def end(*_):
+    def end(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
@@ -71,6 +70,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def stored_row(run: Run, store: RunStore) -> dict | None:
+    """The row of a run whose record and artefacts are all in the store, or ``None``."""
     record = store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))
     if record is None:
         return None

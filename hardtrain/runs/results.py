@@ -11,13 +11,15 @@ from hardtrain.errors import RecordError
 from hardtrain.files import project_root, remove_stale_partials, write_atomically
 from hardtrain.runs.store import RunStore
 
-METRICS = (
+_ALWAYS = (
     "test_error",
     "test_loss",
     "train_loss",
     "per_class_error",
     "diverged_epoch",
     "diverged_step",
+)
+_WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "train_set_error",
     "train_set_loss",
     "train_set_accuracy_by_batch",
@@ -25,15 +27,15 @@ METRICS = (
     "test_accuracy_by_batch",
     "test_half_width_by_batch",
 )
-_OPTIONAL = METRICS[6:]  # of runs with ``evaluate_train``
+METRICS = _ALWAYS + _WITH_TRAINING_SET
 LOCAL_COLUMNS = ("source", "device", "data_root", "keep")  # they say nothing about the numbers
 
 
-def result_row(found: dict, source: str) -> dict:
+def result_row(record: dict, source: str) -> dict:
     """The columns of a finished run's row that do not come from its description."""
-    leading = {name: found[name] for name in ("key", "fingerprint")}
-    metrics = {name: found.get(name) for name in METRICS}
-    return leading | {"source": source, "status": found["status"]} | metrics
+    leading = {name: record[name] for name in ("key", "fingerprint")}
+    metrics = {name: record.get(name) for name in METRICS}
+    return leading | {"source": source, "status": record["status"]} | metrics
 
 
 def result_frame(rows: list[dict]) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def result_frame(rows: list[dict]) -> pd.DataFrame:
     frame[numbers] = frame[numbers].astype("float64")
     frame["per_class_error"] = frame["per_class_error"].fillna("")
     if not frame["evaluate_train"].any():
-        frame = frame.drop(columns=list(_OPTIONAL))
+        frame = frame.drop(columns=list(_WITH_TRAINING_SET))
     leading = ["key", "fingerprint", "source", "status"]
     return frame[leading + [name for name in frame if name not in leading]]
 

@@ -11,7 +11,7 @@ import torch
 from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError
 from hardtrain.runs import subsets
-from hardtrain.runs.engines import ENGINES, _ended_by_sigterm, stored_row
+from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import committed_results, result_frame, result_row
 from hardtrain.runs.run import Run
@@ -70,14 +70,14 @@ def run_missing(
     forget_data()
     store = RunStore() if store is None else store
     committed = committed_results() if use_committed else {}
-    found: dict[str, dict] = {}
+    rows: dict[str, dict] = {}
     missing: list[Run] = []
     for run in _distinct(runs):
         row = _committed_row(run, committed) or stored_row(run, store)
         if row is None:
             missing.append(run)
         else:
-            found[run.key] = row
+            rows[run.key] = row
     if missing:
         for run in missing:
             load_data(run)
@@ -86,10 +86,10 @@ def run_missing(
             with loop.isolated_randomness(0, torch.device("cpu")):
                 build(run, training_set(run, train), test)
         store.open()
-        with Progress(missing) as progress, _ended_by_sigterm():
+        with Progress(missing) as progress, ended_by_sigterm():
             ENGINES[engine](missing, store, progress)
-        found |= {run.key: stored_row(run, store) for run in missing}
-    return result_frame([_columns(run) | found[run.key] for run in runs])
+        rows |= {run.key: stored_row(run, store) for run in missing}
+    return result_frame([_columns(run) | rows[run.key] for run in runs])
 
 
 def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:

@@ -6,11 +6,13 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hardtrain._version import __version__
 from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
@@ -19,70 +21,22 @@ from hardtrain.errors import DataError, DivergedError, ParameterError
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import subsets
+from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import METRICS
+from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, loop, methods, pieces
 from hardtrain.training.memory import Snapshots
 
 
-def train_run(run, store: RunStore, progress=None) -> dict:
+def train_run(run: Run, store: RunStore, progress: Progress | None = None) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record."""
-    train, test, fingerprint = load_data(run)
-    train = training_set(run, train)
-    device = train.images.device
-    began = time.perf_counter()
-    last_saved, pause = began, store.checkpoint_seconds
-    stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
-    run = keeping(run, stored.get("artefacts", ()))  # the new record forgets none of the old
-    checkpoint = store.load_checkpoint(run.key, fingerprint)
-    if checkpoint and not set(run.keep) <= set(checkpoint["keep"]):
-        checkpoint = None  # of the same run when it kept, and counted, less
-    seconds_before = checkpoint["seconds"] if checkpoint else 0.0
-    seconds_evaluating = checkpoint["seconds_evaluating"] if checkpoint else 0.0
-
-    def save_checkpoint(state: dict) -> None:
-        nonlocal last_saved, pause
-        now = time.perf_counter()
-        if now - last_saved >= pause:
-            state |= {"seconds": seconds_before + now - began, "keep": list(run.keep)}
-            state["seconds_evaluating"] = seconds_evaluating
-            store.save_checkpoint(run.key, fingerprint, state)
-            last_saved = time.perf_counter()
-            if pause:  # a large one, as of an ensemble's copies, may take 5 % of the time
-                pause = max(store.checkpoint_seconds, 19 * (last_saved - now))
-
-    record = {"key": run.key, "fingerprint": fingerprint, "status": "finished"}
-    with loop.isolated_randomness(pieces.derived_seed(run.seed, "torch"), device):
-        model, method = build(run, train, test)
-        transform = pieces.train_transform(run, train).without_augmentation()
-        how = {"precision": run.precision}
-        if run.batch_norm == "batch":
-            how |= {"batch_statistics": True, "batch_size": run.batch_size}
-        sets = {"test": test} | ({"train_set": train} if run.evaluate_train else {})
-        final: dict[str, evaluation.Evaluation] = {}
-
-        def evaluate(model):
-            nonlocal final, seconds_evaluating
-            start = time.perf_counter()
-            final = {
-                name: evaluation.evaluate(model, images, transform, **how)
-                for name, images in sets.items()
-            }
-            seconds_evaluating += time.perf_counter() - start
-            losses = {f"{name}_loss": found.loss for name, found in final.items()}
-            return losses | {f"{name}_error": found.error for name, found in final.items()}
-
-        start_epoch = method.start_epoch
-
-        def timed_start(epoch):
-            nonlocal seconds_evaluating
-            start = time.perf_counter()
-            start_epoch(epoch)
-            seconds_evaluating += time.perf_counter() - start
-
-        if start_epoch is not None:
-            method.start_epoch = timed_start  # what a method looks at there is no training
+    training = _Training(run, store)
+    run, checkpoint = training.run, training.checkpoint
+    record = {"key": run.key, "fingerprint": training.fingerprint, "run": run.as_dict()}
+    with loop.isolated_randomness(pieces.derived_seed(run.seed, "torch"), training.device):
+        model, method = training.build()
         if progress is not None and checkpoint:
             progress(run, checkpoint["epoch"])
         try:
@@ -90,33 +44,147 @@ def train_run(run, store: RunStore, progress=None) -> dict:
                 run,
                 model,
                 method,
-                evaluate,
+                training.evaluate,
                 checkpoint=checkpoint,
-                save_checkpoint=save_checkpoint,
+                save_checkpoint=training.save_checkpoint,
                 progress=None if progress is None else partial(progress, run),
             )
         except DivergedError as error:
-            history = error.history
-            record["status"] = "diverged"
+            record |= {"status": "diverged", "history": error.history}
             record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
         else:
-            record["metrics"] = {
-                name: history[-1][name] for name in METRICS if name in history[-1]
-            } | _metrics_by_batch(run, method, train, test, final)
-            record["metrics"]["per_class_error"] = json.dumps(final["test"].per_class_error)
-            record["artefacts"] = _save_artefacts(
-                run, store, fingerprint, model, method, test, transform, how, final["test"]
-            )
-    seconds = seconds_before + time.perf_counter() - began
-    record |= {"run": run.as_dict(), "history": history}
+            record |= {"status": "finished", "history": history}
+            record["metrics"] = training.metrics(history[-1])
+            record["artefacts"] = training.save_artefacts()
     record["timings"] = {
-        "seconds": round(seconds, 3),
-        "seconds_evaluating": round(seconds_evaluating, 3),
-        **environment(device),
+        "seconds": round(training.seconds(), 3),
+        "seconds_evaluating": round(training.seconds_evaluating, 3),
+        **environment(training.device),
     }
     store.save(record)
-    store.remove_checkpoints(run.key, fingerprint)
+    store.remove_checkpoints(run.key, training.fingerprint)
     return record
+
+
+class _Training:
+    """A run on its way to a record: its parts, its last evaluation, and the time it takes.
+
+    Without counting what is evaluated, and what the method looks at between epochs, as training.
+    """
+
+    def __init__(self, run: Run, store: RunStore):
+        train, self.test, self.fingerprint = load_data(run)
+        self.train, self.store = training_set(run, train), store
+        self.device = self.train.images.device
+        self.began = self.last_saved = time.perf_counter()
+        self.pause = store.checkpoint_seconds
+        stored = store.load(run.key, self.fingerprint) or {}  # if any, it lacks an artefact
+        # the new record forgets none of the old artefacts
+        self.run = keeping(run, stored.get("artefacts", ()))
+        checkpoint = store.load_checkpoint(run.key, self.fingerprint)
+        if checkpoint and not set(self.run.keep) <= set(checkpoint["keep"]):
+            checkpoint = None  # of the same run when it kept, and counted, less
+        self.checkpoint = checkpoint
+        self.seconds_before = checkpoint["seconds"] if checkpoint else 0.0
+        self.seconds_evaluating = checkpoint["seconds_evaluating"] if checkpoint else 0.0
+        self.final: dict[str, evaluation.Evaluation] = {}
+
+    def build(self) -> tuple[nn.Module, loop.Method]:
+        """The network and the method, whose looks between epochs are timed."""
+        self.model, self.method = build(self.run, self.train, self.test)
+        self.transform = pieces.train_transform(self.run, self.train).without_augmentation()
+        self.settings = {"precision": self.run.precision}
+        if self.run.batch_norm == "batch":
+            self.settings |= {"batch_statistics": True, "batch_size": self.run.batch_size}
+        if self.method.start_epoch is not None:
+            self.method.start_epoch = partial(self._timed, self.method.start_epoch)
+        return self.model, self.method
+
+    def seconds(self) -> float:
+        """Of this run so far, those before an interruption included."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and error of the test set and, if the run wants it, of the training set."""
+        sets = {"test": self.test} | ({"train_set": self.train} if self.run.evaluate_train else {})
+        for name, images in sets.items():
+            self.final[name] = self._timed(
+                evaluation.evaluate, model, images, self.transform, **self.settings
+            )
+        losses = {f"{name}_loss": last.loss for name, last in self.final.items()}
+        return losses | {f"{name}_error": last.error for name, last in self.final.items()}
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take
+        5 % of the time."""
+        now = time.perf_counter()
+        if now - self.last_saved < self.pause:
+            return
+        state |= {"seconds": self.seconds(), "seconds_evaluating": self.seconds_evaluating}
+        state["keep"] = list(self.run.keep)
+        self.store.save_checkpoint(self.run.key, self.fingerprint, state)
+        self.last_saved = time.perf_counter()
+        if self.pause:
+            self.pause = max(self.store.checkpoint_seconds, 19 * (self.last_saved - now))
+
+    def metrics(self, last: dict) -> dict[str, object]:
+        """Final metrics, from the last row of the history and the last evaluation."""
+        metrics: dict[str, object] = {name: last[name] for name in METRICS if name in last}
+        metrics["per_class_error"] = json.dumps(self.final["test"].per_class_error)
+        if self.run.evaluate_train:
+            sampler, size = self.method.batches.batch_sampler, self.run.batch_size
+            batches = getattr(sampler, "batches", torch.arange(len(self.train)).split(size))
+            left_out = getattr(sampler, "left_out", None)
+            batches = [*batches, left_out] if left_out else batches
+            metrics |= self._accuracy_by_batch("train_set", self.train, batches)
+            batches = torch.arange(len(self.test)).split(size)
+            metrics |= self._accuracy_by_batch("test", self.test, batches)
+        return metrics
+
+    def _accuracy_by_batch(
+        self, name: str, data: ImageDataset, batches: Iterable
+    ) -> dict[str, float | None]:
+        """Mean accuracy over the mini-batches of one model and half its t interval, as some
+        papers print it: over fixed batches where the method has them, and one of what they leave
+        out."""
+        right = (self.final[name].predictions == data.labels.cpu()).double()
+        interval = mean_interval([right[batch].mean().item() for batch in batches])
+        half_width = interval.half_width
+        return {
+            f"{name}_accuracy_by_batch": interval.mean,
+            f"{name}_half_width_by_batch": half_width if math.isfinite(half_width) else None,
+        }
+
+    def save_artefacts(self) -> dict[str, dict]:
+        """Store what the run keeps; the entries of its record."""
+        makers = {
+            "final_weights": lambda: {k: v.cpu() for k, v in self.model.state_dict().items()},
+            "features": self._features,
+            "logits": self._logits,
+        } | dict(self.method.artefacts)
+        key = self.run.key, self.fingerprint
+        return {
+            name: self.store.save_artefact(*key, name, makers[name]()) for name in self.run.keep
+        }
+
+    def _features(self) -> dict[str, object]:
+        return {
+            "features": evaluation.extract_features(self.model, self.test, self.transform),
+            "losses": self.final["test"].losses,
+            "predictions": self.final["test"].predictions,
+            "labels": self.test.labels.cpu(),
+            "class_names": np.array(self.test.class_names),
+        }
+
+    def _logits(self) -> dict[str, object]:
+        logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
+        return {"logits": logits, "labels": self.test.labels.cpu()}
+
+    def _timed(self, function: Callable, *arguments: object, **options: object) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments, **options)
+        self.seconds_evaluating += time.perf_counter() - start
+        return result
 
 
 def forget_data() -> None:
@@ -138,7 +206,7 @@ def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
     return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
 
 
-def load_data(run) -> tuple[ImageDataset, ImageDataset, str]:
+def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
     """A run's training set, test set and the fingerprint of both, on the run's device."""
     device = str(resolve_device(run.device))
     return _data(run.dataset, run.data_root, device, run.train_size, run.test_size)
@@ -155,7 +223,7 @@ def fingerprint_at_hand(dataset: str, root: str | None) -> str | None:
     return _fingerprint(train, test)
 
 
-def training_set(run, train: ImageDataset) -> ImageDataset:
+def training_set(run: Run, train: ImageDataset) -> ImageDataset:
     """What a run trains on: its data set with its wrong labels, and of that its subset."""
     if run.label_noise:
         seed = run.seed if run.label_noise_seed is None else run.label_noise_seed
@@ -165,7 +233,7 @@ def training_set(run, train: ImageDataset) -> ImageDataset:
     return train
 
 
-def build(run, train: ImageDataset, test: ImageDataset):
+def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module, loop.Method]:
     """The run's network and method; refuses here what cannot be trained."""
     if train.num_classes != test.num_classes:
         raise DataError(
@@ -215,7 +283,7 @@ def build(run, train: ImageDataset, test: ImageDataset):
     return model, method
 
 
-def _take_snapshots(run, name: str, model, method) -> None:
+def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:
     """Make ``checkpoints:N`` an artefact of the method, whose ``observe`` comes after each step."""
     num_steps = run.epochs * len(method.batches)
     snapshots = Snapshots.of_last_half(model, num_steps, int(name.partition(":")[2]))
@@ -231,48 +299,7 @@ def _take_snapshots(run, name: str, model, method) -> None:
     method.artefacts = {**method.artefacts, name: snapshots.arrays}
 
 
-def _metrics_by_batch(run, method, train, test, final) -> dict[str, float]:
-    """Mean accuracy over the mini-batches of one model and half its t interval, as some papers
-    print it: over fixed batches where the method has them, and one of what they leave out."""
-    if not run.evaluate_train:
-        return {}
-    sampler = method.batches.batch_sampler
-    batches = getattr(sampler, "batches", None)
-    if batches is None:
-        batches = torch.arange(len(train)).split(run.batch_size)
-    elif sampler.left_out:
-        batches = [*batches, sampler.left_out]
-    test_batches = torch.arange(len(test)).split(run.batch_size)
-    metrics = {}
-    for name, data, parts in (("train_set", train, batches), ("test", test, test_batches)):
-        right = (final[name].predictions == data.labels.cpu()).double()
-        interval = mean_interval([right[part].mean().item() for part in parts])
-        metrics[f"{name}_accuracy_by_batch"] = interval.mean
-        metrics[f"{name}_half_width_by_batch"] = interval.half_width
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def _save_artefacts(run, store, fingerprint, model, method, test, transform, how, final) -> dict:
-    makers = {
-        "final_weights": lambda: {k: v.cpu() for k, v in model.state_dict().items()},
-        "features": lambda: {
-            "features": evaluation.extract_features(model, test, transform),
-            "losses": final.losses,
-            "predictions": final.predictions,
-            "labels": test.labels.cpu(),
-            "class_names": np.array(test.class_names),
-        },
-        "logits": lambda: {
-            "logits": evaluation.extract_logits(model, test, transform, **how),
-            "labels": test.labels.cpu(),
-        },
-    } | dict(method.artefacts)
-    return {
-        name: store.save_artefact(run.key, fingerprint, name, makers[name]()) for name in run.keep
-    }
-
-
-def keeping(run, names: Iterable[str]):
+def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
     return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
 

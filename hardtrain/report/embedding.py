@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.axes import Axes
 
 from hardtrain.errors import DataError, ParameterError
-from hardtrain.report.plotting import _CLASS_COLOURS, _CLASS_MARKERS
+from hardtrain.report.plotting import CLASS_COLOURS, MARKERS
+
+SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
 
 
 def embed(
-    features, *, seed: int = 0, max_points: int = 10_000, perplexity: float = 30
+    features: np.ndarray, *, seed: int = 0, max_points: int = 10_000, perplexity: float = 30
 ) -> tuple[np.ndarray, np.ndarray]:
     """t-SNE of features in the plane, the same each time on one machine.
 
@@ -18,7 +21,7 @@ def embed(
     several changes the picture.
 
     Args:
-        features: shape ``(N, D)``, finite, N >= 4; array or tensor.
+        features: shape ``(N, D)``, finite, N >= 4.
         seed: of the subsample and of t-SNE.
         max_points: with more samples, this many are drawn without replacement.
         perplexity: lowered to (n - 1) / 3 where n points are too few for it.
@@ -38,11 +41,7 @@ def embed(
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    features = _features(features)
-    if max_points < 4 or perplexity < 1:
-        raise ParameterError(
-            f"need max_points >= 4 and perplexity >= 1; got {max_points} and {perplexity}"
-        )
+    features = _checked(features)
     indices = np.arange(len(features))
     if len(features) > max_points:
         drawn = np.random.default_rng(seed).choice(len(features), max_points, replace=False)
@@ -58,7 +57,9 @@ def embed(
         return tsne.fit_transform(chosen), indices
 
 
-def embedding_scores(features, embedding, labels, *, num_neighbours: int = 10) -> dict[str, float]:
+def embedding_scores(
+    features: np.ndarray, embedding: np.ndarray, labels: np.ndarray, *, num_neighbours: int = 10
+) -> dict[str, float]:
     """How far classes are apart, in a picture and in the space it was made from.
 
     Args:
@@ -73,7 +74,7 @@ def embedding_scores(features, embedding, labels, *, num_neighbours: int = 10) -
         k nearest others vote for their class; of tied classes the smallest label wins.
 
     Raises:
-        ParameterError: shapes that do not fit, or a value that is not finite.
+        ParameterError: wrong shape, too few points, or a value that is not finite.
 
     Example:
         >>> points = np.array([[0.0, 0], [0, 1], [9, 0], [9, 1]])
@@ -81,33 +82,36 @@ def embedding_scores(features, embedding, labels, *, num_neighbours: int = 10) -
         >>> scores["knn_embedding"], round(scores["silhouette_embedding"], 3)
         (1.0, 0.889)
     """
+    from scipy.stats import mode
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
 
     labels = np.asarray(labels)
-    spaces = {"features": _features(features), "embedding": _features(embedding)}
-    if any(labels.shape != space.shape[:1] for space in spaces.values()):
-        shapes = [space.shape for space in spaces.values()]
-        raise ParameterError(f"features, embedding, labels do not fit: {shapes}, {labels.shape}")
-    classes, classes_of = np.unique(labels, return_inverse=True)
+    separable = 1 < len(np.unique(labels)) < len(labels)
     scores = {}
-    for name, space in spaces.items():
-        defined = 1 < len(classes) < len(labels)
+    for name, points in (("features", features), ("embedding", embedding)):
+        points = _checked(points)
         scores[f"silhouette_{name}"] = (
-            float(silhouette_score(space, labels)) if defined else float("nan")
+            float(silhouette_score(points, labels)) if separable else float("nan")
         )
-        search = NearestNeighbors(n_neighbors=min(num_neighbours, len(labels) - 1)).fit(space)
+        search = NearestNeighbors(n_neighbors=min(num_neighbours, len(labels) - 1)).fit(points)
         neighbours = search.kneighbors(return_distance=False)  # without the sample itself
-        votes = np.zeros((len(labels), len(classes)), dtype=int)
-        np.add.at(votes, (np.arange(len(labels))[:, None], classes_of[neighbours]), 1)
-        scores[f"knn_{name}"] = float((votes.argmax(axis=1) == classes_of).mean())
+        votes = mode(labels[neighbours], axis=1).mode  # of ties the smallest
+        scores[f"knn_{name}"] = float((votes == labels).mean())
     return scores
 
 
 def plot_embedding(
-    ax, embedding, labels, class_names, *, marked=None, marked_label: str = "hardest",
-    legend: bool = True, size: float = 9.0,
-) -> None:  # fmt: skip
+    ax: Axes,
+    embedding: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    marked: np.ndarray | None = None,
+    marked_label: str = "hardest",
+    legend: bool = True,
+    size: float = 9.0,
+) -> None:
     """Scatter plot of an embedding, one colour and marker per class.
 
     Up to ten classes get a legend beside the plot, so that it hides no point. With more, colours
@@ -118,89 +122,75 @@ def plot_embedding(
         embedding: shape ``(n, 2)``.
         labels: shape ``(n,)``, int in 0..K-1.
         class_names: K names.
-        marked: bool ``(n,)`` or indices into the rows: ringed on top.
+        marked: indices into the rows: ringed on top.
         marked_label: what the rings mean, for the legend.
         legend: false for all but the last of several panels.
         size: marker area in points squared.
 
-    Raises:
-        ParameterError: shapes that do not fit, or a label without a name.
-
     Example:
         >>> from matplotlib.figure import Figure
         >>> ax = Figure().subplots()
-        >>> plot_embedding(ax, np.eye(2), [0, 1], ["cat", "dog"], marked=[1])
+        >>> plot_embedding(ax, np.eye(2), np.array([0, 1]), ["cat", "dog"], marked=[1])
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['cat', 'dog', 'hardest']
     """
-    embedding, labels = np.asarray(embedding), np.asarray(labels)
-    if embedding.ndim != 2 or embedding.shape[1] != 2 or labels.shape != embedding.shape[:1]:
-        raise ParameterError(
-            f"embedding must be (n, 2), labels (n,); got {embedding.shape}, {labels.shape}"
-        )
-    present = np.unique(labels)
-    if len(present) and not 0 <= present[0] <= present[-1] < len(class_names):
-        raise ParameterError(f"labels must be in 0..{len(class_names) - 1}; got {present}")
-    many = len(class_names) > 10
-    for label in present:
-        points = embedding[labels == label]
-        ax.scatter(
-            *points.T, s=size, linewidths=0, alpha=0.8, rasterized=True,
-            color=_CLASS_COLOURS[label % 10], marker=_CLASS_MARKERS[(label + label // 10) % 10],
-            label=class_names[label],
-        )  # fmt: skip
+    for label in np.unique(labels):
+        look = {"color": CLASS_COLOURS[label % 10], "marker": MARKERS[(label + label // 10) % 10]}
+        look |= {"s": size, "linewidths": 0, "alpha": 0.8, "rasterized": True}
+        ax.scatter(*embedding[labels == label].T, label=class_names[label], **look)
     if marked is not None:
-        ax.scatter(
-            *embedding[np.asarray(marked)].T, s=4 * size, facecolors="none", edgecolors="black",
-            linewidths=0.8, zorder=3, label=marked_label,
-        )  # fmt: skip
+        ring = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
+        ax.scatter(*embedding[marked].T, s=4 * size, label=marked_label, **ring)
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.set_adjustable("datalim")
     ax.spines[:].set_visible(False)
-    if many:
+    if len(class_names) > 10:
         _name_classes(ax, embedding, labels, class_names)
     elif legend:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6, handletextpad=0.2)
 
 
-def _name_classes(ax, embedding, labels, class_names, most: int = 20) -> None:
+def _name_classes(
+    ax: Axes,
+    embedding: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    most: int = 20,
+) -> None:
     """Names at class medians, largest classes first, none nearer than a tenth of the plot."""
     extent = np.ptp(embedding, axis=0).max()
-    placed = []
+    look = {"fontsize": 7, "ha": "center", "va": "center", "zorder": 4}
+    look["path_effects"] = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    placed: list[np.ndarray] = []
     for label in sorted(np.unique(labels), key=lambda c: -(labels == c).sum()):
         centre = np.median(embedding[labels == label], axis=0)
         # names are wide and low, so a neighbour above may be nearer than one beside
         near = [np.hypot((centre[0] - x) / 2.5, centre[1] - y) < 0.06 * extent for x, y in placed]
         if len(placed) < most and not any(near):
             placed.append(centre)
-            halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-            ax.text(
-                *centre, class_names[label], fontsize=7, ha="center", va="center", zorder=4,
-                path_effects=halo,
-            )  # fmt: skip
+            ax.text(*centre, class_names[label], **look)
 
 
-def _features(features) -> np.ndarray:
-    features = np.asarray(features.detach().cpu() if hasattr(features, "detach") else features)
-    if features.ndim != 2 or len(features) < 4 or features.shape[1] == 0:
-        raise ParameterError(f"features must have shape (n, D), n >= 4; got {features.shape}")
-    if not np.isfinite(features).all():
+def _checked(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points)
+    if points.ndim != 2 or len(points) < 4 or points.shape[1] == 0:
+        raise ParameterError(f"features must have shape (n, D), n >= 4; got {points.shape}")
+    if not np.isfinite(points).all():
         raise ParameterError("features must be finite")
-    return features.astype(np.float32)
-
-
-SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
+    return points.astype(np.float32)
 
 
 def embedded_features(
-    artefacts: Sequence[Mapping[str, np.ndarray]], *, seed: int = 0, max_points: int = 5000
+    artefacts: Sequence[Mapping[str, np.ndarray] | None],
+    *,
+    seed: int = 0,
+    max_points: int = 5000,
 ) -> dict[str, np.ndarray]:
     """t-SNE of the test set's features of several runs, with numbers for what the eye sees.
 
     Args:
         artefacts: ``features`` of runs on one test set (``None``: diverged; nan in the results):
-            ``features (N, D)``, ``labels (N,)``,
-            ``losses (N,)``, ``class_names (K,)``.
+            ``features (N, D)``, ``labels (N,)``, ``losses (N,)``, ``class_names (K,)``.
         seed, max_points: of the subsample, which is the same for all runs, and of t-SNE.
 
     Returns:
@@ -211,23 +201,16 @@ def embedded_features(
     if not finished:
         raise DataError("all of the runs diverged, so there are no features to show")
     num_points = min(max_points, len(finished[0]["labels"]))
-    embeddings, losses, scores = [], [], []
-    for artefact in artefacts:
-        if artefact is None:
-            embeddings.append(np.full((num_points, 2), np.nan, np.float32))
-            losses.append(np.full(num_points, np.nan, np.float32))
-            scores.append([np.nan] * len(SCORES))
-            continue
-        embedding, indices = embed(artefact["features"], seed=seed, max_points=max_points)
-        labels = artefact["labels"][indices]
-        found = embedding_scores(artefact["features"][indices], embedding, labels)
-        embeddings.append(embedding.astype(np.float32))
-        losses.append(artefact["losses"][indices].astype(np.float32))
-        scores.append([found[name] for name in SCORES])
-    return {
-        "embedding": np.stack(embeddings),
-        "losses": np.stack(losses),
-        "labels": labels,
-        "class_names": finished[0]["class_names"],
-        "scores": np.array(scores),
-    }
+    embeddings = np.full((len(artefacts), num_points, 2), np.nan, np.float32)
+    losses = np.full((len(artefacts), num_points), np.nan, np.float32)
+    scores = np.full((len(artefacts), len(SCORES)), np.nan)
+    for row, artefact in enumerate(artefacts):
+        if artefact is not None:
+            features = artefact["features"]
+            embeddings[row], indices = embed(features, seed=seed, max_points=max_points)
+            labels = artefact["labels"][indices]
+            apart = embedding_scores(features[indices], embeddings[row], labels)
+            scores[row] = [apart[name] for name in SCORES]
+            losses[row] = artefact["losses"][indices]
+    about = {"labels": labels, "class_names": finished[0]["class_names"], "scores": scores}
+    return {"embedding": embeddings, "losses": losses, **about}

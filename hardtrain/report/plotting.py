@@ -1,22 +1,33 @@
-"""One style for all figures: colours by method, bands over seeds, image grids, t-SNE, saving."""
+"""One style for all figures: colours by method, bands over seeds, image grids, saving."""
 
 import io
+import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib import colors, ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
-from hardtrain.errors import ParameterError, unknown_name
+from hardtrain import checks
+from hardtrain.errors import ParameterError
 from hardtrain.files import write_atomically
 from hardtrain.report.tables import TEST_ERROR, Metric, curves, difference
-from hardtrain.statistics import mean_interval
+from hardtrain.runs.run import Run
+from hardtrain.statistics import Interval, PairedDifference, mean_interval
 
-# label, colour (Okabe-Ito, Tol's muted), line style, marker: in grey the last two tell them apart
-_METHODS = {
+STYLE = Path(__file__).with_name("hardtrain.mplstyle")
+_COLUMNS = ("label", "color", "linestyle", "marker")  # in grey the last two tell methods apart
+_METHODS = {  # colours: Okabe-Ito, Tol's muted
     "plain": ("Plain training", "#000000", "-", "o"),
     "trimming": ("Mini-batch trimming", "#D55E00", "--", "s"),
     "hard_batches": ("Hard mini-batches", "#0072B2", "-.", "^"),
@@ -28,22 +39,16 @@ _METHODS = {
     "subset": ("Subset search", "#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
     "subset_random": ("Random subset", "#808080", (0, (7, 2, 1, 2)), "*"),
 }
-METHODS = {method: entry[0] for method, entry in _METHODS.items()}  # method -> label for legends
-_CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-_CLASS_COLOURS = [
+_VARIANT_LINES = (
+    *("-", "--", "-.", (0, (1, 1))),
+    *((0, (5, 1)), (0, (3, 1, 1, 1)), (0, (5, 3)), (0, (1, 2))),
+)
+CLASS_COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"),
     *("#D55E00", "#332288", "#999933", "#882255", "#808080"),
-]
-_CLASS_MARKERS = "os^Dv<>PX*"
+)
+MARKERS = "os^Dv<>PX*"
 _FIGURE_NAME = re.compile(r"fig_[A-Za-z0-9][A-Za-z0-9_-]*")
-_FILE_SETTINGS = {
-    "pdf.fonttype": 42,  # TrueType, so that text can be searched and edited
-    "pdf.compression": 6,
-    "svg.hashsalt": "hardtrain",
-    "savefig.bbox": None,
-    "savefig.pad_inches": 0.1,
-    "savefig.transparent": False,
-}
 
 
 def use_style() -> None:
@@ -57,43 +62,11 @@ def use_style() -> None:
         >>> matplotlib.rcParams["pdf.fonttype"]
         42
     """
-    matplotlib.rcParams.update(
-        _FILE_SETTINGS
-        | {
-            "figure.figsize": (4.2, 2.8),
-            "figure.dpi": 80,
-            "figure.constrained_layout.use": True,
-            "savefig.dpi": 150,
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so it is everywhere
-            "font.size": 9,
-            "axes.titlesize": 10,
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "legend.handlelength": 2.6,  # long enough to show a dash pattern
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.8,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
-            "grid.color": "#E6E6E6",
-            "grid.linewidth": 0.6,
-            "lines.linewidth": 1.6,
-            "lines.markersize": 4.5,
-            "image.interpolation": "nearest",
-        }
-    )
+    matplotlib.style.use(STYLE)
 
 
 def method_style(method: str) -> dict:
     """The colour, line style and marker that a method has in all notebooks.
-
-    Args:
-        method: one of ``METHODS``.
 
     Returns:
         ``{"color", "linestyle", "marker"}``, to be passed to ``ax.plot``.
@@ -105,9 +78,8 @@ def method_style(method: str) -> dict:
         >>> method_style("trimming")
         {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
     """
-    if method not in _METHODS:
-        raise unknown_name("method", method, _METHODS)
-    return dict(zip(("color", "linestyle", "marker"), _METHODS[method][1:], strict=True))
+    entry = _METHODS[checks.choice("method", method, _METHODS)]
+    return dict(zip(_COLUMNS[1:], entry[1:], strict=True))
 
 
 def method_label(method: str) -> str:
@@ -117,9 +89,7 @@ def method_label(method: str) -> str:
         >>> method_label("gradient_noise")
         'Gradient noise'
     """
-    if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    return METHODS[method]
+    return _METHODS[checks.choice("method", method, _METHODS)][0]
 
 
 def variant_styles(method: str, num: int) -> list[dict]:
@@ -134,23 +104,18 @@ def variant_styles(method: str, num: int) -> list[dict]:
         >>> [style["marker"] for style in variant_styles("hard_batches", 3)]
         ['o', 's', '^']
     """
-    if not 1 <= num <= 8:
-        raise ParameterError(f"num must be in 1..8; got {num}")
+    checks.integer("num", num, 1, len(_VARIANT_LINES))
     base = np.array(colors.to_rgb(method_style(method)["color"]))
     dark, light = 0.55 * base, base + 0.55 * (1 - base)
-    lines = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (5, 3)), (0, (1, 2))]
     mixes = np.linspace(0, 1, num) if num > 1 else [0.5]
+    shades = [colors.to_hex(dark + mix * (light - dark)) for mix in mixes]
     return [
-        {
-            "color": colors.to_hex(dark + mix * (light - dark)),
-            "linestyle": lines[i],
-            "marker": _CLASS_MARKERS[i],
-        }
-        for i, mix in enumerate(mixes)
+        {"color": shade, "linestyle": line, "marker": marker}
+        for shade, line, marker in zip(shades, _VARIANT_LINES, MARKERS, strict=False)
     ]
 
 
-def save(fig, out_dir, name: str, note: str = "") -> None:
+def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> None:
     """Write ``out_dir/name.pdf`` and, at 150 dpi, ``name.png``: the same bytes for the same figure.
 
     Neither dates nor versions go into the files. A file whose bytes would stay is not touched; a
@@ -174,7 +139,7 @@ def save(fig, out_dir, name: str, note: str = "") -> None:
         >>> sorted(path.name for path in Path(folder).iterdir())
         ['fig_1_empty.pdf', 'fig_1_empty.png']
     """
-    if not isinstance(name, str) or not _FIGURE_NAME.fullmatch(name):
+    if not _FIGURE_NAME.fullmatch(name):
         raise ParameterError(f"name must be 'fig_' and then letters, digits, _ or -; got {name!r}")
     nameless = {
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -183,7 +148,7 @@ def save(fig, out_dir, name: str, note: str = "") -> None:
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
-    with matplotlib.rc_context(_FILE_SETTINGS):
+    with matplotlib.style.context(STYLE):
         for suffix, metadata in nameless.items():
             content = io.BytesIO()
             for ax in fig.axes:  # constrained layout starts from where the last drawing ended
@@ -196,9 +161,15 @@ def save(fig, out_dir, name: str, note: str = "") -> None:
 
 
 def band(
-    ax, x, values, *, method: str | None = None, label: str | None = None,
-    confidence: float = 0.95, log: bool = False, **style,
-):  # fmt: skip
+    ax: Axes,
+    x: ArrayLike,
+    values: ArrayLike,
+    *,
+    method: str | None = None,
+    label: str | None = None,
+    log: bool = False,
+    **style: object,
+) -> Line2D:
     """Draw the mean over seeds as a line, with its Student-t interval as a band.
 
     Args:
@@ -208,7 +179,6 @@ def band(
             (all runs diverged) an entry in the legend only.
         method: takes style and label from `method_style` and `method_label`.
         label: legend text in place of the method's.
-        confidence: of the band, in (0, 1).
         log: mean and interval of the logarithms, for positive values on a logarithmic axis.
         **style: for ``ax.plot``, over the method's style.
 
@@ -241,7 +211,7 @@ def band(
     if log and (values <= 0).any():
         raise ParameterError("log = True needs positive values")
     drawn = np.log(values) if log else values
-    intervals = [mean_interval(column, confidence) for column in drawn.T]
+    intervals = [mean_interval(column) for column in drawn.T]
     mean, low, high = np.array([interval[:3] for interval in intervals]).T
     if log:
         mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
@@ -267,7 +237,7 @@ class _PlainLogLocator(ticker.LogLocator):
         return few if len(many) < 2 else many if len(many) <= self.most else decades
 
 
-def log_axis(axis) -> None:
+def log_axis(axis: Axis) -> None:
     """Make an axis (``ax.yaxis``, ``ax.xaxis``) logarithmic, with plain numbers at 1, 2 and 5 in
     each decade, or at decades where these would be too many; within less, at round numbers.
 
@@ -285,7 +255,12 @@ def log_axis(axis) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def intervals(ax, labels, differences, **style) -> None:
+def intervals(
+    ax: Axes,
+    labels: Sequence[str],
+    differences: Sequence[Interval | PairedDifference | None],
+    **style: object,
+) -> None:
     """Means with their intervals, one row each from the top down, and a line at zero.
 
     Args:
@@ -304,16 +279,22 @@ def intervals(ax, labels, differences, **style) -> None:
     """
     style = {"marker": "o"} | style | {"linestyle": "none"}
     ax.axvline(0, color="0.6", linewidth=1)
-    for row, found in enumerate(differences):
-        if found is not None:
-            half = None if np.isnan(found.half_width) else found.half_width  # one seed: no interval
-            ax.errorbar(found.mean, row, xerr=half, capsize=3, **style)
+    for row, gap in enumerate(differences):
+        if gap is not None:
+            half = None if np.isnan(gap.half_width) else gap.half_width  # one seed: no interval
+            ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def learning_curves(
-    ax, history, arms, column: str = "test_error", *, scale: float = 100.0, styles=None
+    ax: Axes,
+    history: pd.DataFrame,
+    arms: Mapping[str, Sequence[Run]],
+    column: str = "test_error",
+    *,
+    scale: float = 100.0,
+    styles: Mapping[str, Mapping] | None = None,
 ) -> None:
     """A `band` for each arm over the epochs: a column of the history, mean and interval over the
     runs that reached the end.
@@ -331,7 +312,14 @@ def learning_curves(
     ax.set_xlabel("epoch")
 
 
-def arm_differences(ax, results, arms, baseline, metric: Metric = TEST_ERROR, **style) -> None:
+def arm_differences(
+    ax: Axes,
+    results: pd.DataFrame,
+    arms: Mapping[str, Sequence[Run]],
+    baseline: Sequence[Run] | Mapping[str, Sequence[Run]],
+    metric: Metric = TEST_ERROR,
+    **style: object,
+) -> None:
     """`intervals` of each arm's paired difference to a baseline.
 
     Args:
@@ -347,49 +335,33 @@ def arm_differences(ax, results, arms, baseline, metric: Metric = TEST_ERROR, **
     intervals(ax, list(arms), gaps, **style)
 
 
-def image_grid(images, *, titles=None, columns: int = 8, size: float = 0.9):
+def image_grid(
+    images: np.ndarray, titles: Sequence[str], *, columns: int = 10, size: float = 0.9
+) -> Figure:
     """Small images in rows, unsmoothed, each with its caption below.
 
     Args:
-        images: uint8, ``(N, C, H, W)`` with C 1 or 3, array or tensor.
-        titles: N captions, or none; line breaks are allowed.
+        images: uint8, ``(N, C, H, W)`` with C 1 or 3.
+        titles: N captions; line breaks are allowed.
         columns: images per row.
         size: side of an image in inches.
 
-    Returns:
-        ``matplotlib.figure.Figure``.
-
-    Raises:
-        ParameterError: another dtype or shape, no image, or not N titles.
-
     Example:
-        >>> figure = image_grid(np.zeros((3, 1, 8, 8), dtype=np.uint8), titles=["a", "b", "c"])
+        >>> figure = image_grid(np.zeros((3, 1, 8, 8), dtype=np.uint8), ["a", "b", "c"])
         >>> len(figure.axes)
         3
     """
     import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
 
-    images = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ParameterError(
-            f"images must be uint8 (N, 1 or 3, H, W); got {images.dtype} {images.shape}"
-        )
-    titles = [""] * len(images) if titles is None else [str(title) for title in titles]
-    if not len(images) or len(titles) != len(images) or columns < 1:
-        raise ParameterError(
-            "need at least one image, a title for each, and a column; "
-            f"got {len(images)} images, {len(titles)} titles, {columns} columns"
-        )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    lines = max(title.count("\n") + 1 for title in titles)
     figsize = (columns * (size + 0.15), rows * (size + 0.1 + 0.16 * lines))
     fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
     for ax in axes.flat[len(images) :]:
         ax.remove()
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         ax.set(xticks=[], yticks=[])
         ax.set_xlabel(title, fontsize=8, labelpad=2)
         ax.spines[:].set_visible(False)

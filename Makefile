@@ -33,6 +33,7 @@ test: $(INSTALLED) lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks

@@ -23,13 +23,16 @@ def trimming_audit() -> pd.DataFrame:
     """
     rows = []
     for line in printed_table("trimming_table1").to_dict("records"):
-        at = dataset_name(line["dataset"]), network_name(line["network"])
+        dataset, network = dataset_name(line["dataset"]), network_name(line["network"])
         base, trimmed = Decimal(line["baseline_error"]), Decimal(line["trimmed_error"])
         # section 3: better "in nearly all cases, except for one case" with a "slight regression"
-        printed = "worse" if at == ("cifar10", "densenet121") else "improved"
+        printed = "worse" if (dataset, network) == ("cifar10", "densenet121") else "improved"
         found = "improved" if trimmed < base else "worse" if trimmed > base else "equal"
-        entry = {"dataset": at[0], "network": at[1], "baseline_error": float(base)}
-        entry |= {"trimmed_error": float(trimmed), "points": number_of(base - trimmed)}
-        entry |= {"relative": number_of(100 * (base - trimmed) / base)}
-        rows.append(entry | checked(printed, found, "means of 10 runs, no spread printed"))
+        rows.append(
+            {"dataset": dataset, "network": network}
+            | {"baseline_error": float(base), "trimmed_error": float(trimmed)}
+            | {"points": number_of(base - trimmed)}
+            | {"relative": number_of(100 * (base - trimmed) / base)}
+            | checked(printed, found, "means of 10 runs, no spread printed")
+        )
     return pd.DataFrame(rows)

@@ -1,16 +1,18 @@
 """What a step of mini-batch trimming costs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hardtrain.data.images import resolve_device
-from hardtrain.report.timing import interleaved, machine, median_ratio
+from hardtrain.report.timing import machine, relative_times
 from hardtrain.strategies.trimmed_backward import trimmed_backward
 from hardtrain.strategies.trimming import trim
+from hardtrain.training.loop import isolated_randomness
 
 
 def trimming_step_times(
@@ -30,43 +32,38 @@ def trimming_step_times(
         ``trim_batch_norm`` ``(P,)``, and ``machine``, a text.
     """
     place = resolve_device(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with isolated_randomness(0, place):
         inputs = torch.randn(batch_size, 3, image_size, image_size).to(place)
         targets = torch.randint(10, (batch_size,)).to(place)
         bare, normed = (small_cnn(batch_norm=norm).to(place) for norm in (False, True))
-
-    def step(model: nn.Module, backward: Callable[[], object]) -> Callable[[], None]:
+    measured = {"keeps": np.array(keeps), "machine": np.array(machine(device))}
+    for kind, model, backward in (
+        ("trim", bare, _trim_backward),
+        ("trimmed_backward", bare, trimmed_backward),
+        ("trim_batch_norm", normed, _trim_backward),
+    ):
         # learns next to nothing, so that every step has the same work to do
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        step = partial(_step, torch.optim.SGD(model.parameters(), lr=1e-6))
+        steps = {"plain": partial(step, partial(_backward, model, inputs, targets))}
+        for keep in keeps:
+            steps[keep] = partial(step, partial(backward, model, inputs, targets, keep))
+        ratios = relative_times(steps, repetitions, device=place)
+        measured[kind] = np.array([ratios[keep] for keep in keeps])
+    return measured
 
-        def run() -> None:
-            optimizer.zero_grad()
-            backward()
-            optimizer.step()
 
-        return run
+def _step(optimizer: torch.optim.Optimizer, backward: Callable[[], object]) -> None:
+    optimizer.zero_grad()
+    backward()
+    optimizer.step()
 
-    def losses(model: nn.Module) -> torch.Tensor:
-        return cross_entropy(model(inputs), targets, reduction="none")
 
-    steps = {
-        "plain": step(bare, lambda: losses(bare).mean().backward()),
-        "plain_batch_norm": step(normed, lambda: losses(normed).mean().backward()),
-    }
-    for p in keeps:
-        backwards = {
-            "trim": (bare, lambda p=p: trim(losses(bare), p).backward()),
-            "trimmed_backward": (bare, lambda p=p: trimmed_backward(bare, inputs, targets, p)),
-            "trim_batch_norm": (normed, lambda p=p: trim(losses(normed), p).backward()),
-        }
-        steps |= {f"{kind} {p}": step(*backward) for kind, backward in backwards.items()}
-    times = interleaved(steps, repetitions, device=place)
-    plain = dict.fromkeys(backwards, "plain") | {"trim_batch_norm": "plain_batch_norm"}
-    return {"keeps": np.array(keeps), "machine": np.array(machine(device))} | {
-        kind: np.array([median_ratio(times, f"{kind} {p}", plain[kind]) for p in keeps])
-        for kind in backwards
-    }
+def _backward(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    cross_entropy(model(inputs), targets, reduction="none").mean().backward()
+
+
+def _trim_backward(model: nn.Module, inputs: Tensor, targets: Tensor, keep: float) -> None:
+    trim(cross_entropy(model(inputs), targets, reduction="none"), keep).backward()
 
 
 def small_cnn(*, batch_norm: bool) -> nn.Module:

@@ -220,12 +220,11 @@ def _table6_claims() -> Iterable[tuple]:
 
 
 def _size_and_time_claims() -> Iterable[tuple]:
-    table = printed_table("hard_minibatches_table2")
-    sizes = [Decimal(size) for size in table["params_M"]]
-    size = sizes[[network_name(net) for net in table["network"]].index(_MOBILE)]
-    rank = sorted(sizes).index(size) + 1
+    sizes = printed_table("hard_minibatches_table2").set_index("network")["params_M"]
+    sizes = sizes.rename(network_name)
+    rank = int(sizes.astype(float).rank()[_MOBILE])
     found = "larger" if rank > len(sizes) / 2 else "smaller"
-    note = f"{size} M parameters: number {rank} of {len(sizes)}, from the smallest"
+    note = f"{sizes[_MOBILE]} M parameters: number {rank} of {len(sizes)}, from the smallest"
     yield "section 4.4", f'{_MOBILE} among the "larger networks"', "larger", found, note
 
     base, *lines = printed_table("hard_minibatches_table1").to_dict("records")

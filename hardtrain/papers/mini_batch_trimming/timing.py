@@ -18,14 +18,13 @@ from hardtrain.training.loop import isolated_randomness
 def trimming_step_times(
     *,
     keeps: Sequence[float] = (1.0, 0.7, 0.4, 0.2),
-    batch_size: int = 128,
     image_size: int = 8,
     repetitions: int = 5,
     device: str = "auto",
 ) -> dict[str, np.ndarray]:
     """Time of a trimmed SGD step relative to a plain one, by the part of the batch that counts.
 
-    A CNN of three convolutions (32, 64, 64 channels), with and without batch-norm.
+    Batches of 128; a CNN of three convolutions (32, 64, 64 channels), with and without batch-norm.
 
     Returns:
         ``keeps (P,)``, the ratios ``trim``, ``trimmed_backward`` (both without batch-norm) and
@@ -33,14 +32,14 @@ def trimming_step_times(
     """
     place = resolve_device(device)
     with isolated_randomness(0, place):
-        inputs = torch.randn(batch_size, 3, image_size, image_size).to(place)
-        targets = torch.randint(10, (batch_size,)).to(place)
+        inputs = torch.randn(128, 3, image_size, image_size).to(place)
+        targets = torch.randint(10, (128,)).to(place)
         bare, normed = (small_cnn(batch_norm=norm).to(place) for norm in (False, True))
     measured = {"keeps": np.array(keeps), "machine": np.array(machine(device))}
     for kind, model, backward in (
-        ("trim", bare, _trim_backward),
+        ("trim", bare, _backward),
         ("trimmed_backward", bare, trimmed_backward),
-        ("trim_batch_norm", normed, _trim_backward),
+        ("trim_batch_norm", normed, _backward),
     ):
         # learns next to nothing, so that every step has the same work to do
         step = partial(_step, torch.optim.SGD(model.parameters(), lr=1e-6))
@@ -58,12 +57,9 @@ def _step(optimizer: torch.optim.Optimizer, backward: Callable[[], object]) -> N
     optimizer.step()
 
 
-def _backward(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    cross_entropy(model(inputs), targets, reduction="none").mean().backward()
-
-
-def _trim_backward(model: nn.Module, inputs: Tensor, targets: Tensor, keep: float) -> None:
-    trim(cross_entropy(model(inputs), targets, reduction="none"), keep).backward()
+def _backward(model: nn.Module, inputs: Tensor, targets: Tensor, keep: float | None = None) -> None:
+    losses = cross_entropy(model(inputs), targets, reduction="none")
+    (losses.mean() if keep is None else trim(losses, keep)).backward()
 
 
 def small_cnn(*, batch_norm: bool) -> nn.Module:

@@ -15,7 +15,7 @@ from hardtrain.runs.run import Run
 from hardtrain.statistics import Interval, convergence_epoch, mean_interval
 
 _SIDES = {"train": "train_set", "test": "test"}  # in a heading -> in the name of a column
-_COPIED = Protocol(False, "the printed row is a copy of another table's (errata 001-3)")
+_COPIED = "the printed row is a copy of another table's (errata 001-3)"
 
 
 def epochs_to_converge(
@@ -75,7 +75,9 @@ def delta_table(
             row["Δe, paper (%)"] = format_number(paper["speed_up"], 1, signed=True)
             row["Δe, here (%)"] = format_interval(faster, 1, signed=True) if faster else ""
             gap = tables.difference(results, arm, base, Metric("test_top1", scale=100))
-            rule = protocol if (dataset, network) not in copied else _COPIED
+            rule = protocol
+            if (dataset, network) in copied:
+                rule = protocol._replace(comparable=False, reason=_COPIED)
             row |= tables.verdict_cells(gap, paper["gain"], rule, was_run=bool(arm))
         rows.append(row)
     return pd.DataFrame(rows).fillna("")

@@ -12,7 +12,6 @@ from hardtrain.data.images import resolve_device
 from hardtrain.report.timing import machine, relative_times
 from hardtrain.strategies.trimmed_backward import trimmed_backward
 from hardtrain.strategies.trimming import trim
-from hardtrain.training.loop import isolated_randomness
 
 
 def trimming_step_times(
@@ -31,7 +30,8 @@ def trimming_step_times(
         ``trim_batch_norm`` ``(P,)``, and ``machine``, a text.
     """
     place = resolve_device(device)
-    with isolated_randomness(0, place):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         inputs = torch.randn(128, 3, image_size, image_size).to(place)
         targets = torch.randint(10, (128,)).to(place)
         bare, normed = (small_cnn(batch_norm=norm).to(place) for norm in (False, True))

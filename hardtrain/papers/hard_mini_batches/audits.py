@@ -128,12 +128,12 @@ def table6_summary() -> pd.DataFrame:
         >>> table6_summary().set_index("quantity").loc["mean, improved cells (%)", "recomputed"]
         '3.5425'
     """
-    cells, copied, audit = _cells(), copied_networks(), table6_audit()
+    cells, audit = _cells(), table6_audit()
     at = list(zip(audit["dataset"], audit["network"], strict=True))
     points = [Decimal(str(gain)) for gain in audit["points"]]
     signs = np.sign(audit["points"]).astype(int)
     percent = [sign * Decimal(text) for sign, text in zip(signs, audit["printed"], strict=True)]
-    own = [value for key, value in zip(at, percent, strict=True) if key not in copied]
+    own = [percent[row] for row in np.flatnonzero(~audit["note"].str.contains("copied"))]
     changes = {x: [cells[*key, x].test - cells[*key, _BASE].test for key in at] for x in _SMALLER}
     every = [change for column in changes.values() for change in column]
     share, mean = "8 of 15", "3.542"  # section 4.4, below table 6
@@ -252,10 +252,9 @@ def _reduction(base: Decimal, epoch: Decimal) -> Decimal:
 def _likely_cause(printed: str, base: Decimal, epoch: Decimal, longest: Decimal) -> str:
     """The first guess that gives a printed Δe; empty where A gives it."""
     a, b = _speed_up(base, epoch), _reduction(base, epoch)
-    if agreement(printed, a) != "none":
-        return ""
-    if agreement(printed, b) != "none":
-        return "formula B"
+    for cause, value in (("", a), ("formula B", b)):
+        if agreement(printed, value) != "none":
+            return cause
     guesses = {"B": _reduction(longest, epoch), "A": _speed_up(longest, epoch)}
     if fits := [name for name, value in guesses.items() if agreement(printed, value) != "none"]:
         return f"formula {' or '.join(fits)} with e1 = {longest}"

@@ -30,16 +30,10 @@ def hard_batch_step_times(
     labels = rng.integers(0, 10, len(images))
     data = ImageDataset.from_arrays(images, labels, device=resolve_device(device))
     plain = Run("random", "cnn_small", epochs=4, lr=1e-6, batch_size=batch_size)
-    trainings = {"plain": partial(_train, plain, data)}
-    for delta in deltas:
-        run = replace(plain, method="hard_batches", options={"delta": delta})
-        trainings[delta] = partial(_train, run, data)
-    ratios = relative_times(trainings, repetitions, warmup=1, device=data.images.device)
-    return {
-        "deltas": np.array(deltas),
-        "ratios": np.array([ratios[delta] for delta in deltas]),
-        "machine": np.array(machine(device)),
-    }
+    runs = [replace(plain, method="hard_batches", options={"delta": delta}) for delta in deltas]
+    first, *others = (partial(_train, run, data) for run in (plain, *runs))
+    ratios = relative_times(first, others, repetitions, warmup=1, device=data.images.device)
+    return {"deltas": np.array(deltas), "ratios": ratios, "machine": np.array(machine(device))}
 
 
 def _train(run: Run, data: ImageDataset) -> None:

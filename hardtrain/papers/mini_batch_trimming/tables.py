@@ -1,10 +1,9 @@
 """Table 1 of mini-batch trimming, printed and ours."""
 
-import math
-
 import pandas as pd
 
-from hardtrain.papers import dataset_name, load_table, network_name, not_run
+from hardtrain.papers import not_run
+from hardtrain.papers.mini_batch_trimming.audits import trimming_audit
 from hardtrain.report.tables import Arms, Protocol, describe, difference, verdict_cells
 from hardtrain.report.text import format_number
 
@@ -25,20 +24,18 @@ def error_table(
         Text columns ``data set``, ``network``; the errors in %, paper's and ours; their paired
         difference (trimming minus plain, points) and the verdict, as of `verdict_cells`.
     """
-    printed = {}
-    for line in load_table("trimming_table1").itertuples():
-        cell = dataset_name(line.dataset), network_name(line.network)
-        printed[cell] = {"plain": line.baseline_error, "trimming": line.trimmed_error}
+    printed = trimming_audit().set_index(["dataset", "network"])
+    printed = printed[["baseline_error", "trimmed_error"]]
+    cells = dict.fromkeys([*printed.index, *(label[:2] for label in arms)])
     rows = []
-    for dataset, network in dict.fromkeys([*printed, *(label[:2] for label in arms)]):
-        paper = printed.get((dataset, network), {"plain": math.nan, "trimming": math.nan})
-        here = {method: arms.get((dataset, network, method), ()) for method in paper}
+    for (dataset, network), errors in printed.reindex(list(cells)).iterrows():
         row = {"data set": dataset, "network": network}
-        for method, arm in here.items():
-            row[f"{method}, paper (%)"] = format_number(paper[method], 2)
-            row[f"{method}, here (%)"] = describe(results, arm)
-        gap = difference(results, here["trimming"], here["plain"])
-        printed_gap = paper["trimming"] - paper["plain"]
+        plain, trimmed = (arms.get((dataset, network, name), ()) for name in ("plain", "trimming"))
+        for name, arm, error in zip(("plain", "trimming"), (plain, trimmed), errors, strict=True):
+            row[f"{name}, paper (%)"] = format_number(error, 2)
+            row[f"{name}, here (%)"] = describe(results, arm)
+        gap = difference(results, trimmed, plain)
         own = protocol._replace(not_run=not_run(dataset, data_root))
-        rows.append(row | verdict_cells(gap, printed_gap, own, was_run=bool(here["plain"])))
+        printed_gap = errors["trimmed_error"] - errors["baseline_error"]
+        rows.append(row | verdict_cells(gap, printed_gap, own, was_run=bool(plain)))
     return pd.DataFrame(rows)

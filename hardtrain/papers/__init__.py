@@ -2,6 +2,8 @@
 
 A printed dash and an empty cell are both nan. `acc_delta` (itdm) and `delta_e` (hard mini-batches)
 stand without sign, as printed; where the papers give a direction, it is in the arrow columns.
+``..._text`` holds numbers and claims of a paper's text; those of hard mini-batches say beside each
+claim on which cells it is recomputed.
 """
 
 import re

@@ -10,7 +10,8 @@ from hardtrain.papers.mini_batch_trimming import timing
 @pytest.fixture
 def measured(monkeypatch):
     """The ratios count the trimmed steps; each step ran once."""
-    gradients = []
+    gradients, sent_back = [], []
+    trimmed_backward = timing.trimmed_backward
 
     class Recorded(torch.optim.SGD):
         def step(self):
@@ -22,13 +23,18 @@ def measured(monkeypatch):
             step()
         return len(gradients) + np.arange(len(others))
 
+    def recorded_backward(model, inputs, targets, keep):
+        sent_back.append(keep)
+        trimmed_backward(model, inputs, targets, keep)
+
     monkeypatch.setattr(timing, "relative_times", relative_times)
+    monkeypatch.setattr(timing, "trimmed_backward", recorded_backward)
     monkeypatch.setattr(torch.optim, "SGD", Recorded)
-    return timing.trimming_step_times(keeps=(1.0, 0.2), device="cpu"), gradients
+    return timing.trimming_step_times(keeps=(1.0, 0.2), device="cpu"), gradients, sent_back
 
 
 def test_trimming_step_times_give_each_ratio_its_place(measured):
-    found, _ = measured
+    found = measured[0]
     assert found["keeps"].tolist() == [1.0, 0.2]
     assert found["trim"].tolist() == [3, 4]
     assert found["trimmed_backward"].tolist() == [6, 7]
@@ -37,7 +43,8 @@ def test_trimming_step_times_give_each_ratio_its_place(measured):
 
 
 def test_trimming_step_times_time_what_they_say(measured):
-    gradients = measured[1]
+    _, gradients, sent_back = measured
+    assert sent_back == [1.0, 0.2]
     (plain, whole, part), (_, whole_again, part_again), (plain_norm, whole_norm, part_norm) = (
         gradients[:3],
         gradients[3:6],

@@ -52,6 +52,7 @@ NOTEBOOKS = {
         ),
         tables=(
             "table_1_test_error", "table_2_last_share", "table_3_optimizers", "table_4_features",
+            "table_5_printed",
         ),
         run=Run(
             dataset="digits", network="cnn_small", method="trimming", options={"end": 0.2},

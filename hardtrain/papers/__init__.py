@@ -2,6 +2,8 @@
 
 A printed dash and an empty cell are both nan. `acc_delta` (itdm) and `delta_e` (hard mini-batches)
 stand without sign, as printed; where the papers give a direction, it is in the arrow columns.
+``..._text`` holds numbers and claims of a paper's text; those of hard mini-batches say beside each
+claim on which cells it is recomputed.
 """
 
 import re
@@ -10,31 +12,12 @@ from importlib import resources
 import pandas as pd
 
 from hardtrain import checks
+from hardtrain.data.images import DATASETS, is_at_hand
 from hardtrain.errors import unknown_name
+from hardtrain.networks import NETWORKS
 
 _FOLDER = resources.files(__name__)
 TABLES = tuple(sorted(file.name[:-4] for file in _FOLDER.iterdir() if file.name.endswith(".csv")))
-# printed spelling in lower case, without blanks, hyphens and underscores -> our name
-_NETWORKS = {
-    "resnet18": "resnet18",
-    "resnet34": "resnet34",
-    "resnet50": "resnet50",
-    "densenet121": "densenet121",
-    "efficientnetb4": "efficientnet_b4",
-    "efficientnetv2s": "efficientnetv2_s",
-    "mobilenetv3s": "mobilenetv3_small",
-    "mobilenet": "mobilenet",
-    "vgg13": "vgg13",
-}
-_DATASETS = {
-    "svhn": "svhn",
-    "cifar10": "cifar10",
-    "cifar100": "cifar100",
-    "stl10": "stl10",
-    "qmnist": "qmnist",
-    "kmnist": "kmnist",
-    "fmnist": "fashion-mnist",
-}
 
 
 def load_table(name: str) -> pd.DataFrame:
@@ -78,30 +61,51 @@ def erratum(number: str) -> str:
     return f"{sentence} ([{number}](../hardtrain/papers/errata.md#{anchor}))"
 
 
+def not_run(dataset: str, data_root: str | None = None) -> str:
+    """Why a paper's cell has no number of ours: its images are not at hand, or what runs it.
+
+    Example:
+        >>> not_run("svhn", "an/empty/folder"), not_run("digits")
+        ('data not at hand', "run -p profile paper -y 'datasets: [digits]'")
+    """
+    if not is_at_hand(dataset, data_root):
+        return "data not at hand"
+    return f"run -p profile paper -y 'datasets: [{dataset}]'"
+
+
 def network_name(printed: str) -> str:
     """Our name of a network that a paper spells its own way; our own names pass unchanged.
+
+    Raises:
+        ParameterError: no network of ours; the text names the nearest one.
 
     Example:
         >>> network_name("Efficient Net B4"), network_name("MobilenetV3-S")
         ('efficientnet_b4', 'mobilenetv3_small')
     """
-    return _lookup("network", printed, _NETWORKS)
+    return _our_name("network", printed, NETWORKS, mobilenetv3s="mobilenetv3_small")
 
 
 def dataset_name(printed: str) -> str:
     """Our name of an image set that a paper spells its own way; our own names pass unchanged.
 
+    Raises:
+        ParameterError: no image set of ours; the text names the nearest one.
+
     Example:
         >>> dataset_name("CIFAR-10"), dataset_name("FMNIST")
         ('cifar10', 'fashion-mnist')
     """
-    return _lookup("image set", printed, _DATASETS)
+    return _our_name("image set", printed, DATASETS, fmnist="fashion-mnist")
 
 
-def _lookup(kind: str, printed: str, names: dict[str, str]) -> str:
-    if printed in names.values():
-        return printed
-    folded = str(printed).lower().replace(" ", "").replace("-", "").replace("_", "")
-    if folded not in names:
-        raise unknown_name(kind, printed, names.values())
-    return names[folded]
+def _our_name(kind: str, printed: str, names: tuple[str, ...], **abbreviations: str) -> str:
+    """The name that is spelled alike but for case, blanks, hyphens and underscores."""
+    known = {_folded(name): name for name in names} | abbreviations
+    if _folded(printed) not in known:
+        raise unknown_name(kind, printed, names)
+    return known[_folded(printed)]
+
+
+def _folded(name: str) -> str:
+    return re.sub("[ _-]", "", name.lower())

@@ -1,5 +1,6 @@
 """Decimal arithmetic on printed numbers: what the audits of the papers' tables share."""
 
+from collections.abc import Callable, Iterable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from importlib import resources
 
@@ -39,7 +40,10 @@ def rounded(value: Decimal, places: int, rounding: str = ROUND_HALF_UP) -> Decim
 
 
 def likely_slip(printed: str, value: Decimal) -> str:
-    """The slip of the pen that turns a value's digits into the printed ones, if one does."""
+    """The slip of the pen that turns a value's digits into the printed ones, if one does; empty
+    where they agree as they are."""
+    if agreement(printed, value) != "none":
+        return ""
     for rounding in (ROUND_DOWN, ROUND_HALF_UP):
         digits = str(abs(value).quantize(Decimal(printed), rounding))
         wrong = sum(a != b for a, b in zip(digits, printed, strict=False))
@@ -79,6 +83,33 @@ def checked(printed: str, recomputed: Decimal | str, note: str) -> dict[str, str
     else:
         word = "yes" if printed == recomputed else "no"
     return last_columns(printed, recomputed, word if printed else "not printed", note)
+
+
+def compared(printed: str, value: Decimal, *notes: str) -> dict:
+    """``match``, the `agreement` of a printed number with the recomputed one, and the last four
+    columns; empty notes are left out."""
+    match, note = agreement(printed, value), "; ".join(filter(None, notes))
+    return {"match": match} | last_columns(printed, number_of(value), follows_word(match), note)
+
+
+def held(pairs: list[tuple], wins: Callable) -> tuple[str, str]:
+    """In how many pairs ``(name, mine, other)`` mine wins, and a note on up to six others.
+
+    Example:
+        >>> from operator import gt
+        >>> held([("cifar10", 3, 2), ("svhn", 1, 2)], gt)
+        ('1 of 2', 'not svhn (1, 2)')
+    """
+    beaten = [f"{name} ({mine}, {other})" for name, mine, other in pairs if not wins(mine, other)]
+    note = "not " + ", ".join(beaten) if 0 < len(beaten) <= 6 else ""
+    return f"{len(pairs) - len(beaten)} of {len(pairs)}", note
+
+
+def claims_table(claims: Iterable[tuple]) -> pd.DataFrame:
+    """A row for each ``(where, claim, printed, recomputed, note)``."""
+    return pd.DataFrame(
+        {"where": where, "claim": claim} | checked(*numbers) for where, claim, *numbers in claims
+    )
 
 
 def last_columns(printed: str, recomputed: float | str, follows: str, note: str) -> dict:

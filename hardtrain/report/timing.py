@@ -3,9 +3,10 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 
 from hardtrain.data.images import resolve_device
@@ -13,12 +14,12 @@ from hardtrain.runs.train import environment
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[Hashable, Callable[[], object]],
     repetitions: int,
     *,
     warmup: int = 2,
     device: torch.device | str = "cpu",
-) -> dict[str, list[float]]:
+) -> dict[Hashable, list[float]]:
     """Seconds of each function in each of ``repetitions`` rounds.
 
     Every round runs every function once, in an order of its own, since what ran just before
@@ -31,10 +32,9 @@ def interleaved(
     """
     on_gpu = torch.device(device).type == "cuda"
     wait = partial(torch.cuda.synchronize, device) if on_gpu else lambda: None
-    names = list(functions)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[Hashable, list[float]] = {name: [] for name in functions}
     for number in range(warmup + repetitions):
-        for name in random.Random(number).sample(names, len(names)):
+        for name in random.Random(number).sample(list(functions), len(functions)):
             wait()
             began = time.perf_counter()
             functions[name]()
@@ -44,7 +44,7 @@ def interleaved(
     return times
 
 
-def median_ratio(times: Mapping[str, Sequence[float]], a: str, b: str) -> float:
+def median_ratio(times: Mapping[Hashable, Sequence[float]], a: Hashable, b: Hashable) -> float:
     """Median over the rounds of time of ``a`` / time of ``b``; below 1 where ``a`` is faster.
 
     Example:
@@ -52,6 +52,20 @@ def median_ratio(times: Mapping[str, Sequence[float]], a: str, b: str) -> float:
         1.0
     """
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+
+def relative_times(
+    plain: Callable[[], object], others: Sequence[Callable[[], object]], repetitions: int, **options
+) -> np.ndarray:
+    """`median_ratio` of each of the others to the plain function, shape ``(len(others),)``;
+    ``options`` are those of `interleaved`.
+
+    Example:
+        >>> relative_times(lambda: None, [lambda: time.sleep(0.01)], repetitions=3)[0] > 1
+        np.True_
+    """
+    times = interleaved(dict(enumerate([plain, *others])), repetitions, **options)
+    return np.array([median_ratio(times, number, 0) for number in range(1, len(times))])
 
 
 def machine(device: str = "auto") -> str:

@@ -4,14 +4,18 @@ from collections import namedtuple
 from collections.abc import Iterable
 from decimal import Decimal
 from itertools import combinations, product
+from operator import gt, lt
 
+import numpy as np
 import pandas as pd
 
 from hardtrain.papers import network_name
 from hardtrain.papers.printed_numbers import (
     agreement,
     checked,
-    follows_word,
+    claims_table,
+    compared,
+    held,
     last_columns,
     likely_slip,
     mean_of,
@@ -20,7 +24,7 @@ from hardtrain.papers.printed_numbers import (
     text_of,
 )
 
-_TABLES = {"cifar10": 3, "cifar100": 4, "stl10": 5}
+TABLE_OF = {"cifar10": 3, "cifar100": 4, "stl10": 5}  # accuracies of a data set
 _BASE, _SMALLER = "1.0", ("0.8", "0.5", "0.2")
 _DELTAS = (_BASE, *_SMALLER)
 _MOBILE = "mobilenetv3_small"
@@ -44,22 +48,20 @@ def delta_e_audit() -> pd.DataFrame:
         >>> delta_e_audit()["follows"].value_counts().to_dict()
         {'yes': 21, 'truncated': 13, 'no': 10, 'rounded': 1}
     """
-    cells = _cells()
-    longest = max(row.epoch for row in cells.values())
-    rows = []
-    for dataset, network, delta in product(_TABLES, _networks(cells), _SMALLER):
-        base, row = cells[dataset, network, _BASE].epoch, cells[dataset, network, delta]
-        a, b = _speed_up(base, row.epoch), _reduction(base, row.epoch)
-        match = agreement(row.delta_e, a)
-        notes = ["sign lost in print"] if a < 0 else []
-        notes += [_likely_cause(row.delta_e, base, row.epoch, longest)] if match == "none" else []
-        entry = {"dataset": dataset, "network": network, "delta": float(delta)}
-        entry |= {"e1": int(base), "e_delta": int(row.epoch)}
-        entry |= {"formula_b": number_of(b), "match_b": agreement(row.delta_e, b)}
-        entry |= {"sign": "faster" if a > 0 else "slower" if a < 0 else "equal", "match": match}
-        rows.append(
-            entry | last_columns(row.delta_e, number_of(a), follows_word(match), "; ".join(notes))
-        )
+    cells, rows = _cells(), []
+    longest = max(cell.epoch for cell in cells.values())
+    for (dataset, network, delta), cell in cells.items():
+        first, epoch = cells[dataset, network, _BASE].epoch, cell.epoch
+        if delta == _BASE:
+            continue
+        a, b = _speed_up(first, epoch), _reduction(first, epoch)
+        row = {"dataset": dataset, "network": network, "delta": float(delta)}
+        row |= {"e1": int(first), "e_delta": int(epoch)}
+        row |= {"formula_b": number_of(b), "match_b": agreement(cell.delta_e, b)}
+        row["sign"] = "faster" if a > 0 else "slower" if a < 0 else "equal"
+        sign_lost = "sign lost in print" if a < 0 else ""
+        cause = _likely_cause(cell.delta_e, first, epoch, longest)
+        rows.append(row | compared(cell.delta_e, a, sign_lost, cause))
     return pd.DataFrame(rows)
 
 
@@ -102,23 +104,16 @@ def table6_audit() -> pd.DataFrame:
            dataset   network printed  recomputed
         0  cifar10  resnet18    0.75      -0.578
     """
-    cells, copied, rows = _cells(), _copied_networks(), []
-    lines = printed_table("hard_minibatches_table6").to_dict("records")
-    for dataset, line in product(_TABLES, lines):
-        network, printed = network_name(line["network"]), line[f"{dataset}_pct"]
-        base, *tried = (cells[dataset, network, x].test for x in _DELTAS)
-        best = max(tried)
-        delta = _SMALLER[tried.index(best)]
-        relative = 100 * (best - base) / best
-        match = agreement(printed, relative)
-        notes = [likely_slip(printed, relative)] if match == "none" else []
-        notes += ["copied rows"] if (dataset, network) in copied else []
-        entry = {"dataset": dataset, "network": network, "base": float(base), "best": float(best)}
-        entry |= {"delta": float(delta), "points": number_of(best - base), "match": match}
-        rows.append(
-            entry
-            | last_columns(printed, number_of(relative), follows_word(match), "; ".join(notes))
-        )
+    cells, copied, rows = _cells(), copied_networks(), []
+    printed = printed_table("hard_minibatches_table6").set_index("network").rename(network_name)
+    for dataset, network in product(TABLE_OF, printed.index):
+        base, *tests = (cells[dataset, network, delta].test for delta in _DELTAS)
+        best = max(tests)
+        row = {"dataset": dataset, "network": network, "base": float(base), "best": float(best)}
+        row |= {"delta": float(_SMALLER[tests.index(best)]), "points": number_of(best - base)}
+        text, relative = printed.loc[network, f"{dataset}_pct"], 100 * (best - base) / best
+        copy = "copied rows" if (dataset, network) in copied else ""
+        rows.append(row | compared(text, relative, likely_slip(text, relative), copy))
     return pd.DataFrame(rows)
 
 
@@ -133,12 +128,12 @@ def table6_summary() -> pd.DataFrame:
         >>> table6_summary().set_index("quantity").loc["mean, improved cells (%)", "recomputed"]
         '3.5425'
     """
-    cells, copied, audit = _cells(), _copied_networks(), table6_audit()
+    cells, audit = _cells(), table6_audit()
     at = list(zip(audit["dataset"], audit["network"], strict=True))
-    points = [Decimal(str(value)) for value in audit["points"]]
-    signed = zip(audit["printed"], points, strict=True)
-    percent = [Decimal(text) * ((gain > 0) - (gain < 0)) for text, gain in signed]
-    own = [value for key, value in zip(at, percent, strict=True) if key not in copied]
+    points = [Decimal(str(gain)) for gain in audit["points"]]
+    signs = np.sign(audit["points"]).astype(int)
+    percent = [sign * Decimal(text) for sign, text in zip(signs, audit["printed"], strict=True)]
+    own = [percent[row] for row in np.flatnonzero(~audit["note"].str.contains("copied"))]
     changes = {x: [cells[*key, x].test - cells[*key, _BASE].test for key in at] for x in _SMALLER}
     every = [change for column in changes.values() for change in column]
     share, mean = "8 of 15", "3.542"  # section 4.4, below table 6
@@ -156,9 +151,9 @@ def table6_summary() -> pd.DataFrame:
         ("each δ: mean change (points)", "", mean_of(every)),
         *((f"δ = {x}: better", "", _share(changes[x])) for x in _SMALLER),
     ]
-    notes = ("no choice of δ", "best δ chosen on the test set")
+    notes = {True: "best δ chosen on the test set", False: "no choice of δ"}
     return pd.DataFrame(
-        {"quantity": name} | checked(*rest, notes["cells" in name]) for name, *rest in rows
+        {"quantity": name} | checked(*numbers, notes["cells" in name]) for name, *numbers in rows
     )
 
 
@@ -174,9 +169,7 @@ def claims_audit() -> pd.DataFrame:
         >>> claims_audit().loc[0, ["claim", "printed", "recomputed"]].tolist()
         ['stl10, efficientnet_b4: fewer epochs (%)', '26.47', '20.9302']
     """
-    cells = _cells()
-    rows = [*_number_claims(cells), *_cell_claims(cells), *_size_and_time_claims()]
-    return pd.DataFrame({"where": row[0], "claim": row[1]} | checked(*row[2:]) for row in rows)
+    return claims_table([*_text_claims(), *_table6_claims(), *_size_and_time_claims()])
 
 
 _Row = namedtuple("_Row", ("train", "train_ci", "test", "test_ci", "epoch", "delta_e"))
@@ -184,39 +177,40 @@ _Row = namedtuple("_Row", ("train", "train_ci", "test", "test_ci", "epoch", "del
 
 def _cells() -> dict[tuple[str, str, str], _Row]:
     """Tables 3 to 5: data set, network and printed δ -> row."""
-    names = ("train_top1", "train_ci", "test_top1", "test_ci", "epoch")
-    return {
-        (dataset, network_name(line["network"]), line["delta"]): _Row(
-            *(Decimal(line[name]) for name in names), line["delta_e"]
-        )
-        for dataset, number in _TABLES.items()
-        for line in printed_table(f"hard_minibatches_table{number}").to_dict("records")
-    }
+    cells = {}
+    for dataset, number in TABLE_OF.items():
+        lines = printed_table(f"hard_minibatches_table{number}").to_numpy()
+        for network, delta, *numbers, delta_e in lines:
+            row = _Row(*map(Decimal, numbers), delta_e)
+            cells[dataset, network_name(network), delta] = row
+    return cells
 
 
-def _number_claims(cells) -> Iterable[tuple]:
-    base, *rest = (cells["stl10", "efficientnet_b4", x].epoch for x in _DELTAS)
-    note = f"the speed-up ({base}-{min(rest)})/{min(rest)} is {text_of(_speed_up(base, min(rest)))}"
-    claim = "stl10, efficientnet_b4: fewer epochs (%)"
-    yield "abstract", claim, "26.47", _reduction(base, min(rest)), note
+def _text_claims() -> Iterable[tuple]:
+    """The claims of ``hard_minibatches_text.csv``, each on cells and the rivals that one must beat,
+    all of them: in how many it does, or, of a single cell, by how much."""
+    cells = _cells()
+    for line in printed_table("hard_minibatches_text").to_dict("records"):
+        sign, wins, best = (1, gt, max) if line["better"] == "higher" else (-1, lt, min)
+        pairs = []
+        for cell in product(*(line[name].split() for name in ("datasets", "networks", "deltas"))):
+            networks = line["rival_networks"].split() or cell[1:2]
+            deltas = line["rival_deltas"].split() or cell[2:]
+            rivals = {*product(cell[:1], networks, deltas)} - {cell}
+            own, *others = (getattr(cells[key], line["column"]) for key in (cell, *rivals))
+            pairs.append((" ".join(cell), own, best(others)))
+        recomputed, note = held(pairs, wins)
+        if line["measure"] != "cells":
+            _, own, rival = pairs[0]
+            points = sign * (own - rival)
+            shares = {"of_own": 100 * points / own, "of_rival": 100 * points / rival}
+            recomputed = (shares | {"points": points})[line["measure"]]
+            texts = {name: text_of(share) for name, share in shares.items()}
+            note = line["note"].format(own=own, rival=rival, points=points, **texts)
+        yield line["where"], line["claim"], line["printed"], recomputed, note
 
-    base, *rest = (cells["cifar100", "resnet18", x].test for x in _DELTAS)
-    gain = max(rest) - base
-    note = f"{gain:+} points, {text_of(100 * gain / max(rest))} % of the new value"
-    claim = "cifar100, resnet18: higher test top-1 (%)"
-    yield "abstract", claim, "7.26", 100 * gain / base, note
 
-    first, last = (cells["cifar10", "resnet18", x] for x in (_BASE, "0.2"))
-    base, epoch, drop = first.epoch, last.epoch, first.test - last.test
-    other = _other_epoch("9.58", base, epoch)
-    note = f"table 3 prints {last.delta_e}" + (f"; e = {other} would give 9.58" if other else "")
-    claim = "cifar10, resnet18, δ = 0.2: "
-    yield "section 1", claim + "faster (%)", "9.58", _speed_up(base, epoch), note
-    note = f"the speed-up is {text_of(_speed_up(base, epoch))}"
-    yield "section 4.4", claim + "less time (%)", "8.01", _reduction(base, epoch), note
-    note = f"printed as %; relative: {text_of(100 * drop / first.test)} %"
-    yield "section 4.4", claim + "lower test top-1 (points)", "0.9", drop, note
-
+def _table6_claims() -> Iterable[tuple]:
     found = table6_summary().set_index("quantity")["recomputed"]
     note = f"best δ chosen on the test set; each δ: {found['each δ: better']}"
     yield "section 4.4", "table 6: cells improved", "8 of 15", found["cells improved"], note
@@ -225,61 +219,12 @@ def _number_claims(cells) -> Iterable[tuple]:
     yield "section 4.4", "table 6: average increase (%)", "3.542", mean, note
 
 
-def _cell_claims(cells) -> Iterable[tuple]:
-    nets, small, where, extra = _networks(cells), ("0.2", "0.5"), "section 4.4", "not claimed"
-    copied = _copied_networks()
-    own = [net for net in nets if ("cifar100", net) not in copied]
-    r18, eff = nets[:1], [net for net in nets if net.startswith("efficientnet")]
-    c10, c100, stl, cifar = ["cifar10"], ["cifar100"], ["stl10"], ["cifar10", "cifar100"]
-
-    # what a cell must beat, all of it
-    def base(dataset, net, _):
-        return [(dataset, net, _BASE)]
-
-    def deltas(dataset, net, delta):
-        return [(dataset, net, x) for x in _DELTAS if x != delta]
-
-    def others(dataset, net, delta):
-        return [(dataset, other, delta) for other in nets if other != net]
-
-    def mobile(dataset, _, delta):
-        return [(dataset, _MOBILE, delta)]
-
-    for place, claim, chosen, rivals, column, sign in (  # sign -1: the lower number wins
-        (where, "cifar10: efficientnet_b4 lowest", (c10, eff[:1], _DELTAS), others, "test", -1),
-        (where, "cifar10: resnet18 highest, δ >= 0.8", (c10, r18, _DELTAS[:2]), others, "test", 1),
-        (extra, "cifar10: resnet18 highest, δ <= 0.5", (c10, r18, small), others, "test", 1),
-        (where, "cifar100: better with δ = 0.2, 0.5", (c100, nets, small), base, "test", 1),
-        (extra, "the same without copied rows", (c100, own, small), base, "test", 1),
-        (where, "cifar100: faster with δ = 0.2, 0.5", (c100, nets, small), base, "epoch", -1),
-        (where, "cifar100: all faster with δ = 0.2", (c100, nets, ["0.2"]), base, "epoch", -1),
-        (where, "stl10: ResNets and B4 faster", (stl, nets[:3], _SMALLER), base, "epoch", -1),
-        (where, "stl10: δ = 0.5 fastest", (stl, nets, ["0.5"]), deltas, "epoch", -1),
-        (where, "cifar10, cifar100: δ = 0.2 fastest", (cifar, nets, ["0.2"]), deltas, "epoch", -1),
-        (where, "all sets: better with δ = 0.2, 0.5", (_TABLES, nets, small), base, "test", 1),
-        (where, "EfficientNets better than MobileNet", (_TABLES, eff, _DELTAS), mobile, "test", 1),
-    ):
-        held, beaten = 0, []
-        for key in product(*chosen):
-            mine = getattr(cells[key], column)
-            other = sign * max(sign * getattr(cells[rival], column) for rival in rivals(*key))
-            if sign * mine > sign * other:
-                held += 1
-            else:
-                beaten.append(f"{' '.join(key)} ({mine}, {other})")
-        total = held + len(beaten)
-        note = "not " + ", ".join(beaten) if 0 < len(beaten) <= 6 else ""
-        printed = f"{total} of {total}" if place == where else ""
-        yield place, claim, printed, f"{held} of {total}", note
-
-
 def _size_and_time_claims() -> Iterable[tuple]:
-    table = printed_table("hard_minibatches_table2")
-    sizes = [Decimal(size) for size in table["params_M"]]
-    size = sizes[[network_name(net) for net in table["network"]].index(_MOBILE)]
-    rank = sorted(sizes).index(size) + 1
+    sizes = printed_table("hard_minibatches_table2").set_index("network")["params_M"]
+    sizes = sizes.rename(network_name)
+    rank = int(sizes.astype(float).rank()[_MOBILE])
     found = "larger" if rank > len(sizes) / 2 else "smaller"
-    note = f"{size} M parameters: number {rank} of {len(sizes)}, from the smallest"
+    note = f"{sizes[_MOBILE]} M parameters: number {rank} of {len(sizes)}, from the smallest"
     yield "section 4.4", f'{_MOBILE} among the "larger networks"', "larger", found, note
 
     base, *lines = printed_table("hard_minibatches_table1").to_dict("records")
@@ -290,11 +235,8 @@ def _size_and_time_claims() -> Iterable[tuple]:
         yield "table 1", claim, line["ddt_seconds"], new - old, note
 
 
-def _networks(cells) -> list[str]:
-    return list(dict.fromkeys(network for _, network, _ in cells))
-
-
-def _copied_networks() -> set[tuple[str, str]]:
+def copied_networks() -> set[tuple[str, str]]:
+    """Data set and network of the rows that `duplicate_rows_audit` finds to be copies."""
     copies = duplicate_rows_audit()
     return set(zip(copies["dataset"], copies["network"], strict=True))
 
@@ -308,18 +250,19 @@ def _reduction(base: Decimal, epoch: Decimal) -> Decimal:
 
 
 def _likely_cause(printed: str, base: Decimal, epoch: Decimal, longest: Decimal) -> str:
-    """The first guess that gives a printed Δe which A does not give."""
-    if agreement(printed, _reduction(base, epoch)) != "none":
-        return "formula B"
+    """The first guess that gives a printed Δe; empty where A gives it."""
+    a, b = _speed_up(base, epoch), _reduction(base, epoch)
+    for cause, value in (("", a), ("formula B", b)):
+        if agreement(printed, value) != "none":
+            return cause
     guesses = {"B": _reduction(longest, epoch), "A": _speed_up(longest, epoch)}
     if fits := [name for name, value in guesses.items() if agreement(printed, value) != "none"]:
         return f"formula {' or '.join(fits)} with e1 = {longest}"
     if other := _other_epoch(printed, base, epoch):
         return f"e = {other} would give it"
-    if slip := likely_slip(printed, _speed_up(base, epoch)):
-        return slip
-    slip = likely_slip(printed, _reduction(base, epoch))
-    return f"formula B, {slip}" if slip else "no integer e gives it"
+    if slip := likely_slip(printed, b):
+        slip = f"formula B, {slip}"
+    return likely_slip(printed, a) or slip or "no integer e gives it"
 
 
 def _other_epoch(printed: str, base: Decimal, epoch: Decimal) -> int | None:

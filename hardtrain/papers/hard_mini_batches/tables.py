@@ -1,24 +1,21 @@
-"""Tables of hard mini-batches: the fraction delta, printed and ours."""
+"""Tables of hard mini-batches: the fraction δ, printed and ours."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from hardtrain.errors import unknown_name
 from hardtrain.papers import load_table, network_name
-from hardtrain.report.tables import (
-    MISSING,
-    _verdict_cells,
-    describe_values,
-    difference,
-    metric_by_seed,
-)
-from hardtrain.report.text import format_interval
+from hardtrain.papers.hard_mini_batches.audits import TABLE_OF, copied_networks, table6_audit
+from hardtrain.report import tables
+from hardtrain.report.tables import MISSING, Arms, Metric, Protocol, metric_by_seed
+from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import Interval, convergence_epoch, mean_interval, paired_difference
+from hardtrain.statistics import Interval, convergence_epoch, mean_interval
 
-# --- studies of the fraction delta of hard mini-batches -------------------------------------------
+_SIDES = {"train": "train_set", "test": "test"}  # in a heading -> in the name of a column
+_COPIED = "the printed row is a copy of another table's (errata 001-3)"
 
 
 def epochs_to_converge(
@@ -26,181 +23,135 @@ def epochs_to_converge(
 ) -> pd.Series:
     """The epoch at which each of an arm's finished runs converged in the training set's loss, by
     seed; ``reading`` goes to ``statistics.convergence_epoch``."""
-    finished = metric_by_seed(results, arm, "test_error").index
-    found = {
-        run.seed: convergence_epoch(
-            history[history["key"] == run.key].sort_values("epoch")["train_set_loss"], **reading
-        )
-        for run in arm
-        if run.seed in finished
-    }
-    return pd.Series(found, dtype=float)
+
+    def epoch(run: Run, rows: pd.DataFrame) -> int:
+        return convergence_epoch(rows.sort_values("epoch")["train_set_loss"], **reading)
+
+    return tables.per_run(history, results, arm, epoch)
 
 
 def speed_up(first: pd.Series, second: pd.Series) -> Interval | None:
     """(e_1 - e_δ) / e_δ in % over common seeds, with its sign: positive is faster."""
-    common = first.index.intersection(second.index)
-    if common.empty:
-        return None
-    return mean_interval(100 * (first[common] - second[common]) / second[common])
+    values = (100 * (first - second) / second).dropna()
+    return mean_interval(values) if len(values) else None
 
 
 def delta_table(
-    results: pd.DataFrame,
-    history: pd.DataFrame,
-    arms: Mapping[tuple[str, str, float], Sequence[Run]],
-    printed: pd.DataFrame,
-    dataset: str,
-    *,
-    comparable: bool,
-    reason: str = "",
-    not_run: str = MISSING,
+    results: pd.DataFrame, history: pd.DataFrame, arms: Arms, dataset: str, protocol: Protocol
 ) -> pd.DataFrame:
     """Tables 3 to 5 of the hard-mini-batch paper, paper and ours side by side.
 
     Args:
         results, history: of the runs.
-        arms: runs by (data set, network, delta); delta 1 is the baseline.
-        printed: columns ``network`` (our names), ``delta``, ``train_top1``, ``train_ci``,
-            ``test_top1``, ``test_ci``, ``epoch``, ``speed_up`` (signed) and, optionally,
-            ``copied``; may be empty.
-        dataset: which data set the table is of.
-        comparable, reason, not_run: as in `comparison_table`.
+        arms: runs by (data set, network, δ); δ = 1 is the baseline.
+        dataset: which data set the table is of; the paper need not have it.
+        protocol: whether ours is the paper's.
 
     Returns:
         Text columns: training and test top-1 in %, the paper's with its interval over the
         mini-batches of one model, ours with that and with the interval over seeds; the epoch of
-        convergence and the speed-up; the paired difference of the test top-1 to delta 1, and the
-        verdict on it.
+        convergence and the speed-up; the paired difference of the test top-1 to δ = 1 (points)
+        and the verdict on it, as of `verdict_cells`.
     """
-    lookup = printed.set_index(["network", "delta"])
-    ours = [cell[1:] for cell in arms if cell[0] == dataset]
-    rows = []
-    for network, delta in dict.fromkeys([*lookup.index, *ours]):
-        arm = arms.get((dataset, network, delta), ())
-        baseline = arms.get((dataset, network, 1.0), ())
-        is_printed = (network, delta) in lookup.index
-        theirs = lookup.loc[(network, delta)] if is_printed else None
+    accuracies = {f"{side}_top1": 1 - results[f"{name}_error"] for side, name in _SIDES.items()}
+    results = results.assign(**accuracies)
+    printed = hard_minibatch_rows(dataset).set_index(["network", "delta"])
+    cells = dict.fromkeys([*printed.index, *(cell[1:] for cell in arms if cell[0] == dataset)])
+    rows, copied = [], copied_networks()
+    for (network, delta), paper in printed.reindex(list(cells)).iterrows():
+        arm, base = (arms.get((dataset, network, value), ()) for value in (delta, 1.0))
         row = {"network": network, "δ": f"{delta:g}"}
-        for name, side in (("train", "train_set"), ("test", "test")):
-            row[f"{name} top-1, paper"] = (
-                f"{theirs[f'{name}_top1']:.1f} ± {theirs[f'{name}_ci']:.1f}" if is_printed else "–"
+        for side, name in _SIDES.items():
+            row[f"{side} top-1, paper"] = _plus_minus(paper[f"{side}_top1"], paper[f"{side}_ci"])
+            row[f"{side}, ± over batches"] = _over_batches(results, arm, name)
+            row[f"{side}, ± over seeds"] = tables.describe(
+                results, arm, Metric(f"{side}_top1", 1, 100)
             )
-            row[f"{name}, ± over batches"] = _over_batches(results, arm, side)
-            accuracy = 1 - metric_by_seed(results, arm, f"{side}_error")
-            row[f"{name}, ± over seeds"] = describe_values(100 * np.asarray(accuracy))
-        epochs = {d: epochs_to_converge(history, results, runs) for d, runs in
-                  ((delta, arm), (1.0, baseline))}  # fmt: skip
-        row["e, paper"] = f"{theirs['epoch']:.0f}" if is_printed else "–"
-        row["e, here"] = describe_values(epochs[delta])
-        faster = None if delta == 1 else speed_up(epochs[1.0], epochs[delta])
-        has_speed = is_printed and delta != 1
-        row["Δe, paper (%)"] = f"{theirs['speed_up']:+.1f}" if has_speed else ""
-        row["Δe, here (%)"] = format_interval(faster, digits=1, signed=True) if faster else ""
-        gap = None if delta == 1 else difference(results, baseline, arm, "test_error")
-        row["test difference to δ = 1 (points)"] = format_interval(gap, signed=True) if gap else ""
-        if not len(arm):
-            row |= {"verdict": MISSING, "why": not_run}
-        elif gap is None:
-            row |= {"verdict": "", "why": ""}
-        else:
-            printed_gap = (
-                theirs["test_top1"] - lookup.loc[(network, 1.0), "test_top1"]
-                if is_printed
-                else float("nan")
-            )
-            if is_printed and theirs.get("copied", False):
-                why = "the printed row is a copy of another table's (errata 001-3)"
-                row |= _verdict_cells(printed_gap, gap, is_printed, False, why)
-            else:
-                row |= _verdict_cells(printed_gap, gap, is_printed, comparable, reason)
+        first, epochs = (epochs_to_converge(history, results, runs) for runs in (base, arm))
+        row["e, paper"] = format_number(paper["epoch"], 0)
+        row["e, here"] = tables.describe_values(epochs)
+        if delta != 1:
+            faster = speed_up(first, epochs)
+            row["Δe, paper (%)"] = format_number(paper["speed_up"], 1, signed=True)
+            row["Δe, here (%)"] = format_interval(faster, 1, signed=True) if faster else ""
+            gap = tables.difference(results, arm, base, Metric("test_top1", scale=100))
+            rule = protocol
+            if (dataset, network) in copied:
+                rule = protocol._replace(comparable=False, reason=_COPIED)
+            row |= tables.verdict_cells(gap, paper["gain"], rule, was_run=bool(arm))
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 def _over_batches(results: pd.DataFrame, arm: Sequence[Run], side: str) -> str:
     """The paper's ±: over the mini-batches of one model, here the mean of several models'."""
-    if not arm:
-        return MISSING
-    mean = metric_by_seed(results, arm, f"{side}_accuracy_by_batch").mean()
-    half = metric_by_seed(results, arm, f"{side}_half_width_by_batch").mean()
-    if np.isnan(half):  # no run finished, or one mini-batch has no interval
-        return "" if np.isnan(mean) else f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+    columns = (f"{side}_accuracy_by_batch", f"{side}_half_width_by_batch")
+    means = (100 * metric_by_seed(results, arm, column).mean() for column in columns)
+    return _plus_minus(*means) if arm else MISSING
 
 
-def best_delta_table(
-    results: pd.DataFrame,
-    arms: Mapping[tuple[str, str, float], Sequence[Run]],
-    printed: Mapping[tuple[str, str], float],
-) -> pd.DataFrame:
+def _plus_minus(mean: float, half_width: float) -> str:
+    text = format_number(mean, 1)
+    return text if math.isnan(half_width) else f"{text} ± {half_width:.1f}"  # one mini-batch: none
+
+
+def best_delta_table(results: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """Table 6 of the hard-mini-batch paper: the best δ < 1 against δ = 1 in test top-1, relative
     to the best; and, without that choice on the test set, the mean over all δ < 1.
 
     Args:
         results: of the runs.
-        arms: runs by (data set, network, delta).
-        printed: signed % by (data set, network).
+        arms: runs by (data set, network, δ).
+
+    Returns:
+        Text columns; the paper's number has the sign that its accuracies give it.
     """
+    audit = table6_audit().set_index(["dataset", "network"])
+    printed = np.sign(audit["points"]) * audit["printed"].astype(float)
     rows = []
-    ours = dict.fromkeys(cell[:2] for cell in arms)
-    for dataset, network in dict.fromkeys([*printed, *ours]):
-        accuracy = {
-            delta: 100 * (1 - metric_by_seed(results, runs, "test_error"))
-            for (d, n, delta), runs in arms.items()
-            if (d, n) == (dataset, network)
+    for cell in dict.fromkeys([*printed.index, *(label[:2] for label in arms)]):
+        row = dict(zip(("data set", "network"), cell, strict=True))
+        row["paper (%)"] = format_number(printed.get(cell, math.nan), 2, signed=True)
+        row["here: best δ"] = MISSING
+        by_delta = {
+            label[2]: 100 * (1 - metric_by_seed(results, arm, "test_error"))
+            for label, arm in arms.items()
+            if label[:2] == cell
         }
-        value = printed.get((dataset, network))
-        row = {"data set": dataset, "network": network}
-        row["paper (%)"] = "–" if value is None else f"{value:+.2f}"
-        others = {d: a for d, a in accuracy.items() if d != 1 and len(a)}
-        if others and len(accuracy.get(1.0, ())):
-            base = accuracy[1.0]
-            best = max(others, key=lambda delta: others[delta].mean())
-            relative = (others[best].mean() - base.mean()) / others[best].mean()
-            row["here: best δ"] = f"{best:g}"
-            row["here: best δ (%)"] = f"{100 * relative:+.2f}"
-            # by seed: the mean over all δ < 1, of seeds that finished with each
-            pooled = pd.concat(others.values(), axis=1, join="inner").mean(axis=1)
-            common = pooled.index.intersection(base.index)
-            row["mean over all δ < 1 (points)"] = (
-                format_interval(paired_difference(pooled, base), signed=True)
-                if len(common)
-                else "no seed finished with each δ"
+        base = by_delta.pop(1.0, ())
+        tried = {delta: accuracy for delta, accuracy in by_delta.items() if len(accuracy)}
+        if tried and len(base):
+            means = pd.Series({delta: accuracy.mean() for delta, accuracy in tried.items()})
+            row["here: best δ"] = f"{means.idxmax():g}"
+            relative = 100 * (means.max() - base.mean()) / means.max()
+            row["here: best δ (%)"] = format_number(relative, 2, signed=True)
+            gap = format_difference(
+                tables.paired(tables.mean_over_arms(list(tried.values())), base)
             )
-        else:
-            row |= {"here: best δ": MISSING, "here: best δ (%)": "",
-                    "mean over all δ < 1 (points)": ""}  # fmt: skip
+            row["mean over all δ < 1 (points)"] = gap or "no seed finished with each δ"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 def hard_minibatch_rows(dataset: str) -> pd.DataFrame:
-    """Table 3, 4 or 5 of the hard-mini-batch paper, by our name of its image set.
+    """Table 3, 4 or 5 of the hard-mini-batch paper, by our name of its image set; no rows for a
+    set that the paper does not have.
 
     Returns:
         The table with our network names, ``speed_up``: the printed Δe (%) with the sign that
-        follows from the printed epochs; nan for δ = 1, and ``copied``: whether the accuracies are
-        those of the same row of table 3 (errata 001-3).
-
-    Raises:
-        ParameterError: a set that the paper does not have.
+        follows from the printed epochs, nan for δ = 1; and ``gain``: test top-1 minus that of
+        δ = 1.
 
     Example:
         >>> rows = hard_minibatch_rows("stl10")
         >>> rows.loc[rows["network"] == "resnet50", ["epoch", "speed_up"]].values.tolist()
         [[99.0, nan], [98.0, 2.0], [97.0, 3.0], [100.0, -0.0]]
     """
-    numbers = {"cifar10": 3, "cifar100": 4, "stl10": 5}
-    if dataset not in numbers:
-        raise unknown_name("image set of the paper", dataset, numbers)
-    rows = load_table(f"hard_minibatches_table{numbers[dataset]}")
-    rows["network"] = rows["network"].map(network_name)
-    first = rows.groupby("network")["epoch"].transform("first")  # of δ = 1
-    slower = rows["epoch"] > first
-    accuracies = ["train_top1", "train_ci", "test_top1", "test_ci"]
-    same = (rows[accuracies] == load_table("hard_minibatches_table3")[accuracies]).all(axis=1)
-    return rows.assign(
-        speed_up=rows["delta_e"].where(~slower, -rows["delta_e"]),
-        copied=same & (dataset != "cifar10"),
+    rows = load_table(f"hard_minibatches_table{TABLE_OF.get(dataset, 3)}")
+    first = rows.groupby("network")[["epoch", "test_top1"]].transform("first")  # of δ = 1
+    rows = rows.assign(
+        network=rows["network"].map(network_name),
+        speed_up=rows["delta_e"].where(rows["epoch"] <= first["epoch"], -rows["delta_e"]),
+        gain=rows["test_top1"] - first["test_top1"],
     )
+    return rows if dataset in TABLE_OF else rows.iloc[:0]

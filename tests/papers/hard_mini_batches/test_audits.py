@@ -1,14 +1,9 @@
 """The audits give the numbers of the errata, and a changed printed digit changes a verdict."""
 
-from decimal import Decimal
-
-import pandas as pd
 import pytest
 from helpers import alter_cell, only
 
-from hardtrain.papers import TABLES, load_table, printed_numbers
 from hardtrain.papers.hard_mini_batches import audits
-from hardtrain.papers.mini_batch_trimming import audits as trimming_audits
 
 AUDITS = (
     audits.delta_e_audit,
@@ -16,7 +11,6 @@ AUDITS = (
     audits.table6_audit,
     audits.table6_summary,
     audits.claims_audit,
-    trimming_audits.trimming_audit,
 )
 EFFNETS = ("efficientnet_b4", "efficientnetv2_s")
 
@@ -24,8 +18,7 @@ EFFNETS = ("efficientnet_b4", "efficientnetv2_s")
 @pytest.fixture
 def altered(monkeypatch):
     def alter(*args, **where):
-        module = trimming_audits if args[0].startswith("trimming") else audits
-        alter_cell(monkeypatch, module, *args, **where)
+        alter_cell(monkeypatch, audits, *args, **where)
 
     return alter
 
@@ -37,17 +30,6 @@ def test_audits_end_in_the_same_four_columns(audit):
     assert set(frame["follows"]) <= {"yes", "no", "truncated", "rounded", "not printed"}
     assert ((frame["follows"] == "not printed") == (frame["printed"] == "")).all()
     assert not frame.isna().any(axis=None)
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_audits_read_what_load_table_reads(name):
-    texts, table = printed_numbers.printed_table(name).replace("-", ""), load_table(name)
-    assert list(texts) == list(table)
-    for column in table:
-        if pd.api.types.is_numeric_dtype(table[column]):
-            assert pd.to_numeric(texts[column]).equals(table[column])
-        else:
-            assert texts[column].tolist() == table[column].fillna("").tolist()
 
 
 def test_delta_e_audit_counts_the_matches_of_both_formulas():
@@ -128,25 +110,6 @@ def test_delta_e_audit_notices_a_changed_epoch(altered):
     altered("hard_minibatches_table3", "epoch", "31", network="Efficient Net B4", delta="0.5")
     row = only(audits.delta_e_audit(), dataset="cifar10", network="efficientnet_b4", delta=0.5)
     assert (row["follows"], row["recomputed"], row["note"]) == ("truncated", 9.677, "")
-
-
-@pytest.mark.parametrize(
-    ("printed", "value", "match"),
-    [
-        ("9.67", "9.674", "exact"),
-        ("9.67", "-9.674", "exact"),
-        ("9.67", "9.676", "truncated"),
-        ("9.68", "9.676", "rounded"),
-        ("9.68", "9.675", "rounded"),
-        ("9.60", "9.676", "truncated, padded"),
-        ("9.70", "9.676", "none"),
-        ("9.0", "9.676", "none"),
-        ("9", "9.676", "truncated"),
-        ("9.69", "9.676", "none"),
-    ],
-)
-def test_match_names_how_digits_agree(printed, value, match):
-    assert printed_numbers.agreement(printed, Decimal(value)) == match
 
 
 def test_duplicate_rows_audit_finds_the_two_efficientnets_in_all_rows():
@@ -325,24 +288,3 @@ def test_claims_audit_notices_a_changed_digit(
     altered(f"hard_minibatches_table{table}", column, text, network=network, delta=delta)
     row = only(audits.claims_audit(), claim=claim)
     assert (row["recomputed"], row["follows"]) == (recomputed, follows)
-
-
-def test_trimming_audit_recomputes_points_and_percent():
-    audit = trimming_audits.trimming_audit()
-    columns = ["network", "dataset", "points", "relative", "recomputed", "follows"]
-    assert list(audit[columns].itertuples(index=False, name=None)) == [
-        ("resnet34", "svhn", 0.11, 1.874, "improved", "yes"),
-        ("densenet121", "svhn", 0.2, 4.329, "improved", "yes"),
-        ("resnet34", "cifar10", 0.42, 2.41, "improved", "yes"),
-        ("densenet121", "cifar10", -0.09, -0.891, "worse", "yes"),
-        ("resnet34", "cifar100", 0.47, 0.975, "improved", "yes"),
-        ("densenet121", "cifar100", 0.77, 2.337, "improved", "yes"),
-    ]
-
-
-@pytest.mark.parametrize(("text", "found"), [("5.87", "equal"), ("5.96", "worse")])
-def test_trimming_audit_notices_a_changed_digit(altered, text, found):
-    where = {"dataset": "SVHN", "network": "Resnet-34"}
-    altered("trimming_table1", "trimmed_error", text, **where)
-    row = only(trimming_audits.trimming_audit(), dataset="svhn", network="resnet34")
-    assert (row["recomputed"], row["follows"]) == (found, "no")

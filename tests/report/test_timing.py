@@ -1,0 +1,42 @@
+"""Times measured in turns: what is called how often, and which way round a ratio is."""
+
+import pytest
+
+from hardtrain.report import timing
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock[name]`` is how long the function of that name takes; ``calls`` says who ran."""
+    takes, calls, now = {"plain": 2.0, "slow": 6.0}, [], [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def function(name):
+        def run():
+            calls.append(name)
+            now[0] += takes[name]
+
+        return run
+
+    return {name: function(name) for name in takes}, calls
+
+
+def test_interleaved_runs_every_function_once_a_round_and_does_not_count_the_warmup(clock):
+    functions, calls = clock
+    times = timing.interleaved(functions, 3, warmup=2)
+    assert times == {"plain": [2.0] * 3, "slow": [6.0] * 3}
+    rounds = list(zip(calls[::2], calls[1::2], strict=True))
+    assert len(rounds) == 5
+    assert {frozenset(names) for names in rounds} == {frozenset(functions)}
+    assert len(set(rounds)) == 2  # in different orders
+
+
+def test_relative_times_divide_by_the_first_function(clock):
+    functions, _ = clock
+    plain, slow = functions.values()
+    assert timing.relative_times(plain, [slow, plain], 3).tolist() == [3.0, 1.0]
+
+
+def test_median_ratio_compares_within_a_round():
+    times = {"a": [1.0, 10.0, 2.0], "b": [2.0, 5.0, 4.0]}  # ratios 0.5, 2 and 0.5
+    assert timing.median_ratio(times, "a", "b") == 0.5

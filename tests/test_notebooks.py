@@ -181,7 +181,7 @@ NOTEBOOKS = {
 # runs in the kernel before the first cell: no network, and times are measured only once
 STARTUP = """
 import socket
-from hardtrain import timing
+from hardtrain.report import timing
 
 def refuse(*args, **kwargs):
     raise OSError("network is unreachable")

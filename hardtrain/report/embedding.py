@@ -134,6 +134,7 @@ def plot_embedding(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['cat', 'dog', 'hardest']
     """
+    embedding, labels = np.asarray(embedding), np.asarray(labels)
     for label in np.unique(labels):
         look = {"color": CLASS_COLOURS[label % 10], "marker": MARKERS[(label + label // 10) % 10]}
         look |= {"s": size, "linewidths": 0, "alpha": 0.8, "rasterized": True}

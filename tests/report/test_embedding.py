@@ -1,10 +1,20 @@
-"""Embeddings of several runs on the same subsample."""
+"""t-SNE: repeatable, on the stated subsample, scored as slow loops do; and how it is drawn."""
 
 import numpy as np
 import pytest
+import sklearn.manifold
+from matplotlib.figure import Figure
+from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_info
 
-from hardtrain import DataError
-from hardtrain.report.embedding import SCORES, embedded_features
+from hardtrain import DataError, ParameterError
+from hardtrain.report.embedding import (
+    SCORES,
+    embed,
+    embedded_features,
+    embedding_scores,
+    plot_embedding,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +69,136 @@ def test_embedded_features_of_a_diverged_run_are_nan(features_of_runs):
     np.testing.assert_array_equal(found["embedding"][1], alone["embedding"][0])
     with pytest.raises(DataError, match="all of the runs diverged"):
         embedded_features([None, None])
+
+
+# --- t-SNE -----------------------------------------------------------------------------------
+
+
+def blobs(n=60, dim=8):
+    labels = np.arange(n) % 3
+    centres = 20 * np.eye(dim)[:3]
+    return centres[labels] + np.random.default_rng(0).normal(size=(n, dim)), labels
+
+
+def test_embed_keeps_clusters_together_and_repeats_itself():
+    features, labels = blobs()
+    embedding, indices = embed(features, perplexity=10)
+    again, _ = embed(features, perplexity=10)
+    assert indices.tolist() == list(range(60))
+    np.testing.assert_array_equal(embedding, again)
+    scores = embedding_scores(features, embedding, labels)
+    assert scores["knn_embedding"] == 1.0
+    assert scores["silhouette_embedding"] > 0.5
+    other, _ = embed(features, perplexity=10, seed=1)
+    assert other.shape == (60, 2)
+
+
+def test_embed_draws_the_stated_subsample():
+    features, _ = blobs()
+    embedding, indices = embed(features, max_points=20)
+    assert embedding.shape == (20, 2)
+    assert (np.diff(indices) > 0).all()
+    assert indices.max() < 60
+    assert embed(features, max_points=20)[1].tolist() == indices.tolist()
+    assert embed(features, max_points=20, seed=1)[1].tolist() != indices.tolist()
+    np.testing.assert_array_equal(embed(features[indices], max_points=20)[0], embedding)
+
+
+def test_embed_lowers_the_perplexity_for_few_points():
+    features, _ = blobs(10)
+    embedding, _ = embed(features, perplexity=30)
+    np.testing.assert_array_equal(embedding, embed(features, perplexity=3.0)[0])  # (10 - 1) / 3
+    assert (embedding != embed(features, perplexity=2.0)[0]).any()
+    assert np.isfinite(embed(features[:4])[0]).all()
+
+
+def test_embed_leaves_nothing_to_chance(monkeypatch):
+    seen = {}
+
+    class Spy(sklearn.manifold.TSNE):
+        def fit_transform(self, features):
+            threads = {pool["num_threads"] for pool in threadpool_info()}
+            seen.update(self.get_params(), threads=threads)
+            return np.zeros((len(features), 2), dtype=np.float32)
+
+    monkeypatch.setattr(sklearn.manifold, "TSNE", Spy)
+    embed(blobs()[0], seed=5)
+    assert (seen["random_state"], seen["init"], seen["threads"]) == (5, "pca", {1})
+
+
+def test_embed_takes_a_single_feature():
+    assert np.isfinite(embed(np.arange(12.0)[:, None])[0]).all()
+
+
+@pytest.mark.parametrize(
+    "features", [np.eye(3), np.ones(10), np.ones((10, 2)), np.full((10, 2), np.nan)]
+)
+def test_embed_rejects(features):
+    with pytest.raises(ParameterError):
+        embed(features)
+
+
+def test_embedding_scores_match_a_slow_loop():
+    generator = np.random.default_rng(1)
+    labels = generator.choice([0, 3, 7], 40)
+    features = generator.normal(size=(40, 5)) + labels[:, None] / 4
+    embedding = generator.normal(size=(40, 2)) + labels[:, None] / 8
+    scores = embedding_scores(features, embedding, labels)
+    for name, space in {"features": features, "embedding": embedding}.items():
+        hits = 0
+        for i in range(40):
+            distances = np.linalg.norm(space - space[i], axis=1)
+            distances[i] = np.inf  # leave one out
+            nearest = labels[np.argsort(distances)[:10]].tolist()
+            hits += max(sorted(set(nearest)), key=nearest.count) == labels[i]
+        assert scores[f"knn_{name}"] == pytest.approx(hits / 40)
+        reference = silhouette_score(space, labels)
+        assert scores[f"silhouette_{name}"] == pytest.approx(reference, rel=1e-4)
+    assert scores["knn_features"] != scores["knn_embedding"]
+
+
+def test_embedding_scores_of_one_class_have_no_silhouette():
+    scores = embedding_scores(np.eye(6), np.eye(6)[:, :2] + np.arange(6)[:, None], [1] * 6)
+    assert np.isnan(scores["silhouette_features"])
+    assert scores["knn_features"] == 1.0
+
+
+def test_plot_embedding_tells_ten_classes_apart():
+    ax = Figure(figsize=(5, 4), layout="constrained").subplots()
+    points = np.random.default_rng(0).normal(size=(200, 2))
+    names = [f"class {k}" for k in range(10)]
+    plot_embedding(ax, points, np.arange(200) % 10, names, marked=[4, 17])
+    *classes, rings = ax.collections
+    assert len({tuple(c.get_facecolor()[0]) for c in classes}) == 10
+    assert len({c.get_paths()[0].vertices.tobytes() for c in classes}) == 10
+    for k, drawn in enumerate(classes):
+        np.testing.assert_allclose(drawn.get_offsets(), points[k::10])
+    np.testing.assert_allclose(rings.get_offsets(), points[[4, 17]])
+    assert rings.get_zorder() > max(c.get_zorder() for c in classes)
+    assert len(rings.get_facecolor()) == 0
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.x0 >= ax.get_window_extent().x1  # beside the points, not on them
+    assert legend.x1 <= ax.figure.bbox.x1
+
+
+def test_plot_embedding_takes_indices_and_other_names_for_the_rings():
+    ax = Figure().subplots()
+    points = np.random.default_rng(0).normal(size=(6, 2))
+    plot_embedding(ax, points, [0, 0, 0, 1, 1, 1], "ab", marked=[5], marked_label="kept last")
+    np.testing.assert_allclose(ax.collections[-1].get_offsets(), points[[5]])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b", "kept last"]
+    plot_embedding(other := Figure().subplots(), points, [0] * 6, "ab", legend=False)
+    assert other.get_legend() is None
+
+
+def test_plot_embedding_names_many_classes_sparsely():
+    ax = Figure().subplots()
+    generator = np.random.default_rng(0)
+    points = np.concatenate([generator.normal(size=(300, 2)), [[50.0, 50.0]] * 3])
+    labels = np.concatenate([np.arange(300) % 40, [40] * 3])
+    plot_embedding(ax, points, labels, [f"class {k}" for k in range(41)])
+    texts = {text.get_text(): text.get_position() for text in ax.texts}
+    assert ax.get_legend() is None
+    assert texts["class 40"] == (50.0, 50.0)
+    assert len(texts) == 2  # forty medians in one spot share one name

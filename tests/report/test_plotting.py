@@ -6,21 +6,19 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
-import sklearn.manifold
-import torch
 from matplotlib import colors
 from matplotlib.figure import Figure
-from sklearn.metrics import silhouette_score
-from threadpoolctl import threadpool_info
 
-from hardtrain import ParameterError, StoreError
-from hardtrain.report.embedding import embed, embedding_scores, plot_embedding
+from hardtrain import ParameterError, Run, StoreError
 from hardtrain.report.plotting import (
-    METHODS,
+    _METHODS,
+    arm_differences,
     band,
     image_grid,
     intervals,
+    learning_curves,
     log_axis,
     method_label,
     method_style,
@@ -29,6 +27,8 @@ from hardtrain.report.plotting import (
     variant_styles,
 )
 from hardtrain.statistics import mean_interval
+
+TWO = ("plain", "trimming")
 
 
 @pytest.fixture(autouse=True)
@@ -73,12 +73,12 @@ def test_use_style_keeps_inline_figures_small_and_fonts_embedded():
 
 def test_method_style_is_unique_to_each_method():
     for key in ("color", "linestyle", "marker"):
-        assert len({str(method_style(method)[key]) for method in METHODS}) == len(METHODS)
+        assert len({str(method_style(method)[key]) for method in _METHODS}) == len(_METHODS)
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("plain", method) for method in METHODS if method != "plain"]
+    [("plain", method) for method in _METHODS if method != "plain"]
     + [
         ("itdm_joint", "itdm_class"),
         ("active_bias_sampling", "active_bias_weighting"),
@@ -103,13 +103,13 @@ def test_method_style_cannot_be_changed_from_outside():
 
 
 def test_variant_styles_go_from_dark_to_light():
-    for method in METHODS:
+    for method in _METHODS:
         styles = variant_styles(method, 4)
         levels = [lightness(style["color"]) for style in styles]
         assert (np.diff(levels) > 6).all()
         assert levels[-1] < 90  # still visible on white
         assert len({str(style["linestyle"]) for style in styles}) == 4
-    with pytest.raises(ParameterError, match="num must be"):
+    with pytest.raises(ParameterError, match="num = 9 is more than 8"):
         variant_styles("plain", 9)
 
 
@@ -205,7 +205,7 @@ def test_save_keeps_the_old_file_when_the_disk_refuses(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["2_a", "fig_", "fig_/a", "../fig_1", "fig_1.png", "fig 1", None])
+@pytest.mark.parametrize("name", ["2_a", "fig_", "fig_/a", "../fig_1", "fig_1.png", "fig 1"])
 def test_save_rejects_other_names(tmp_path, name):
     with pytest.raises(ParameterError, match="name must be"):
         save(Figure(), tmp_path / "new", name)
@@ -224,9 +224,7 @@ def test_band_draws_the_mean_and_the_t_interval():
     corners = ax.collections[0].get_paths()[0].vertices
     heights = sorted(set(corners[corners[:, 0] == 5][:, 1]))
     np.testing.assert_allclose(heights, [2 - 2.48414, 2 + 2.48414], atol=1e-5)
-    interval = mean_interval([0.0, 0.5, 0.1], 0.5)
-    band(ax, [5, 6], [[1.0, 0.0], [2.0, 0.5], [3.0, 0.1]], confidence=0.5)
-    corners = ax.collections[1].get_paths()[0].vertices
+    interval = mean_interval([0.0, 0.5, 0.1])
     heights = sorted(set(corners[corners[:, 0] == 6][:, 1]))
     np.testing.assert_allclose(heights, [interval.low, interval.high])
 
@@ -275,15 +273,15 @@ def test_band_rejects(x, values, arguments):
 
 
 def test_image_grid_shows_each_image_with_its_caption():
-    images = torch.arange(5 * 3 * 4 * 4).reshape(5, 3, 4, 4).to(torch.uint8)
-    fig = image_grid(images, titles=["a", "b", "c", "d", 0.5], columns=3)
-    assert [ax.get_xlabel() for ax in fig.axes] == ["a", "b", "c", "d", "0.5"]
+    images = np.arange(5 * 3 * 4 * 4).reshape(5, 3, 4, 4).astype(np.uint8)
+    fig = image_grid(images, ["a", "b", "c", "d", "e"], columns=3)
+    assert [ax.get_xlabel() for ax in fig.axes] == ["a", "b", "c", "d", "e"]
     for ax, image in zip(fig.axes, images, strict=True):
-        np.testing.assert_array_equal(ax.images[0].get_array(), image.permute(1, 2, 0))
+        np.testing.assert_array_equal(ax.images[0].get_array(), image.transpose(1, 2, 0))
 
 
 def test_image_grid_does_not_smooth_or_rescale_grey():
-    fig = image_grid(np.array([[[[100, 150], [150, 100]]]], dtype=np.uint8), size=1.0)
+    fig = image_grid(np.array([[[[100, 150], [150, 100]]]], dtype=np.uint8), [""], size=1.0)
     fig.canvas.draw()
     pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3]
     found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
@@ -300,177 +298,7 @@ def test_image_grid_captions_are_inside_the_figure():
         assert 0 <= box.y0 < box.y1 <= fig.bbox.y1
 
 
-@pytest.mark.parametrize(
-    ("images", "arguments"),
-    [
-        (np.zeros((2, 3, 4, 4)), {}),
-        (np.zeros((2, 4, 4), dtype=np.uint8), {}),
-        (np.zeros((2, 4, 4, 3), dtype=np.uint8), {}),
-        (np.zeros((0, 3, 4, 4), dtype=np.uint8), {}),
-        (np.zeros((2, 3, 4, 4), dtype=np.uint8), {"titles": ["a"]}),
-        (np.zeros((2, 3, 4, 4), dtype=np.uint8), {"columns": 0}),
-    ],
-)
-def test_image_grid_rejects(images, arguments):
-    with pytest.raises(ParameterError):
-        image_grid(images, **arguments)
-
-
-# --- t-SNE -----------------------------------------------------------------------------------
-
-
-def blobs(n=60, dim=8):
-    labels = np.arange(n) % 3
-    centres = 20 * np.eye(dim)[:3]
-    return centres[labels] + np.random.default_rng(0).normal(size=(n, dim)), labels
-
-
-def test_embed_keeps_clusters_together_and_repeats_itself():
-    features, labels = blobs()
-    embedding, indices = embed(torch.from_numpy(features), perplexity=10)
-    again, _ = embed(features, perplexity=10)
-    assert indices.tolist() == list(range(60))
-    np.testing.assert_array_equal(embedding, again)
-    scores = embedding_scores(features, embedding, labels)
-    assert scores["knn_embedding"] == 1.0
-    assert scores["silhouette_embedding"] > 0.5
-    other, _ = embed(features, perplexity=10, seed=1)
-    assert other.shape == (60, 2)
-
-
-def test_embed_draws_the_stated_subsample():
-    features, _ = blobs()
-    embedding, indices = embed(features, max_points=20)
-    assert embedding.shape == (20, 2)
-    assert (np.diff(indices) > 0).all()
-    assert indices.max() < 60
-    assert embed(features, max_points=20)[1].tolist() == indices.tolist()
-    assert embed(features, max_points=20, seed=1)[1].tolist() != indices.tolist()
-    np.testing.assert_array_equal(embed(features[indices], max_points=20)[0], embedding)
-
-
-def test_embed_lowers_the_perplexity_for_few_points():
-    features, _ = blobs(10)
-    embedding, _ = embed(features, perplexity=30)
-    np.testing.assert_array_equal(embedding, embed(features, perplexity=3.0)[0])  # (10 - 1) / 3
-    assert (embedding != embed(features, perplexity=2.0)[0]).any()
-    assert np.isfinite(embed(features[:4])[0]).all()
-
-
-def test_embed_leaves_nothing_to_chance(monkeypatch):
-    seen = {}
-
-    class Spy(sklearn.manifold.TSNE):
-        def fit_transform(self, features):
-            threads = {pool["num_threads"] for pool in threadpool_info()}
-            seen.update(self.get_params(), threads=threads)
-            return np.zeros((len(features), 2), dtype=np.float32)
-
-    monkeypatch.setattr(sklearn.manifold, "TSNE", Spy)
-    embed(blobs()[0], seed=5)
-    assert (seen["random_state"], seen["init"], seen["threads"]) == (5, "pca", {1})
-
-
-def test_embed_takes_a_single_feature():
-    assert np.isfinite(embed(np.arange(12.0)[:, None])[0]).all()
-
-
-@pytest.mark.parametrize(
-    ("features", "arguments"),
-    [
-        (np.eye(3), {}),
-        (np.ones(10), {}),
-        (np.ones((10, 2)), {}),
-        (np.full((10, 2), np.nan), {}),
-        (np.eye(10), {"max_points": 3}),
-        (np.eye(10), {"perplexity": 0}),
-    ],
-)
-def test_embed_rejects(features, arguments):
-    with pytest.raises(ParameterError):
-        embed(features, **arguments)
-
-
-def test_embedding_scores_match_a_slow_loop():
-    generator = np.random.default_rng(1)
-    labels = generator.choice([0, 3, 7], 40)
-    features = generator.normal(size=(40, 5)) + labels[:, None] / 4
-    embedding = generator.normal(size=(40, 2)) + labels[:, None] / 8
-    scores = embedding_scores(features, embedding, labels)
-    for name, space in {"features": features, "embedding": embedding}.items():
-        hits = 0
-        for i in range(40):
-            distances = np.linalg.norm(space - space[i], axis=1)
-            distances[i] = np.inf  # leave one out
-            nearest = labels[np.argsort(distances)[:10]].tolist()
-            hits += max(sorted(set(nearest)), key=nearest.count) == labels[i]
-        assert scores[f"knn_{name}"] == pytest.approx(hits / 40)
-        reference = silhouette_score(space, labels)
-        assert scores[f"silhouette_{name}"] == pytest.approx(reference, rel=1e-4)
-    assert scores["knn_features"] != scores["knn_embedding"]
-
-
-def test_embedding_scores_of_one_class_have_no_silhouette():
-    scores = embedding_scores(np.eye(6), np.eye(6)[:, :2] + np.arange(6)[:, None], [1] * 6)
-    assert np.isnan(scores["silhouette_features"])
-    assert scores["knn_features"] == 1.0
-
-
-def test_embedding_scores_reject_labels_that_do_not_fit():
-    with pytest.raises(ParameterError, match="do not fit"):
-        embedding_scores(np.eye(6), np.eye(6)[:, :2], [0, 1])
-
-
-def test_plot_embedding_tells_ten_classes_apart():
-    ax = Figure(figsize=(5, 4), layout="constrained").subplots()
-    points = np.random.default_rng(0).normal(size=(200, 2))
-    marked = np.zeros(200, dtype=bool)
-    marked[[4, 17]] = True
-    names = [f"class {k}" for k in range(10)]
-    plot_embedding(ax, points, np.arange(200) % 10, names, marked=marked)
-    *classes, rings = ax.collections
-    assert len({tuple(c.get_facecolor()[0]) for c in classes}) == 10
-    assert len({c.get_paths()[0].vertices.tobytes() for c in classes}) == 10
-    for k, drawn in enumerate(classes):
-        np.testing.assert_allclose(drawn.get_offsets(), points[k::10])
-    np.testing.assert_allclose(rings.get_offsets(), points[[4, 17]])
-    assert rings.get_zorder() > max(c.get_zorder() for c in classes)
-    assert len(rings.get_facecolor()) == 0
-    ax.figure.draw_without_rendering()
-    legend = ax.get_legend().get_window_extent()
-    assert legend.x0 >= ax.get_window_extent().x1  # beside the points, not on them
-    assert legend.x1 <= ax.figure.bbox.x1
-
-
-def test_plot_embedding_takes_indices_and_other_names_for_the_rings():
-    ax = Figure().subplots()
-    points = np.random.default_rng(0).normal(size=(6, 2))
-    plot_embedding(ax, points, [0, 0, 0, 1, 1, 1], "ab", marked=[5], marked_label="kept last")
-    np.testing.assert_allclose(ax.collections[-1].get_offsets(), points[[5]])
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b", "kept last"]
-    plot_embedding(other := Figure().subplots(), points, [0] * 6, "ab", legend=False)
-    assert other.get_legend() is None
-
-
-def test_plot_embedding_names_many_classes_sparsely():
-    ax = Figure().subplots()
-    generator = np.random.default_rng(0)
-    points = np.concatenate([generator.normal(size=(300, 2)), [[50.0, 50.0]] * 3])
-    labels = np.concatenate([np.arange(300) % 40, [40] * 3])
-    plot_embedding(ax, points, labels, [f"class {k}" for k in range(41)])
-    texts = {text.get_text(): text.get_position() for text in ax.texts}
-    assert ax.get_legend() is None
-    assert texts["class 40"] == (50.0, 50.0)
-    assert len(texts) == 2  # forty medians in one spot share one name
-
-
-@pytest.mark.parametrize(
-    ("embedding", "labels"),
-    [(np.zeros((3, 3)), [0, 0, 0]), (np.zeros((3, 2)), [0, 0]), (np.zeros((3, 2)), [0, 1, 2])],
-)
-def test_plot_embedding_rejects(embedding, labels):
-    with pytest.raises(ParameterError):
-        plot_embedding(Figure().subplots(), embedding, labels, ["a", "b"])
+# --- axes and rows ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -506,3 +334,44 @@ def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
     single, several = ax.containers
     assert not single.has_xerr
     assert several.has_xerr
+
+
+def test_intervals_run_from_the_top_down():
+    ax = Figure().subplots()
+    intervals(ax, ["first", "second"], [mean_interval([0.1, 0.3]), mean_interval([0.5, 0.7])])
+    rows = {label.get_text(): label.get_position()[1] for label in ax.get_yticklabels()}
+    heights = [container[0].get_ydata()[0] for container in ax.containers]
+    assert heights == [rows["first"], rows["second"]]
+    screen = [ax.transData.transform((0, rows[name]))[1] for name in ("first", "second")]
+    assert screen[0] > screen[1]
+
+
+def test_learning_curves_draw_an_arm_each_in_percent():
+    arms = {name: [Run(dataset="digits", network="mlp", method=name)] for name in TWO}
+    history = pd.DataFrame(
+        {"key": run.key, "epoch": 1, "test_error": 0.1 + 0.1 * i}
+        for i, (run,) in enumerate(arms.values())
+    )
+    ax = Figure().subplots()
+    learning_curves(ax, history, arms)
+    labels = [method_label(name) for name in TWO]
+    assert [line.get_label() for line in ax.lines] == labels
+    assert [float(line.get_ydata()[0]) for line in ax.lines] == pytest.approx([10, 20])
+    styles = {name: {"color": "red"} for name in TWO}
+    learning_curves(ax, history, arms, scale=1, styles=styles)
+    assert [line.get_label() for line in ax.lines[2:]] == list(TWO)
+    assert float(ax.lines[2].get_ydata()[0]) == pytest.approx(0.1)
+
+
+def test_arm_differences_are_to_one_baseline_or_to_each_arms_own():
+    arms = {name: [Run(dataset="digits", network="mlp", method=name)] for name in TWO}
+    results = pd.DataFrame(
+        {"key": run.key, "seed": 0, "status": "finished", "test_error": 0.1 + 0.1 * i}
+        for i, (run,) in enumerate(arms.values())
+    )
+    ax = Figure().subplots()
+    arm_differences(ax, results, arms, arms["plain"])
+    own = {"plain": arms["trimming"], "trimming": arms["plain"]}
+    arm_differences(ax, results, arms, own)
+    means = [float(container[0].get_xdata()[0]) for container in ax.containers]
+    assert means == pytest.approx([0, 10, -10, 10])

@@ -1,10 +1,10 @@
 """Distribution matching: which trainings its tables need."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from hardtrain import checks
-from hardtrain.errors import ParameterError
 from hardtrain.runs.run import Run
 
 
@@ -44,17 +44,19 @@ class Cell(NamedTuple):
     dataset: str
     network: str
 
+    @property
+    def label(self) -> str:
+        """What figures and tables call it."""
+        return f"{Path(self.dataset).stem}, {self.network}"
+
 
 def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
     """Which image set is trained with which network, and in which of ``EXPERIMENTS``.
 
-    A set and a network of the paper meet where the paper has them meet; a network that it does
+    A set and a network of the paper meet where the paper has them meet. A network that it does
     not have goes into every experiment of the set. A set that meets none of the networks in this
     way meets them all, in its own experiments. A set that the paper does not have goes into
     "initial" and "small" ("large" with networks of that one).
-
-    Raises:
-        ParameterError: an empty list.
 
     Example:
         >>> for cell in plan(["fashion-mnist", "cifar10"], ["cnn2", "cnn5", "vgg13"]):
@@ -63,24 +65,34 @@ def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
         small fashion-mnist cnn5
         large cifar10 vgg13
     """
-    datasets, networks = list(datasets), list(networks)
-    if not datasets or not networks:
-        raise ParameterError(f"datasets = {datasets}, networks = {networks}: give one of each")
-    cells = []
+    cells, networks = [], list(networks)
     for dataset in dict.fromkeys(datasets):
-        homes = _homes(dataset, "datasets")
-        meeting = [
+        meeting = {network: _meeting(dataset, network) for network in networks}
+        if not any(meeting.values()):
+            meeting = dict.fromkeys(networks, _homes(dataset))
+        cells += [
             Cell(experiment, dataset, network)
-            for network in dict.fromkeys(networks)
-            for experiment in _both(homes, _homes(network, "networks"))
-        ]
-        cells += meeting or [
-            Cell(experiment, dataset, network)
-            for network in dict.fromkeys(networks)
-            for experiment in homes
+            for network, experiments in meeting.items()
+            for experiment in experiments
         ]
     order = list(EXPERIMENTS)
     return sorted(cells, key=lambda cell: order.index(cell.experiment))
+
+
+def _homes(name: str) -> list[str]:
+    """The experiments that have this image set or network; all if none has."""
+    homes = [
+        key
+        for key, experiment in EXPERIMENTS.items()
+        if name in (*experiment.datasets, *experiment.networks)
+    ]
+    return homes or list(EXPERIMENTS)
+
+
+def _meeting(dataset: str, network: str) -> list[str]:
+    """The experiments that have both, but of the class-conditional ones the first only."""
+    both = [key for key in _homes(dataset) if key in _homes(network)]
+    return [key for key in both if key != "large" or "small" not in both]
 
 
 def joint_and_class(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -99,17 +111,6 @@ def first_of_each_set(cells: Iterable[Cell]) -> list[Cell]:
     for cell in cells:
         first.setdefault(cell.dataset, cell)
     return list(first.values())
-
-
-def _homes(name: str, kind: str) -> list[str]:
-    homes = [key for key, experiment in EXPERIMENTS.items() if name in getattr(experiment, kind)]
-    return homes or list(EXPERIMENTS)
-
-
-def _both(homes: list[str], others: list[str]) -> list[str]:
-    """Experiments in both lists, but of the class-conditional ones the first only."""
-    common = [key for key in homes if key in others]
-    return [key for key in common if key != "large" or "small" not in common]
 
 
 def trainings(
@@ -145,9 +146,14 @@ def trainings(
         (150, (50, 100), 32, 5)
     """
     experiment = EXPERIMENTS[cell.experiment]
-    checks.choice("evaluate", evaluate, ("steps", "epoch"))
+    by_steps = checks.choice("evaluate", evaluate, ("steps", "epoch")) == "steps"
     epochs = (epochs or experiment.epochs) * longer
-    fields = {
+    protocol = {
+        "dataset": cell.dataset,
+        "network": cell.network,
+        "method": "distribution_matching",
+        "options": options,
+        "epochs": epochs,
         "momentum": 0.5,
         "batch_size": 150,
         "image_size": 32 if cell.dataset == "stl10" else 0,
@@ -156,19 +162,8 @@ def trainings(
         "schedule": "multistep",
         "gamma": experiment.gamma,
         "milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops}),
-        "evaluate_every": experiment.evaluate_every if evaluate == "steps" else 1,
-        "evaluate_unit": "step" if evaluate == "steps" else "epoch",
-    } | fields
-    return [
-        Run(
-            dataset=cell.dataset,
-            network=cell.network,
-            method="distribution_matching",
-            options=options,
-            seed=seed,
-            epochs=epochs,
-            keep=("features", "logits") if features else ("logits",),
-            **fields,
-        )
-        for seed in seeds
-    ]
+        "evaluate_every": experiment.evaluate_every if by_steps else 1,
+        "evaluate_unit": "step" if by_steps else "epoch",
+        "keep": ("features", "logits") if features else ("logits",),
+    }
+    return [Run(**protocol | fields, seed=seed) for seed in seeds]

@@ -14,9 +14,7 @@ BOUNDS = (0.01, 100.0)  # of a fitted temperature
 NUM_BINS = 15  # as in the tables of Guo et al.
 
 
-def reliability(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
-) -> pd.DataFrame:
+def reliability(probabilities, labels, num_bins: int = NUM_BINS) -> pd.DataFrame:
     """Confidence and accuracy in bins of equal width: the bars of a reliability diagram.
 
     Args:
@@ -40,18 +38,12 @@ def reliability(
     bins = np.searchsorted(edges[1:-1], confidence)  # an edge belongs to the bin below it
     count = np.bincount(bins, minlength=num_bins)
     filled = np.where(count > 0, count, np.nan)
-    return pd.DataFrame(
-        {
-            "confidence": np.bincount(bins, confidence, num_bins) / filled,
-            "accuracy": np.bincount(bins, correct, num_bins) / filled,
-            "count": count,
-        }
-    )
+    sums = {"confidence": np.bincount(bins, confidence, num_bins)}
+    sums["accuracy"] = np.bincount(bins, correct, num_bins)
+    return pd.DataFrame(sums).div(filled, axis=0).assign(count=count)
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
-) -> float:
+def expected_calibration_error(probabilities, labels, num_bins: int = NUM_BINS) -> float:
     r"""Mean gap between confidence and accuracy over bins of equal width, a fraction.
 
     .. math:: \mathrm{ECE} = \sum_{m=1}^{M} \frac{|B_m|}{N}
@@ -76,7 +68,7 @@ def expected_calibration_error(
     return float((bins["count"] * gaps).sum() / bins["count"].sum())
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def cross_entropy(logits, labels) -> float:
     """Mean negative log-likelihood (nats) of ``labels (N,)`` under ``logits (N, K)``.
 
     Example:
@@ -87,7 +79,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-chosen.mean())
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits, labels) -> float:
     r"""The temperature that minimises the cross-entropy of the scaled logits.
 
     .. math:: \min_{T > 0} \; -\frac{1}{N} \sum_i \log \mathrm{softmax}(z_i / T)_{y_i}
@@ -125,9 +117,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return math.exp(brentq(slope, low, high))
 
 
-def cross_fitted(
-    logits: np.ndarray, labels: np.ndarray, *, seed: int
-) -> tuple[np.ndarray, tuple[float, float]]:
+def cross_fitted(logits, labels, *, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
     """Temperature scaling in which no sample has a say in its own temperature.
 
     The set is cut into two random halves, and each is divided by the temperature fitted on the

@@ -7,14 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import softmax
 
-from hardtrain.papers.distribution_matching.calibration import (
-    NUM_BINS,
-    cross_entropy,
-    cross_fitted,
-    expected_calibration_error,
-    fit_temperature,
-    reliability,
-)
+from hardtrain.papers.distribution_matching import calibration
 from hardtrain.report.embedding import SCORES as FEATURE_SCORES
 from hardtrain.report.embedding import embedded_features, embedding_scores, plot_embedding
 
@@ -37,7 +30,7 @@ def calibration_scores(artefacts: _Artefacts) -> dict[str, np.ndarray]:
         halves); ``hindsight_loss``: with the one temperature that is best for the whole test set;
         ``spread``: the standard deviation of a logit over the test set, mean over the classes, 0
         if the network says the same of all images. ``confidence``, ``accuracy`` (nan in empty
-        bins) and ``count``: the bins, ``(R, NUM_BINS)``.
+        bins) and ``count``: the bins, ``(R, calibration.NUM_BINS)``.
 
     Example:
         >>> logits = np.tile([3.0, 0.0], (8, 1))
@@ -51,22 +44,21 @@ def calibration_scores(artefacts: _Artefacts) -> dict[str, np.ndarray]:
 
 def _calibration(artefact: Mapping[str, np.ndarray] | None) -> dict[str, float | np.ndarray]:
     if artefact is None:
-        undefined = np.full(NUM_BINS, np.nan)
-        bins = {"confidence": undefined, "accuracy": undefined, "count": np.zeros(NUM_BINS)}
-        return dict.fromkeys(CALIBRATION_SCORES, np.nan) | bins
+        no_bins = calibration.reliability(np.zeros((0, 2)), np.zeros(0, int))
+        return dict.fromkeys(CALIBRATION_SCORES, np.nan) | no_bins.to_dict("list")
     logits, labels = artefact["logits"].astype(float), artefact["labels"]
     probabilities = softmax(logits, axis=1)
-    scaled, temperatures = cross_fitted(logits, labels, seed=0)
-    scaled_error = expected_calibration_error(softmax(scaled, axis=1), labels)
+    scaled, temperatures = calibration.cross_fitted(logits, labels, seed=0)
+    scaled_error = calibration.expected_calibration_error(softmax(scaled, axis=1), labels)
     scores = (
-        100 * expected_calibration_error(probabilities, labels),
-        cross_entropy(scaled, labels),
+        100 * calibration.expected_calibration_error(probabilities, labels),
+        calibration.cross_entropy(scaled, labels),
         100 * scaled_error,
         math.sqrt(math.prod(temperatures)),
-        cross_entropy(logits / fit_temperature(logits, labels), labels),
+        calibration.cross_entropy(logits / calibration.fit_temperature(logits, labels), labels),
         logits.std(axis=0).mean(),
     )
-    bins = reliability(probabilities, labels).astype(float).to_dict("list")
+    bins = calibration.reliability(probabilities, labels).astype(float).to_dict("list")
     return dict(zip(CALIBRATION_SCORES, scores, strict=True)) | bins
 
 
@@ -129,13 +121,10 @@ def embedded_pair(artefacts: _Artefacts, *, max_points: int) -> dict[str, np.nda
     """
     states = np.array([_state(artefact) for artefact in artefacts])
     if all(states):
-        return {
-            "embedding": np.zeros((len(states), 0, 2), np.float32),
-            "labels": np.zeros(0, int),
-            "class_names": np.zeros(0, str),
-            "scores": np.full((len(states), len(FEATURE_SCORES)), np.nan),
-            "states": states,
-        }
+        nothing = {"embedding": np.zeros((len(states), 0, 2), np.float32)}
+        nothing |= {"labels": np.zeros(0, int), "class_names": np.zeros(0, str)}
+        nothing |= {"scores": np.full((len(states), len(FEATURE_SCORES)), np.nan)}
+        return nothing | {"states": states}
     usable = [
         None if state else artefact for artefact, state in zip(artefacts, states, strict=True)
     ]

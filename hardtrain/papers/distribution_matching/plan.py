@@ -1,6 +1,7 @@
 """Distribution matching: which trainings its tables need."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,10 @@ class Experiment(NamedTuple):
 
 # Section 4.2. What it leaves open (all of "initial", and how often is evaluated) is as in code
 # that is very likely the authors'.
+_SMALL_IMAGES = (50, 0.01, 0.2, (0.4, 0.8), "none", 50)
 EXPERIMENTS = {
-    "initial": Experiment(
-        ("qmnist", "kmnist", "fashion-mnist"), ("cnn2",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
-    ),
-    "small": Experiment(
-        ("kmnist", "fashion-mnist"), ("cnn5",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
-    ),
+    "initial": Experiment(("qmnist", "kmnist", "fashion-mnist"), ("cnn2",), *_SMALL_IMAGES),
+    "small": Experiment(("kmnist", "fashion-mnist"), ("cnn5",), *_SMALL_IMAGES),
     "large": Experiment(
         ("cifar10", "stl10"), ("resnet18", "vgg13", "mobilenet"),
         150, 0.5, 0.1, (1 / 3, 2 / 3), "crop+flip", 5,
@@ -65,27 +63,24 @@ def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
         small fashion-mnist cnn5
         large cifar10 vgg13
     """
-    cells, networks = [], list(networks)
-    for dataset in dict.fromkeys(datasets):
-        meeting = {network: _meeting(dataset, network) for network in networks}
-        if not any(meeting.values()):
-            meeting = dict.fromkeys(networks, _homes(dataset))
-        cells += [
-            Cell(experiment, dataset, network)
-            for network, experiments in meeting.items()
-            for experiment in experiments
-        ]
-    order = list(EXPERIMENTS)
-    return sorted(cells, key=lambda cell: order.index(cell.experiment))
+    datasets, networks = dict.fromkeys(datasets), dict.fromkeys(networks)
+    return [
+        Cell(experiment, dataset, network)
+        for experiment in EXPERIMENTS
+        for dataset, network in product(datasets, networks)
+        if experiment in _experiments(dataset, network, networks)
+    ]
+
+
+def _experiments(dataset: str, network: str, networks: Iterable[str]) -> list[str]:
+    if any(_meeting(dataset, other) for other in networks):
+        return _meeting(dataset, network)
+    return _homes(dataset)
 
 
 def _homes(name: str) -> list[str]:
     """The experiments that have this image set or network; all if none has."""
-    homes = [
-        key
-        for key, experiment in EXPERIMENTS.items()
-        if name in (*experiment.datasets, *experiment.networks)
-    ]
+    homes = [key for key, kind in EXPERIMENTS.items() if name in kind.datasets + kind.networks]
     return homes or list(EXPERIMENTS)
 
 
@@ -103,14 +98,6 @@ def joint_and_class(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
     joint = [cell for cell in cells if cell.experiment == "initial"]
     by_class = [cell for cell in cells if cell.experiment != "initial"]
     return joint or by_class[:1], by_class or joint[:1]
-
-
-def first_of_each_set(cells: Iterable[Cell]) -> list[Cell]:
-    """The first cell of each image set, in their order: those whose features are drawn."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.dataset, cell)
-    return list(first.values())
 
 
 def trainings(

@@ -7,13 +7,7 @@ import pandas as pd
 from hardtrain import checks
 from hardtrain.papers import dataset_name, load_table, network_name
 
-_ARMS = {
-    "w/o": "without",
-    "w/o ITDM": "without",
-    "w/ ITDM": "with",
-    "B": "best",
-    "W": "worst",
-}
+_ARMS = {"w/o": "without", "w/o ITDM": "without", "w/ ITDM": "with", "B": "best", "W": "worst"}
 _OWN_NETWORKS = {1: "cnn2", 2: "cnn5", 3: "cnn5"}  # by table; the paper gives them no name
 
 
@@ -25,10 +19,10 @@ def itdm_rows(table: int, read: Callable[[str], pd.DataFrame] = load_table) -> p
         read: `load_table` for numbers, `printed_numbers.printed_table` for the printed digits.
 
     Returns:
-        Among the columns: ``dataset``, ``network`` (our names; the paper's own networks are cnn2
-        in table 1, cnn5 in tables 2 and 3); ``arm``: "without" or "with" ITDM, or its "best" or
-        "worst" λ of five by accuracy; ``acc`` (%), ``ce`` (nats). Tables 2 to 5 also have
-        ``weight``, the printed λ, the printed differences to "without", ``acc_delta`` and
+        Among the columns: ``table``; ``dataset``, ``network`` (our names; the paper's own networks
+        are cnn2 in table 1, cnn5 in tables 2 and 3); ``arm``: "without" or "with" ITDM, or its
+        "best" or "worst" λ of five by accuracy; ``acc`` (%), ``ce`` (nats). Tables 2 to 5 also
+        have ``weight``, the printed λ, the printed differences to "without", ``acc_delta`` and
         ``ce_delta``, and their arrows, ``acc_arrow`` and ``ce_arrow``.
 
     Raises:
@@ -49,4 +43,4 @@ def itdm_rows(table: int, read: Callable[[str], pd.DataFrame] = load_table) -> p
     networks = _OWN_NETWORKS.get(table) or rows["network"].map(network_name)
     datasets, arms = rows["dataset"].map(dataset_name), rows["row"].map(_ARMS)
     rows = rows.rename(columns={"lambda": "weight"})
-    return rows.assign(dataset=datasets, network=networks, arm=arms)
+    return rows.assign(table=table, dataset=datasets, network=networks, arm=arms)

@@ -3,13 +3,11 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
 from hardtrain.papers.distribution_matching.plan import Cell
 from hardtrain.report.tables import (
-    MISSING,
     Metric,
     Protocol,
     arms_table,
@@ -24,8 +22,9 @@ from hardtrain.report.text import format_difference, format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import PairedDifference, mean_interval
 
+ByWeight = Mapping[float, Sequence[Run]]  # arms by λ
+ByLabel = Mapping[str, Sequence[Run]]  # arms by what tables call them
 WITHOUT = "without"  # ITDM: the label of plain training
-NUM_LAST = 10  # evaluations behind a printed number
 # quantity: its column in `itdm_rows`, ours as the paper means it, and of the final model
 QUANTITIES = {
     "accuracy (%)": ("acc", Metric("last_accuracy", 2), Metric("accuracy", 2)),
@@ -48,9 +47,7 @@ def protocol_table(runs: Mapping[Cell, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def last_evaluations(
-    results: pd.DataFrame, history: pd.DataFrame, number: int = NUM_LAST
-) -> pd.DataFrame:
+def last_evaluations(results: pd.DataFrame, history: pd.DataFrame, number=10) -> pd.DataFrame:
     """``results`` with the metrics as the paper prints them: means over the last evaluations.
 
     New columns: ``accuracy`` (%) of the final model; ``last_accuracy`` (%), ``last_test_loss``,
@@ -79,9 +76,7 @@ def last_evaluations(
     return results.assign(accuracy=100 * (1 - results["test_error"])).join(means, on="key")
 
 
-def weight_sweep(
-    results: pd.DataFrame, arms: Mapping[float, Sequence[Run]], column: str
-) -> pd.DataFrame:
+def weight_sweep(results: pd.DataFrame, arms: ByWeight, column: str) -> pd.DataFrame:
     """What figures 3, 4, 5 and 7 show of one column of `last_evaluations`.
 
     Returns:
@@ -101,18 +96,12 @@ def weight_sweep(
     return pd.DataFrame(rows, columns=["weight", "mean", "half_width", "one", "one_sd"])
 
 
-def picked_weights(
-    results: pd.DataFrame, arms: Mapping[float, Sequence[Run]]
-) -> tuple[float, float] | None:
+def picked_weights(results: pd.DataFrame, arms: ByWeight) -> tuple[float, float] | None:
     """λ > 0 with the best and the worst test accuracy, as the paper picks them; of equal ones the
     smallest. ``None`` if none has a finished run."""
-    means = {
-        weight: metric_by_seed(results, arm, "last_accuracy").mean()
-        for weight, arm in sorted(arms.items())
-        if weight > 0
-    }
-    finished = pd.Series(means, dtype=float).dropna()
-    return None if finished.empty else (finished.idxmax(), finished.idxmin())
+    sweep = weight_sweep(results, arms, "last_accuracy").set_index("weight")["mean"]
+    means = sweep[sweep.index > 0].dropna()
+    return None if means.empty else (means.idxmax(), means.idxmin())
 
 
 def class_differences(
@@ -122,55 +111,44 @@ def class_differences(
 
     ``None`` for a class without test samples; no class if one of the two has no finished run.
     """
-    first, second = (100 * (1 - _class_errors(results, arm)) for arm in (treatment, baseline))
-    return [paired(first[label], second[label]) for label in first if label in second]
-
-
-def _class_errors(results: pd.DataFrame, arm: Sequence[Run]) -> pd.DataFrame:
-    texts = metric_by_seed(results, arm, "per_class_error")
-    return pd.DataFrame([json.loads(text) for text in texts], index=texts.index, dtype=float)
-
-
-class _Line(NamedTuple):
-    """Of a table that stands beside a printed one."""
-
-    head: Mapping[str, str]  # its first cells
-    printed: tuple[str, str, str]  # data set, network and arm in `itdm_rows`
-    arm: Sequence[Run]
-    plain: Sequence[Run]
-    was_picked: bool = False  # by this very metric, so that a p would mean nothing
+    texts = (metric_by_seed(results, arm, "per_class_error") for arm in (treatment, baseline))
+    first, second = (text.map(json.loads).apply(pd.Series, dtype=float) for text in texts)
+    common = [label for label in first if label in second]
+    return [paired(100 * (1 - first[label]), 100 * (1 - second[label])) for label in common]
 
 
 def _beside(
-    results: pd.DataFrame, lines: Iterable[_Line], printed: pd.DataFrame, protocol: Protocol
+    results: pd.DataFrame, lines: Iterable[tuple], printed: pd.DataFrame, protocol: Protocol
 ) -> pd.DataFrame:
     """A row for each line and each of the two metrics: the paper's number and ours, and, but for
-    plain training, the differences to plain training with their verdict."""
+    plain training, the differences to plain training with their verdict.
+
+    A line is its first cells, its key in ``printed``, its runs, and those of plain training.
+    """
     printed = printed.set_index(["dataset", "network", "arm"])
     rows = []
-    for line in lines:
-        dataset, network, arm = line.printed
+    for head, (dataset, network, arm), runs, plain in lines:
         own = protocol._replace(not_run=protocol.not_run.format(dataset))
         for quantity, (column, last, final) in QUANTITIES.items():
-            numbers = printed[column]
-            number = numbers.get(line.printed, math.nan)
-            row = {**line.head, "quantity": quantity, "paper": format_number(number, last.digits)}
-            row["here"] = describe(results, line.arm, last)
-            row["here, final"] = describe(results, line.arm, final)
+            number, base = (
+                printed[column].get((dataset, network, side), math.nan) for side in (arm, WITHOUT)
+            )
+            row = {**head, "quantity": quantity, "paper": format_number(number, last.digits)}
+            row["here"] = describe(results, runs, last)
+            row["here, final"] = describe(results, runs, final)
             if arm != WITHOUT:
-                gap = difference(results, line.arm, line.plain, last)
-                if gap and line.was_picked:
+                gap = difference(results, runs, plain, last)
+                if gap and head["row"] in ("best", "worst"):  # picked by this very number
                     gap = gap._replace(p=math.nan)
-                number -= numbers.get((dataset, network, WITHOUT), math.nan)
-                was_run = len(line.plain) > 0
-                row |= verdict_cells(gap, number, own, digits=last.digits, was_run=was_run)
+                about = dict(digits=last.digits, was_run=len(plain) > 0)
+                row |= verdict_cells(gap, number - base, own, **about)
             rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
 
 def joint_table(
     results: pd.DataFrame,
-    arms: Mapping[Cell, Mapping[str, Sequence[Run]]],
+    arms: Mapping[Cell, ByLabel],
     printed: pd.DataFrame,
     protocol: Protocol,
 ) -> pd.DataFrame:
@@ -193,13 +171,13 @@ def joint_table(
         for label, arm in by_label.items():
             head = {"data set": place[0], "network": place[1], "row": label}
             key = (*place, WITHOUT if label == WITHOUT else "with")
-            lines.append(_Line(head, key, arm, by_label[WITHOUT]))
+            lines.append((head, key, arm, by_label[WITHOUT]))
     return _beside(results, lines, printed, protocol)
 
 
 def weights_table(
     results: pd.DataFrame,
-    arms: Mapping[Cell, Mapping[float, Sequence[Run]]],
+    arms: Mapping[Cell, ByWeight],
     printed: pd.DataFrame,
     dataset: str,
     protocol: Protocol,
@@ -234,10 +212,9 @@ def weights_table(
         for label, arm, weight in shown:
             head = {"network": network, "row": label}
             head["λ, paper"] = _weight(weights.get((network, arm), math.nan))
-            head["λ, here"] = _weight(weight) if mine else MISSING
-            runs = mine.get(weight, ()), mine.get(0.0, ())
-            was_picked = label in ("best", "worst")
-            lines.append(_Line(head, (dataset, network, arm), *runs, was_picked))
+            head["λ, here"] = _weight(weight)
+            key = dataset, network, arm
+            lines.append((head, key, mine.get(weight, ()), mine.get(0.0, ())))
     return _beside(results, lines, printed, protocol)
 
 
@@ -247,7 +224,7 @@ def _weight(value: float) -> str:
 
 def cells_table(
     results: pd.DataFrame,
-    cells: Iterable[tuple[Cell, Mapping[str, Sequence[Run]]]],
+    cells: Iterable[tuple[Cell, ByLabel]],
     shown: Mapping[str, Metric],
     compared: Iterable[str],
 ) -> pd.DataFrame:
@@ -267,9 +244,7 @@ def cells_table(
     return arms_table(results, arms, shown, **about)
 
 
-def sweep_table(
-    results: pd.DataFrame, arms: Mapping[Cell, Mapping[str, Sequence[Run]]]
-) -> pd.DataFrame:
+def sweep_table(results: pd.DataFrame, arms: Mapping[Cell, ByLabel]) -> pd.DataFrame:
     """Every λ that was run, as `cells_table`, and what is left without choosing one: below, a row
     for each cell with the mean over all λ > 0 of the seeds that finished with each.
 

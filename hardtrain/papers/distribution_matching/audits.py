@@ -174,7 +174,7 @@ def _in_percent(line: Mapping, chosen: Mapping, cells: Mapping) -> tuple[Decimal
         other
         for other in (Decimal(thousandths) / 1000 for thousandths in range(1000))
         if agreement(line["printed"], 100 * other / base) != "none"
-        and sum(a != b for a, b in zip(f"{other:.3f}", str(drop), strict=True)) < 2
+        and sum(a != b for a, b in zip(f"{other:.3f}", str(drop), strict=False)) < 2
     ]
     is_other = fitting and drop not in fitting
     note = f"{drop}/{base}" + (f"; {fitting[0]} would give it" if is_other else "")

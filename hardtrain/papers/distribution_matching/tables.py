@@ -263,10 +263,12 @@ def sweep_table(results: pd.DataFrame, arms: Mapping[Cell, ByLabel]) -> pd.DataF
     for cell, by_label in arms.items():
         row = {"data": cell.label, "arm": "mean over all λ > 0"}
         for quantity, metric in LAST.items():
-            plain, *matched = (
-                metric_by_seed(results, arm, metric.column) for arm in by_label.values()
-            )
-            gap = paired(mean_over_arms(matched), plain)
+            by_seed = {
+                label: metric_by_seed(results, arm, metric.column)
+                for label, arm in by_label.items()
+            }
+            plain = by_seed.pop(WITHOUT)
+            gap = paired(mean_over_arms([*by_seed.values()]), plain)
             row[f"{quantity} minus {WITHOUT}"] = format_difference(gap, metric.digits)
         rows.append(row)
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("")

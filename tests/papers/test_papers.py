@@ -25,6 +25,7 @@ ROWS = {
     "itdm_table3": 3,
     "itdm_table4": 9,
     "itdm_table5": 9,
+    "itdm_text": 36,
 }
 
 

@@ -3,32 +3,26 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
-from hardtrain.papers.distribution_matching.calibration import (
-    cross_fitted_temperature_loss,
-    expected_calibration_error,
-    fit_temperature,
-    reliability,
-)
+from hardtrain.papers.distribution_matching import calibration
 from hardtrain.report.embedding import SCORES as FEATURE_SCORES
-from hardtrain.report.embedding import embedded_features, embedding_scores
+from hardtrain.report.embedding import embedded_features, embedding_scores, plot_embedding
 
 CALIBRATION_SCORES = (
     "calibration_error", "scaled_loss", "scaled_calibration_error", "temperature",
     "hindsight_loss", "spread",
 )  # fmt: skip
+_Artefacts = Sequence[Mapping[str, np.ndarray] | None]
 
 
-def calibration_scores(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None], *, num_bins: int = 15
-) -> dict[str, np.ndarray]:
+def calibration_scores(artefacts: _Artefacts) -> dict[str, np.ndarray]:
     """Calibration of several runs on their test sets, before and after temperature scaling.
 
     Args:
         artefacts: ``logits`` of R runs; ``None`` for one that diverged, nan in the results.
-        num_bins: of the expected calibration error.
 
     Returns:
         ``(R,)`` each: ``calibration_error`` and ``scaled_calibration_error`` (%),
@@ -36,107 +30,127 @@ def calibration_scores(
         halves); ``hindsight_loss``: with the one temperature that is best for the whole test set;
         ``spread``: the standard deviation of a logit over the test set, mean over the classes, 0
         if the network says the same of all images. ``confidence``, ``accuracy`` (nan in empty
-        bins) and ``count``: the bins, ``(R, num_bins)``.
+        bins) and ``count``: the bins, ``(R, calibration.NUM_BINS)``.
 
     Example:
         >>> logits = np.tile([3.0, 0.0], (8, 1))
-        >>> found = calibration_scores([{"logits": logits, "labels": np.array([0, 1] * 4)}, None])
-        >>> found["calibration_error"].round(1).tolist(), found["spread"].tolist()
+        >>> scores = calibration_scores([{"logits": logits, "labels": np.array([0, 1] * 4)}, None])
+        >>> scores["calibration_error"].round(1).tolist(), scores["spread"].tolist()
         ([45.3, nan], [0.0, nan])
     """
-    numbers = np.full((len(artefacts), len(CALIBRATION_SCORES)), np.nan)
-    bins = np.full((3, len(artefacts), num_bins), np.nan)
-    bins[2] = 0
-    for row, artefact in enumerate(artefacts):
-        if artefact is None:
-            continue
-        logits, labels = artefact["logits"].astype(float), artefact["labels"]
-        probabilities = softmax(logits, axis=1)
-        error = expected_calibration_error(probabilities, labels, num_bins)
-        scaled = cross_fitted_temperature_loss(logits, labels, seed=0, num_bins=num_bins)
-        temperature = math.sqrt(math.prod(scaled.temperatures))
-        scores = [100 * error, scaled.loss, 100 * scaled.calibration_error, temperature]
-        best = log_softmax(logits / fit_temperature(logits, labels), axis=1)
-        hindsight = -best[np.arange(len(labels)), labels].mean()
-        numbers[row] = [*scores, hindsight, logits.std(axis=0).mean()]
-        table = reliability(probabilities, labels, num_bins)
-        bins[:, row] = table[["confidence", "accuracy", "count"]].to_numpy().T
-    bins = dict(zip(("confidence", "accuracy", "count"), bins, strict=True))
-    return dict(zip(CALIBRATION_SCORES, numbers.T, strict=True)) | bins
+    runs = [_calibration(artefact) for artefact in artefacts]
+    return {name: np.array([run[name] for run in runs]) for name in runs[0]}
+
+
+def _calibration(artefact: Mapping[str, np.ndarray] | None) -> dict[str, float | np.ndarray]:
+    if artefact is None:
+        no_bins = calibration.reliability(np.zeros((0, 2)), np.zeros(0, int))
+        return dict.fromkeys(CALIBRATION_SCORES, np.nan) | no_bins.to_dict("list")
+    logits, labels = artefact["logits"].astype(float), artefact["labels"]
+    probabilities = softmax(logits, axis=1)
+    scaled, temperatures = calibration.cross_fitted(logits, labels, seed=0)
+    scaled_error = calibration.expected_calibration_error(softmax(scaled, axis=1), labels)
+    scores = (
+        100 * calibration.expected_calibration_error(probabilities, labels),
+        calibration.cross_entropy(scaled, labels),
+        100 * scaled_error,
+        math.sqrt(math.prod(temperatures)),
+        calibration.cross_entropy(logits / calibration.fit_temperature(logits, labels), labels),
+        logits.std(axis=0).mean(),
+    )
+    bins = calibration.reliability(probabilities, labels).astype(float).to_dict("list")
+    return dict(zip(CALIBRATION_SCORES, scores, strict=True)) | bins
 
 
 def pooled_bins(
-    found: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: int = 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidence, accuracy and count of each bin over several runs of `calibration_scores`,
-    without the bins that hold fewer than ``fewest`` samples."""
-    count = found["count"][rows]
-    sums = [
-        np.where(count > 0, found[name][rows] * count, 0).sum(axis=0)
+    scores: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence and accuracy of each bin over several runs of `calibration_scores`, without the
+    bins that hold fewer than ``fewest`` samples."""
+    count = scores["count"][rows]
+    filled = count.sum(axis=0) >= fewest
+    confidence, accuracy = (
+        np.nansum(scores[name][rows] * count, axis=0)[filled] / count.sum(axis=0)[filled]
         for name in ("confidence", "accuracy")
-    ]
-    total = count.sum(axis=0)
-    filled = total >= max(fewest, 1)
-    return *(values[filled] / total[filled] for values in sums), total[filled]
+    )
+    return confidence, accuracy
 
 
-def feature_scores(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None], *, max_points: int, seed: int = 0
-) -> dict[str, np.ndarray]:
+def _state(artefact: Mapping[str, np.ndarray] | None) -> str:
+    """ "diverged", or "all features equal", as of a collapsed network, or "" as it should be."""
+    if artefact is None:
+        return "diverged"
+    return "all features equal" if np.ptp(artefact["features"], axis=0).max() == 0 else ""
+
+
+def feature_scores(artefacts: _Artefacts, *, max_points: int) -> dict[str, np.ndarray]:
     """How far the classes are apart in the features of several runs.
 
     Args:
         artefacts: ``features`` of R runs; ``None`` for one that diverged, nan in the results.
-        max_points: with more samples, this many are drawn without replacement.
-        seed: of that.
+        max_points: with more samples, this many are drawn without replacement, the same for all.
 
     Returns:
-        ``(R,)`` each, as `plotting.embedding_scores` gives them: ``silhouette`` and ``knn`` (10
+        ``(R,)`` each, as `embedding_scores` gives them: ``silhouette`` and ``knn`` (10
         neighbours, %), nan where all features are equal.
     """
-    scores = np.full((2, len(artefacts)), np.nan)
-    for column, artefact in enumerate(artefacts):
-        if artefact is None or np.ptp(artefact["features"], axis=0).max() == 0:
+    scores = {name: np.full(len(artefacts), np.nan) for name in ("silhouette", "knn")}
+    for row, artefact in enumerate(artefacts):
+        if _state(artefact):
             continue
-        features, labels = artefact["features"], artefact["labels"]
-        size = min(max_points, len(labels))
-        chosen = np.random.default_rng(seed).choice(len(labels), size, replace=False)
-        features, labels = features[chosen], labels[chosen]
-        found = embedding_scores(features, features, labels)
-        scores[:, column] = found["silhouette_features"], 100 * found["knn_features"]
-    return {"silhouette": scores[0], "knn": scores[1]}
+        size = min(max_points, len(artefact["labels"]))
+        chosen = np.random.default_rng(0).choice(len(artefact["labels"]), size, replace=False)
+        features = artefact["features"][chosen]
+        apart = embedding_scores(features, features, artefact["labels"][chosen])
+        scores["silhouette"][row] = apart["silhouette_features"]
+        scores["knn"][row] = 100 * apart["knn_features"]
+    return scores
 
 
-def embedded_pair(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None], *, max_points: int, seed: int = 0
-) -> dict[str, np.ndarray]:
+def embedded_pair(artefacts: _Artefacts, *, max_points: int) -> dict[str, np.ndarray]:
     """t-SNE of the features of runs on one test set, for figures 2 and 6.
 
     Args:
         artefacts: ``features`` of R runs; ``None`` for one that diverged.
-        max_points, seed: as in `analysis.embedded_features`.
+        max_points: as in `embedded_features`.
 
     Returns:
         ``embedding (R, n, 2)``, ``labels (n,)``, ``class_names (K,)``, ``scores (R, 4)`` as
         there, and ``states (R,)``: "" or "diverged" (all nan), or "all features equal", as of a
         collapsed network: one point, no scores. If no run is left, n is 0.
     """
-    states = [
-        "diverged" if artefact is None
-        else "all features equal" if np.ptp(artefact["features"], axis=0).max() == 0
-        else ""
-        for artefact in artefacts
-    ]  # fmt: skip
-    usable = [None if state else a for a, state in zip(artefacts, states, strict=True)]
-    if all(artefact is None for artefact in usable):
-        return {
-            "embedding": np.zeros((len(states), 0, 2), np.float32),
-            "labels": np.zeros(0, int),
-            "class_names": np.zeros(0, str),
-            "scores": np.full((len(states), len(FEATURE_SCORES)), np.nan),
-            "states": np.array(states),
-        }
-    found = embedded_features(usable, seed=seed, max_points=max_points)
-    found["embedding"][[state == "all features equal" for state in states]] = 0
-    del found["losses"]
-    return found | {"states": np.array(states)}
+    states = np.array([_state(artefact) for artefact in artefacts])
+    if all(states):
+        nothing = {"embedding": np.zeros((len(states), 0, 2), np.float32)}
+        nothing |= {"labels": np.zeros(0, int), "class_names": np.zeros(0, str)}
+        nothing |= {"scores": np.full((len(states), len(FEATURE_SCORES)), np.nan)}
+        return nothing | {"states": states}
+    usable = [
+        None if state else artefact for artefact, state in zip(artefacts, states, strict=True)
+    ]
+    shown = embedded_features(usable, max_points=max_points)
+    shown["embedding"][states == "all features equal"] = 0
+    del shown["losses"]
+    return shown | {"states": states}
+
+
+def draw_pairs(
+    pairs: Mapping[str, Mapping[str, np.ndarray]], names: Mapping[str, tuple[str, str]]
+) -> plt.Figure:
+    """Figures 2 and 6: a row of two t-SNE pictures for each data set.
+
+    Args:
+        pairs: from `embedded_pair`, by the data set's name.
+        names: of the two arms, by the same.
+    """
+    fig, axes = plt.subplots(len(pairs), 2, figsize=(7, 3 * len(pairs)), squeeze=False)
+    for row, (dataset, pair) in zip(axes, pairs.items(), strict=True):
+        for i, (ax, name) in enumerate(zip(row, names[dataset], strict=True)):
+            about = {"labels": pair["labels"], "class_names": pair["class_names"]}
+            plot_embedding(ax, pair["embedding"][i], **about, legend=i == 1)
+            ax.set_title(f"{dataset}, {name} {pair['states'][i]}".strip())
+            _, knn, _, silhouette = pair["scores"][i]
+            if not pair["states"][i]:
+                text = f"10-NN {100 * knn:.1f} %, silhouette {silhouette:.2f}"
+                ax.set_xlabel(f"in the picture: {text}")
+    return fig

@@ -1,10 +1,11 @@
 """Distribution matching: which trainings its tables need."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from hardtrain import checks
-from hardtrain.errors import ParameterError
 from hardtrain.runs.run import Run
 
 
@@ -23,13 +24,10 @@ class Experiment(NamedTuple):
 
 # Section 4.2. What it leaves open (all of "initial", and how often is evaluated) is as in code
 # that is very likely the authors'.
+_SMALL_IMAGES = (50, 0.01, 0.2, (0.4, 0.8), "none", 50)
 EXPERIMENTS = {
-    "initial": Experiment(
-        ("qmnist", "kmnist", "fashion-mnist"), ("cnn2",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
-    ),
-    "small": Experiment(
-        ("kmnist", "fashion-mnist"), ("cnn5",), 50, 0.01, 0.2, (0.4, 0.8), "none", 50
-    ),
+    "initial": Experiment(("qmnist", "kmnist", "fashion-mnist"), ("cnn2",), *_SMALL_IMAGES),
+    "small": Experiment(("kmnist", "fashion-mnist"), ("cnn5",), *_SMALL_IMAGES),
     "large": Experiment(
         ("cifar10", "stl10"), ("resnet18", "vgg13", "mobilenet"),
         150, 0.5, 0.1, (1 / 3, 2 / 3), "crop+flip", 5,
@@ -44,17 +42,19 @@ class Cell(NamedTuple):
     dataset: str
     network: str
 
+    @property
+    def label(self) -> str:
+        """What figures and tables call it."""
+        return f"{Path(self.dataset).stem}, {self.network}"
+
 
 def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
     """Which image set is trained with which network, and in which of ``EXPERIMENTS``.
 
-    A set and a network of the paper meet where the paper has them meet; a network that it does
+    A set and a network of the paper meet where the paper has them meet. A network that it does
     not have goes into every experiment of the set. A set that meets none of the networks in this
     way meets them all, in its own experiments. A set that the paper does not have goes into
     "initial" and "small" ("large" with networks of that one).
-
-    Raises:
-        ParameterError: an empty list.
 
     Example:
         >>> for cell in plan(["fashion-mnist", "cifar10"], ["cnn2", "cnn5", "vgg13"]):
@@ -63,24 +63,31 @@ def plan(datasets: Iterable[str], networks: Iterable[str]) -> list[Cell]:
         small fashion-mnist cnn5
         large cifar10 vgg13
     """
-    datasets, networks = list(datasets), list(networks)
-    if not datasets or not networks:
-        raise ParameterError(f"datasets = {datasets}, networks = {networks}: give one of each")
-    cells = []
-    for dataset in dict.fromkeys(datasets):
-        homes = _homes(dataset, "datasets")
-        meeting = [
-            Cell(experiment, dataset, network)
-            for network in dict.fromkeys(networks)
-            for experiment in _both(homes, _homes(network, "networks"))
-        ]
-        cells += meeting or [
-            Cell(experiment, dataset, network)
-            for network in dict.fromkeys(networks)
-            for experiment in homes
-        ]
-    order = list(EXPERIMENTS)
-    return sorted(cells, key=lambda cell: order.index(cell.experiment))
+    datasets, networks = dict.fromkeys(datasets), dict.fromkeys(networks)
+    return [
+        Cell(experiment, dataset, network)
+        for experiment in EXPERIMENTS
+        for dataset, network in product(datasets, networks)
+        if experiment in _experiments(dataset, network, networks)
+    ]
+
+
+def _experiments(dataset: str, network: str, networks: Iterable[str]) -> list[str]:
+    if any(_meeting(dataset, other) for other in networks):
+        return _meeting(dataset, network)
+    return _homes(dataset)
+
+
+def _homes(name: str) -> list[str]:
+    """The experiments that have this image set or network; all if none has."""
+    homes = [key for key, kind in EXPERIMENTS.items() if name in kind.datasets + kind.networks]
+    return homes or list(EXPERIMENTS)
+
+
+def _meeting(dataset: str, network: str) -> list[str]:
+    """The experiments that have both, but of the class-conditional ones the first only."""
+    both = [key for key in _homes(dataset) if key in _homes(network)]
+    return [key for key in both if key != "large" or "small" not in both]
 
 
 def joint_and_class(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -91,25 +98,6 @@ def joint_and_class(cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
     joint = [cell for cell in cells if cell.experiment == "initial"]
     by_class = [cell for cell in cells if cell.experiment != "initial"]
     return joint or by_class[:1], by_class or joint[:1]
-
-
-def first_of_each_set(cells: Iterable[Cell]) -> list[Cell]:
-    """The first cell of each image set, in their order: those whose features are drawn."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.dataset, cell)
-    return list(first.values())
-
-
-def _homes(name: str, kind: str) -> list[str]:
-    homes = [key for key, experiment in EXPERIMENTS.items() if name in getattr(experiment, kind)]
-    return homes or list(EXPERIMENTS)
-
-
-def _both(homes: list[str], others: list[str]) -> list[str]:
-    """Experiments in both lists, but of the class-conditional ones the first only."""
-    common = [key for key in homes if key in others]
-    return [key for key in common if key != "large" or "small" not in common]
 
 
 def trainings(
@@ -145,9 +133,14 @@ def trainings(
         (150, (50, 100), 32, 5)
     """
     experiment = EXPERIMENTS[cell.experiment]
-    checks.choice("evaluate", evaluate, ("steps", "epoch"))
+    by_steps = checks.choice("evaluate", evaluate, ("steps", "epoch")) == "steps"
     epochs = (epochs or experiment.epochs) * longer
-    fields = {
+    protocol = {
+        "dataset": cell.dataset,
+        "network": cell.network,
+        "method": "distribution_matching",
+        "options": options,
+        "epochs": epochs,
         "momentum": 0.5,
         "batch_size": 150,
         "image_size": 32 if cell.dataset == "stl10" else 0,
@@ -156,19 +149,8 @@ def trainings(
         "schedule": "multistep",
         "gamma": experiment.gamma,
         "milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops}),
-        "evaluate_every": experiment.evaluate_every if evaluate == "steps" else 1,
-        "evaluate_unit": "step" if evaluate == "steps" else "epoch",
-    } | fields
-    return [
-        Run(
-            dataset=cell.dataset,
-            network=cell.network,
-            method="distribution_matching",
-            options=options,
-            seed=seed,
-            epochs=epochs,
-            keep=("features", "logits") if features else ("logits",),
-            **fields,
-        )
-        for seed in seeds
-    ]
+        "evaluate_every": experiment.evaluate_every if by_steps else 1,
+        "evaluate_unit": "step" if by_steps else "epoch",
+        "keep": ("features", "logits") if features else ("logits",),
+    }
+    return [Run(**protocol | fields, seed=seed) for seed in seeds]

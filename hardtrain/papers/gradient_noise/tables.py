@@ -236,11 +236,10 @@ def noise_scale_table(
     rows = []
     for row, (label, run) in enumerate(arms.items()):
         trace, squared_norm, scale = (noise[name][row] for name in GradientNoiseScale._fields)
-        size, last = run.batch_size, run.epochs * math.ceil(num_train / run.batch_size) - 1
+        size, added = run.batch_size, ""
         missing = trace * (1 / smallest - 1 / size) / noise["num_parameters"]
-        added = ""
         if run.method == "gradient_noise":
-            step = last if row else 0
+            step = run.epochs * math.ceil(num_train / size) - 1 if row else 0
             added = f"{run.options['alpha'] / (1 + step) ** run.options['gamma']:.2g}"
         cells = {"network": label, "η / B": f"{run.lr / size:.3g}"}
         cells |= {"η / √B": f"{run.lr / math.sqrt(size):.3g}", "tr Σ": _digits(trace)}
@@ -289,7 +288,7 @@ def _comparisons(*groups: Iterable[Cell]) -> list[tuple[Cell, Cell, Cell]]:
     """Cells with those they are compared with, and with the smallest batch size without noise,
     once each: in each group every batch size with the smallest, without noise, and noise with
     none at every batch size."""
-    found = []
+    comparisons = []
     for group in map(list, groups):
         for cell in group:
             dataset, network, method, size = cell
@@ -297,8 +296,8 @@ def _comparisons(*groups: Iterable[Cell]) -> list[tuple[Cell, Cell, Cell]]:
             small = (dataset, network, "plain", smallest)
             base = small if method == "plain" else (dataset, network, "plain", size)
             if base != cell and {base, small} <= set(group):
-                found.append((cell, base, small))
-    return list(dict.fromkeys(found))
+                comparisons.append((cell, base, small))
+    return list(dict.fromkeys(comparisons))
 
 
 def _digits(values: np.ndarray) -> str:

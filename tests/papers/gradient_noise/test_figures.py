@@ -34,14 +34,6 @@ def test_constant_alpha_adds_up_to_the_same_variance(gamma):
     assert 50 * noise_figures.constant_alpha(0.3, gamma, 50) == pytest.approx(total, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cnn_small", "cnn_small_bn", "mlp"])
-def test_batch_norm_is_found_without_touching_the_random_state(name):
-    before = torch.get_rng_state()
-    found = noise_figures.uses_batch_norm(name)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert found == has_batch_norm(build_network(name, 2, 3, stem="imagenet", image_size=32))
-
-
 def test_sketch_has_a_flat_and_a_sharp_minimum():
     found = noise_figures.sketch_of_minima(0.25, num_points=9001)
     x, train = found["x"], found["train"]

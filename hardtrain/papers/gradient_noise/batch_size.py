@@ -5,8 +5,6 @@ import dataclasses
 from hardtrain import checks
 from hardtrain.errors import ParameterError
 
-SCALINGS = ("none", "linear", "sqrt")
-
 
 def with_batch_size(run, batch_size: int, *, lr_scaling: str = "none", same_updates: bool = False):
     r"""The same training with another batch size.
@@ -39,10 +37,10 @@ def with_batch_size(run, batch_size: int, *, lr_scaling: str = "none", same_upda
         (128, 0.04, 40)
     """
     ratio = checks.integer("batch_size", batch_size, low=1) / run.batch_size
-    checks.choice("lr_scaling", lr_scaling, SCALINGS)
-    factor = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[lr_scaling]
+    factors = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}
+    factor = factors[checks.choice("lr_scaling", lr_scaling, factors)]
     changes = {"batch_size": batch_size, "lr": run.lr * factor}
-    if checks.flag("same_updates", same_updates):
+    if same_updates:
         if ratio != int(ratio):
             raise ParameterError(
                 f"batch_size = {batch_size} is not a multiple of {run.batch_size}, so the number "

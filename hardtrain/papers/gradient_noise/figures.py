@@ -4,33 +4,39 @@ Jaiswal, Taura, "Overcoming Generalization Gap in Large Mini-Batch Training of D
 Networks".
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
-from hardtrain import checks
 from hardtrain.data.batches import Transform
-from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
-from hardtrain.errors import ParameterError
-from hardtrain.networks import build_network, has_batch_norm, num_parameters
-from hardtrain.papers.gradient_noise.curvature import gradient_noise_scale, largest_eigenvalue
+from hardtrain.data.images import ImageDataset, load_dataset
+from hardtrain.networks import build_network, num_parameters
+from hardtrain.papers.gradient_noise.curvature import (
+    GradientNoiseScale,
+    gradient_noise_scale,
+    largest_eigenvalue,
+)
 from hardtrain.papers.gradient_noise.landscape import (
     along_direction,
     estimate_statistics,
+    evaluate_states,
     filter_normalised_direction,
     interpolate,
 )
+from hardtrain.report import plotting
 from hardtrain.report.notebook import sample_images
 from hardtrain.training.loop import isolated_randomness
 from hardtrain.training.pieces import derived_seed
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 READINGS = ("re-estimated", "interpolated")  # of the batch-norm statistics between two networks
+Artefacts = Sequence[Mapping[str, np.ndarray] | None]  # weights by name; None of a diverged run
 _TOLERANCE = 0.01  # of eigenvalues, relative; seeds differ by more
-_BATCH = 500  # images at once; changes no result but by rounding, and the re-estimated statistics
 
 
 def decay_milestones(num_epochs: int) -> tuple[int, ...]:
@@ -57,25 +63,13 @@ def constant_alpha(alpha: float, gamma: float, num_steps: int) -> float:
         >>> round(constant_alpha(0.4, 1.0, 2), 6)
         0.3
     """
-    checks.integer("num_steps", num_steps, low=1)
     return math.fsum(alpha / (1 + t) ** gamma for t in range(num_steps)) / num_steps
-
-
-def uses_batch_norm(network: str, *, stem: str = "imagenet") -> bool:
-    """Whether the network of that name has batch-norm, so that it can be a ghost's.
-
-    Example:
-        >>> uses_batch_norm("cnn_small_bn"), uses_batch_norm("mlp")
-        (True, False)
-    """
-    with torch.random.fork_rng(devices=[]):  # its weights do not matter
-        return has_batch_norm(build_network(network, 2, 3, stem=stem, image_size=32))
 
 
 def samples(
     *, datasets: Sequence[str], train_size: int, test_size: int, data_root: str | None = None
 ) -> dict[str, np.ndarray]:
-    """As ``analysis.sample_images``, and of the first set ``num_train``, the number of training
+    """As `sample_images`, and of the first set ``num_train``, the number of training
     images that are used."""
     shown = sample_images(
         datasets=datasets, train_size=train_size, test_size=test_size, data_root=data_root
@@ -97,8 +91,8 @@ def sketch_of_minima(shift: float = 0.25, num_points: int = 601) -> dict[str, np
         order, ``minima``, their ``curvature`` f'' and the ``gap`` of test and train ``(2,)``.
 
     Example:
-        >>> found = sketch_of_minima()
-        >>> found["curvature"].round(1), found["gap"].round(2)
+        >>> drawn = sketch_of_minima()
+        >>> drawn["curvature"].round(1), drawn["gap"].round(2)
         (array([ 1. , 11.1]), array([0.03, 0.29]))
     """
     centres, widths = np.array([-2.0, 2.0]), np.array([1.0, 0.3])
@@ -118,14 +112,7 @@ def sketch_of_minima(shift: float = 0.25, num_points: int = 601) -> dict[str, np
 
 
 def interpolations(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None],
-    *,
-    num_seeds: int,
-    alphas: Sequence[float],
-    num_images: int = 0,
-    device: str = "auto",
-    data_root: str | None = None,
-    **built,
+    artefacts: Artefacts, *, num_seeds: int, alphas: Sequence[float], **recipe
 ) -> dict[str, np.ndarray]:
     """Figures 2 and 6: loss and accuracy on the lines from one network to each of several others.
 
@@ -134,45 +121,29 @@ def interpolations(
             other; ``None`` for a run that diverged.
         num_seeds: S, of each; networks of the same seed are paired.
         alphas: a ``(A,)``: 0 is the first network, 1 the other.
-        num_images: stratified parts of so many of each set are enough; 0 is all.
-        **built: of the runs: ``dataset``, ``network``, ``stem``, ``image_size``, ``train_size``,
-            ``test_size``.
+        **recipe: of the runs: ``dataset``, ``network``, ``stem``, ``image_size``, ``train_size``,
+            ``test_size``; and ``num_images``, if stratified parts of so many images of each set
+            are enough (0 is all), ``device`` and ``data_root``.
 
     Returns:
         ``alphas (A,)`` and for each name of ``CURVES`` (nats, fractions) an array
         ``(2, P, S, A)``: by reading of the batch-norm statistics (``READINGS``), other network and
         seed; nan where one of the two diverged.
     """
-    train, test, transform = _sets(device, data_root, built)
-    part = _part(train, num_images)
-    sets = {"train": part, "val": _part(test, num_images)}
-    groups = _grouped(artefacts, num_seeds)
-    shape = (len(READINGS), len(groups) - 1, num_seeds, len(alphas))
-    found = {name: np.full(shape, np.nan) for name in CURVES}
-    for other, group in enumerate(groups[1:]):
-        for seed, ends in enumerate(zip(groups[0], group, strict=True)):
-            if any(end is None for end in ends):
-                continue
-            models = [_network(end, train, **built) for end in ends]
-            for reading, batch_norm in enumerate(READINGS):
-                curve = interpolate(
-                    *models, alphas, sets, transform,
-                    batch_norm=batch_norm, statistics_data=part, batch_size=_BATCH,
-                )  # fmt: skip
-                for name in CURVES:
-                    found[name][reading, other, seed] = curve[name]
-    return {"alphas": np.array(alphas, dtype=float)} | found
+    train, parts, transform = _sets(recipe)
+    networks = [_network(weights, train, recipe) for weights in artefacts]
+    pairs = list(zip(itertools.cycle(networks[:num_seeds]), networks[num_seeds:], strict=False))
+    lines = [
+        None if None in pair else (pair[0], interpolate(*pair, alphas), statistics_data)
+        for statistics_data in (parts["train"], None)
+        for pair in pairs
+    ]
+    curves = _curves(lines, parts, transform, (len(READINGS), -1, num_seeds, len(alphas)))
+    return {"alphas": np.array(alphas, dtype=float)} | curves
 
 
 def random_directions(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None],
-    *,
-    num_seeds: int,
-    distances: Sequence[float],
-    num_images: int = 0,
-    device: str = "auto",
-    data_root: str | None = None,
-    **built,
+    artefacts: Artefacts, *, num_seeds: int, distances: Sequence[float], **recipe
 ) -> dict[str, np.ndarray]:
     """Loss and accuracy along a filter-normalised random direction from each network; of one
     seed, all networks get the same random numbers.
@@ -180,153 +151,130 @@ def random_directions(
     Args:
         artefacts: as in `interpolations`; here no network is special.
         distances: d ``(A,)``; at 1 each filter has moved by its own length.
-        num_seeds, num_images, **built: as in `interpolations`.
+        num_seeds, **recipe: as in `interpolations`.
 
     Returns:
         ``distances (A,)`` and for each name of ``CURVES`` an array ``(G, S, A)``, batch-norm
         statistics re-estimated.
     """
-    train, test, transform = _sets(device, data_root, built)
-    part = _part(train, num_images)
-    sets = {"train": part, "val": _part(test, num_images)}
-    groups = _grouped(artefacts, num_seeds)
-    found = {name: np.full((len(groups), num_seeds, len(distances)), np.nan) for name in CURVES}
-    for row, group in enumerate(groups):
-        for seed, weights in enumerate(group):
-            if weights is None:
-                continue
-            model = _network(weights, train, **built)
-            direction = filter_normalised_direction(model, torch.Generator().manual_seed(seed))
-            curve = along_direction(
-                model, direction, distances, sets, transform,
-                statistics_data=part, batch_size=_BATCH,
-            )  # fmt: skip
-            for name in CURVES:
-                found[name][row, seed] = curve[name]
-    return {"distances": np.array(distances, dtype=float)} | found
+    train, parts, transform = _sets(recipe)
+
+    def states(model: nn.Module, seed: int) -> Iterator[Mapping]:
+        direction = filter_normalised_direction(model, torch.Generator().manual_seed(seed))
+        return along_direction(model, direction, distances)
+
+    networks = [_network(weights, train, recipe) for weights in artefacts]
+    lines = [
+        None if model is None else (model, states(model, index % num_seeds), parts["train"])
+        for index, model in enumerate(networks)
+    ]
+    curves = _curves(lines, parts, transform, (-1, num_seeds, len(distances)))
+    return {"distances": np.array(distances, dtype=float)} | curves
 
 
 def largest_eigenvalues(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None],
-    *,
-    num_images: int = 0,
-    block_size: int = 32,
-    device: str = "auto",
-    data_root: str | None = None,
-    **built,
+    artefacts: Artefacts, *, block_size: int = 32, **recipe
 ) -> dict[str, np.ndarray]:
     """Figure 3: the largest eigenvalue of the Hessian of the training loss of each network.
 
     Args:
         artefacts: ``final_weights`` of runs; ``None`` for one that diverged.
-        num_images: a stratified part of the training set; 0 is all of it.
         block_size: images in one graph; changes memory and time, and results by rounding.
-        **built: as in `interpolations`.
+        **recipe: as in `interpolations`.
 
     Returns:
-        ``eigenvalues (R,)``, in evaluation mode; nan for a run that diverged, and where the
-        iteration does not converge.
+        ``eigenvalues (R,)``, in evaluation mode; nan for a run that diverged, and where
+        `largest_eigenvalue` has none.
     """
-    train, _, transform = _sets(device, data_root, built)
-    part = _part(train, num_images)
+    train, parts, transform = _sets(recipe)
+    options = {"tolerance": _TOLERANCE, "batch_size": block_size}
     values = np.full(len(artefacts), np.nan)
     for i, weights in enumerate(artefacts):
         if weights is not None:
-            model = _network(weights, train, **built)
-            how = {"generator": torch.Generator().manual_seed(0), "tolerance": _TOLERANCE}
-            try:
-                values[i] = largest_eigenvalue(model, part, transform, batch_size=block_size, **how)
-            except ParameterError:  # a network that all but diverged
-                continue
+            model, start = _network(weights, train, recipe), torch.Generator().manual_seed(0)
+            values[i] = largest_eigenvalue(
+                model, parts["train"], transform, generator=start, **options
+            )
     return {"eigenvalues": values}
 
 
 def gradient_noise(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None],
-    *,
-    seeds: Sequence[int],
-    num_images: int = 0,
-    block_size: int = 32,
-    device: str = "auto",
-    data_root: str | None = None,
-    **built,
+    artefacts: Artefacts, *, seeds: Sequence[int], block_size: int = 32, **recipe
 ) -> dict[str, np.ndarray]:
     """How noisy the gradient is for each network, and for the networks before training.
 
     Args:
         artefacts: ``final_weights`` of runs: for each group of ``seeds`` in turn.
         seeds: S, of the runs.
-        num_images: as in `largest_eigenvalues`.
         block_size: per-sample gradients that are in memory at once.
-        **built: as in `interpolations`.
+        **recipe: as in `interpolations`.
 
     Returns:
         ``trace``, ``squared_norm``, ``noise_scale`` ``(1 + G, S)`` as in
         ``curvature.gradient_noise_scale``; row 0 is of the initial weights of each seed, with
         batch-norm statistics of the training set. ``num_parameters ()``.
     """
-    train, _, transform = _sets(device, data_root, built)
-    groups = _grouped(artefacts, len(seeds))
-    part = _part(train, num_images)
-    found = np.full((3, 1 + len(groups), len(seeds)), np.nan)
-    for column, seed in enumerate(seeds):
-        model = _network(None, train, seed=seed, **built)
-        estimate_statistics(model, train, transform, _BATCH)
-        found[:, 0, column] = gradient_noise_scale(model, part, transform, block_size=block_size)
-        for row, group in enumerate(groups):
-            if group[column] is not None:
-                trained = _network(group[column], train, **built)
-                found[:, 1 + row, column] = gradient_noise_scale(
-                    trained, part, transform, block_size=block_size
-                )
-    names = ("trace", "squared_norm", "noise_scale")
-    count = np.array(num_parameters(model))
-    return dict(zip(names, found, strict=True)) | {"num_parameters": count}
+    train, parts, transform = _sets(recipe)
+    starts = [_initial_network(train, recipe, seed) for seed in seeds]
+    for model in starts:
+        estimate_statistics(model, train, transform)
+    models = [*starts, *(_network(weights, train, recipe) for weights in artefacts)]
+    measured = {"dataset": parts["train"], "transform": transform, "block_size": block_size}
+    diverged = GradientNoiseScale(math.nan, math.nan, math.nan)
+    scales = [
+        diverged if model is None else gradient_noise_scale(model, **measured) for model in models
+    ]
+    by_seed = np.reshape(scales, (-1, len(seeds), 3))
+    arrays = {name: by_seed[..., i] for i, name in enumerate(GradientNoiseScale._fields)}
+    return arrays | {"num_parameters": np.array(num_parameters(starts[0]))}
 
 
-def _sets(device: str, data_root: str | None, built: Mapping):
-    """Training and validation set of runs, and their transform."""
-    where = {"root": data_root, "device": resolve_device(device)}
-    train = load_dataset(built["dataset"], "train", **where).subset(built["train_size"])
-    test = load_dataset(built["dataset"], "test", **where).subset(built["test_size"])
-    return train, test, Transform.of(train, size=built["image_size"])
+def _sets(recipe: Mapping) -> tuple[ImageDataset, dict[str, ImageDataset], Transform]:
+    """The training set of runs, parts of so many images of both sets, and the transform."""
+    places = {"root": recipe.get("data_root"), "device": recipe.get("device", "auto")}
+    train = load_dataset(recipe["dataset"], "train", **places).subset(recipe["train_size"])
+    val = load_dataset(recipe["dataset"], "test", **places).subset(recipe["test_size"])
+    sets, num_images = {"train": train, "val": val}, recipe.get("num_images", 0)
+    parts = {name: data.subset(min(num_images, len(data))) for name, data in sets.items()}
+    return train, parts, Transform.of(train, size=recipe["image_size"])
 
 
-def _network(
-    weights: Mapping[str, np.ndarray] | None,
-    train: ImageDataset,
-    *,
-    network: str,
-    stem: str,
-    image_size: int,
-    seed: int = 0,
-    **_,
-) -> nn.Module:
-    """The network with these weights; without, as a run of that seed begins."""
-    device = train.images.device
+def _initial_network(train: ImageDataset, recipe: Mapping, seed: int = 0) -> nn.Module:
+    """The network with which a run of that seed begins."""
+    name, device = recipe["network"], train.images.device
+    options = {"stem": recipe["stem"], "image_size": recipe["image_size"] or train.image_size}
     with isolated_randomness(derived_seed(seed, "torch"), device):
-        model = build_network(
-            network,
-            train.num_classes,
-            train.in_channels,
-            stem=stem,
-            image_size=image_size or train.image_size,
-        )
-    if weights is not None:
-        model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
-    return model.to(device)
+        return build_network(name, train.num_classes, train.in_channels, **options).to(device)
 
 
-def _part(data: ImageDataset, size: int) -> ImageDataset:
-    return data.subset(min(size, len(data)))
+def _network(weights: Mapping | None, train: ImageDataset, recipe: Mapping) -> nn.Module | None:
+    """The network with these weights; ``None`` without, of a run that diverged."""
+    if weights is None:
+        return None
+    model = _initial_network(train, recipe)
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+    return model
 
 
-def _grouped(artefacts: Sequence, num_seeds: int) -> list[Sequence]:
-    if len(artefacts) % num_seeds:
-        raise ParameterError(f"{len(artefacts)} artefacts are no multiple of {num_seeds} seeds")
-    return [artefacts[i : i + num_seeds] for i in range(0, len(artefacts), num_seeds)]
+def _curves(lines: Sequence, parts: Mapping, transform: Transform, shape: Sequence[int]) -> dict:
+    """Each name of ``CURVES`` as an array of that shape. A line is a network, its states and the
+    data for batch-norm's statistics, or ``None``, where the curve is nan."""
+    diverged = pd.DataFrame(math.nan, index=range(shape[-1]), columns=CURVES)
+    curves = [
+        diverged if line is None else evaluate_states(*line, parts, transform) for line in lines
+    ]
+    return {name: np.reshape([curve[name] for curve in curves], shape) for name in CURVES}
 
 
-def average(values: np.ndarray) -> np.ndarray:
-    """The mean over seeds ``(S, T)`` as one row ``(1, T)``; without a seed no row."""
-    return values.mean(axis=0, keepdims=True) if len(values) else values
+def mean_and_seeds(ax, x: np.ndarray, values: np.ndarray, *, label: str, **style) -> None:
+    """Draw the mean over seeds as a line, and each seed as a thin one.
+
+    Args:
+        ax: axes to draw on.
+        x: shape ``(T,)``.
+        values: shape ``(S, T)``; without a seed the legend says so.
+        label, **style: of the mean, as in `plotting.band`.
+    """
+    mean = values.mean(axis=0, keepdims=True) if len(values) else values
+    line = plotting.band(ax, x, mean, label=label, **style)
+    ax.plot(x, values.T, color=line.get_color(), linestyle=line.get_linestyle(), linewidth=0.4)

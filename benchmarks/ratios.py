@@ -12,8 +12,8 @@ from hardtrain import ImageDataset, Run
 from hardtrain.data.batches import Batches, Transform
 from hardtrain.data.samplers import UniformBatchSampler
 from hardtrain.papers.hard_mini_batches.timing import hard_batch_step_times
-from hardtrain.papers.mini_batch_trimming.timing import small_cnn, trimming_step_times
-from hardtrain.report.timing import interleaved, median_ratio
+from hardtrain.papers.mini_batch_trimming.timing import trimming_step_times
+from hardtrain.report.timing import interleaved, median_ratio, small_cnn
 from hardtrain.training import evaluation, loop, methods
 
 

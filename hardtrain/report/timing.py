@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from hardtrain.data.images import resolve_device
 from hardtrain.runs.train import environment
@@ -72,3 +73,13 @@ def machine(device: str = "auto") -> str:
     """A line that says where a time was measured."""
     facts = environment(resolve_device(device))
     return f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}"
+
+
+def small_cnn(*, batch_norm: bool) -> nn.Module:
+    """Three convolutions, channels_last, 3 channels in and 10 classes out."""
+    layers: list[nn.Module] = []
+    for width_in, width in ((3, 32), (32, 64), (64, 64)):
+        norm = [nn.BatchNorm2d(width)] if batch_norm else []
+        layers += [nn.Conv2d(width_in, width, 3, padding=1), *norm, nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)

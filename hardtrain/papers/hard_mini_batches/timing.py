@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 
 from hardtrain.data.images import ImageDataset, resolve_device
-from hardtrain.papers.mini_batch_trimming.timing import small_cnn
-from hardtrain.report.timing import machine, relative_times
+from hardtrain.report.timing import machine, relative_times, small_cnn
 from hardtrain.runs.run import Run
 from hardtrain.training import methods
 from hardtrain.training.loop import fit, isolated_randomness

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hardtrain.data.images import resolve_device
-from hardtrain.report.timing import machine, relative_times
+from hardtrain.report.timing import machine, relative_times, small_cnn
 from hardtrain.strategies.trimmed_backward import trimmed_backward
 from hardtrain.strategies.trimming import trim
 
@@ -58,13 +58,3 @@ def _step(optimizer: torch.optim.Optimizer, backward: Callable[..., object], *ar
 def _backward(model: nn.Module, inputs: Tensor, targets: Tensor, keep: float | None = None) -> None:
     losses = cross_entropy(model(inputs), targets, reduction="none")
     (losses.mean() if keep is None else trim(losses, keep)).backward()
-
-
-def small_cnn(*, batch_norm: bool) -> nn.Module:
-    """Three convolutions, channels_last, 3 channels in and 10 classes out."""
-    layers: list[nn.Module] = []
-    for width_in, width in ((3, 32), (32, 64), (64, 64)):
-        norm = [nn.BatchNorm2d(width)] if batch_norm else []
-        layers += [nn.Conv2d(width_in, width, 3, padding=1), *norm, nn.ReLU()]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)

@@ -116,6 +116,9 @@ def test_trade_off_by_hand():
     assert found["test_error"]["b"].to_dict() == {0: 3, 2: 3}
     assert found["train_set_loss"]["a"].tolist() == [1, 1, 1]  # another column
     assert found["test_error reached"]["a"].all()
+    never = bias_tables.trade_off(results, history, clean, noisy, {"test_error": 0.05})
+    assert never["test_error"]["a"].tolist() == [4, 4, 4]  # all of its epochs
+    assert never["test_error reached"]["a"].tolist() == [False] * 3
     assert found["damage"]["a"].to_dict() == pytest.approx({0: 30, 1: 20, 2: 10})
     assert found["damage"]["b"].to_dict() == pytest.approx({0: 5})  # the only seed with both
     assert found["clean error"]["b"].to_dict() == pytest.approx({0: 20, 2: 10})

@@ -187,7 +187,7 @@ def test_range_verdict_refuses_what_cannot_be_compared():
 def test_reduction_table_shows_the_uncertain_arms_beside_the_print():
     arms = {name: arm(name) for name in ARMS}
     pairs = [(runs, [0.10, 0.20, 0.30]) for runs in arms.values()]
-    pairs[list(ARMS).index("SGD-WTC")] = (arms["SGD-WTC"], [0.09, 0.18, 0.27])
+    pairs[list(ARMS).index("SGD-WTC")] = (arms["SGD-WTC"], [0.09, 0.19, 0.29])
     pairs[list(ARMS).index(UNIFORM)] = (arms[UNIFORM], [0.05, 0.10, 0.15])
     results = results_of(*pairs)
     cells = {("digits", "cnn_small", "clean"): arms}
@@ -195,8 +195,9 @@ def test_reduction_table_shows_the_uncertain_arms_beside_the_print():
     assert set(table["labels"]) == {"clean"}
     assert table.index.tolist() == list(bias_tables.GROUPS["uncertain"])
     assert set(table["printed (%)"]) == {"1 to 18"}
-    assert table.loc["SGD-WTC", "here, to SGD-Scan (%)"].startswith("+10.0 ± ")
-    assert table.loc["SGD-WTC", "here, to SGD-Uni (%)"].startswith("-80.0 ± ")
+    assert table.loc["SGD-WTC", "here, to SGD-Scan (%)"].startswith("+5.0 ± ")
+    assert table.loc["SGD-WTC", "here, to SGD-Uni (%)"].startswith("-90.0 ± ")
+    assert table.loc["SGD-WTC", "verdict"] == "same direction"  # by SGD-Scan; not seen by SGD-Uni
     assert table.loc["SGD-SPV", "verdict"] == "no difference seen"
     table = bias_tables.reduction_table(results, cells, Protocol(False, "quick"))
     assert set(table["verdict"]) == {"not comparable"}

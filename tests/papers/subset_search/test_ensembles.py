@@ -170,6 +170,8 @@ def test_ensemble_keeps_what_the_last_half_has(run_of):
     assert ensembles.ensemble_of(run, 1, 20, 60)[0].keep == ("checkpoints:6",)
     assert ensembles.ensemble_of(run, 1, 5, 60)[0].keep == ("checkpoints:5",)
     assert ensembles.ensemble_of(run, 1, 20, 17)[0].keep == ("checkpoints:3",)  # 2 an epoch
+    one = run_of(epochs=1)  # 3 steps: the middle one belongs to the last half
+    assert ensembles.ensemble_of(one, 1, 20, 48)[0].keep == ("checkpoints:2",)
     seeds = [member.seed for member in ensembles.ensemble_of(run, 3, 1, 60)]
     assert len(set(seeds)) == 3
     assert min(seeds) == ensembles.ENSEMBLE_SEED

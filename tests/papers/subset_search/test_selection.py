@@ -72,7 +72,7 @@ def test_committed_scores_lead_to_the_same_runs(chain, tmp_path, monkeypatch):
 
 def test_subsets_by_members_are_those_of_the_first_members(ensemble_of, trained):
     runs = ensemble_of()
-    found = selection.subsets_by_members(runs=runs, store=trained, counts=[4, 1, 50], size=20)
+    found = selection.subsets_by_members(runs=runs, store=trained, counts=[4, 1, 6, 50], size=20)
     assert found["num_members"].tolist() == [1, 4, 6]
     assert found["correlation"].shape == found["overlap"].shape == (2, 3, 4)
     whole = ensembles.score_arrays(runs=runs, store=trained)
@@ -243,7 +243,7 @@ def test_on_subset_describes_the_samples(run_of):
     [(10, False), (16, False), (17, False), (45, False), (60, False), (17, True), (45, True)],
 )
 def test_equal_updates_are_as_near_as_whole_epochs_come(run_of, trained, size, drop_last):
-    run = run_of(epochs=10, drop_last=drop_last, evaluate_every=10)
+    run = run_of(epochs=11, drop_last=drop_last, evaluate_every=11)
     part = selection.on_subset(run, np.arange(size), NUM_SAMPLES)
     longer = selection.at_equal_updates(part, NUM_SAMPLES)
     assert longer.subset == part.subset

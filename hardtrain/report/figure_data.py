@@ -46,9 +46,10 @@ def figure_data(
     If ``use_committed`` and a committed ``NAME.npz`` was made from these runs with these
     settings, it is read. Otherwise ``make(artefacts, **settings)`` computes the arrays from the
     runs' artefacts (``None`` for one that diverged; a run that lacks its artefact is trained
-    again), or, without runs, ``make(**settings)``. Among the settings ``device`` and
-    ``data_root`` say where something is, not what. Where the image sets are at hand, their
-    fingerprints must agree, too.
+    again), or, without an artefact, ``make(**settings)``. A ``make`` that takes ``runs`` is given
+    them, too; one that takes a ``store`` is given that in place of the artefacts, to read them one
+    at a time. Among the settings ``device`` and ``data_root`` say where something is, not what.
+    Where the image sets are at hand, their fingerprints must agree, too.
     """
     places = {key: settings.pop(key) for key in _PLACES if key in settings}
     versions = dict(sorted(_versions(make)))
@@ -58,8 +59,11 @@ def figure_data(
     at_hand = {name: fingerprint_at_hand(name, root) for name in datasets}
     content = _committed(name, origin, at_hand) if use_committed else None
     if content is None:
-        artefacts = [load_artefacts(runs, artefact, store)] if runs else []
-        arrays = make(*artefacts, **settings, **places)
+        taken = inspect.signature(make).parameters
+        given = {key: value for key, value in (("runs", runs), ("store", store)) if key in taken}
+        loads = artefact and "store" not in taken
+        artefacts = [load_artefacts(runs, artefact, store)] if loads else []
+        arrays = make(*artefacts, **given, **settings, **places)
         function = f"{make.__module__}:{make.__qualname__}"
         about = (origin, json.dumps(at_hand), function, code_digest(make))
         buffer = io.BytesIO()

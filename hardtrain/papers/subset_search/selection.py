@@ -1,8 +1,8 @@
 """Subset search: the subsets that an ensemble's scores give, and the runs on them.
 
 From trainings to trainings: runs that keep checkpoints (`ensemble_of`) -> scores in a file that can
-be committed (`stored`, `score_arrays`) -> indices (`choose`, `grow`) -> runs on them (`targets`).
-Scores are used as the file has them, so that it alone leads to the same runs again.
+be committed (`score_arrays`) -> indices (`choose`, `grow`) -> runs on them (`targets`). Scores are
+used as the file has them, so that it alone leads to the same runs again.
 """
 
 import dataclasses
@@ -13,67 +13,49 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from hardtrain import checks
-from hardtrain.data.images import load_dataset
-from hardtrain.errors import ParameterError
-from hardtrain.papers.subset_search.ensembles import (
-    ACQUISITIONS,
-    ORDERS,
-    count_members,
-    ensemble_scores,
-    finished_members,
-    member_order,
-    steps_per_epoch,
-)
+from hardtrain.papers.subset_search import ensembles
+from hardtrain.papers.subset_search.ensembles import ACQUISITIONS, ORDERS, SPOKEN, steps_per_epoch
 from hardtrain.runs import subsets
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.train import training_set
+from hardtrain.runs.train import load_data, training_set
 from hardtrain.strategies.subset_selection import select_subset
 from hardtrain.training import pieces
 
 
 def subsets_by_members(
-    *,
-    ensemble: Sequence[Run],
-    counts: Sequence[int],
-    size: int,
-    orders: Sequence[str] = ORDERS,
-    store: RunStore | None = None,
-    **described,
+    *, runs: Sequence[Run], store: RunStore | None = None, counts: Sequence[int], size: int
 ) -> dict[str, np.ndarray]:
-    """The subsets that the first members of an ensemble choose; for `stored`.
+    """The subsets that the first members of an ensemble choose, for ``figure_data``.
 
     Args:
-        ensemble, store: as in `ensemble_scores`.
+        runs, store: as in `score_arrays`.
         counts: numbers of members; those that the ensemble does not reach are left out, and all
             its members are always a row.
         size: of the subsets.
-        orders: of `member_order`.
 
     Returns:
-        ``num_members (P,)``; for the first order ``above`` and ``tied`` ``(P, A, ceil(N / 8))``:
-        by number of members and function of ``ACQUISITIONS``, which samples lie above the score
-        at the cut and which have it, a bit a sample, for `ranks_of`; ``correlation`` and
-        ``overlap (O, P, A)``, with all members' scores (Spearman's, nan where all are equal) and
-        subset (`jaccard`, equal scores drawn anew); ``num_samples ()``.
+        ``num_members (P,)``. For the first of ``ORDERS``, ``above`` and ``tied``
+        ``(P, A, ceil(N / 8))``: by number of members and function of ``ACQUISITIONS``, which
+        samples lie above the score at the cut and which have it, a bit a sample, for `ranks_of`.
+        ``correlation`` and ``overlap (O, P, A)``, with all members' scores (Spearman's, nan where
+        all are equal) and subset (`jaccard`, equal scores drawn anew). ``num_samples ()``.
     """
-    num_members = count_members(ensemble, store)
-    num_runs = len(finished_members(ensemble, store))
+    runs = ensembles.finished_runs(runs, store)
+    orders = [ensembles.member_order(runs, order) for order in ORDERS]
+    num_members = len(orders[0])
     reached = [*sorted({count for count in counts if count < num_members}), num_members]
-    walks = [member_order(num_runs, num_members // num_runs, order) for order in orders]
-    groups = [set(walk[:count]) for walk in walks for count in reached]
-    found = ensemble_scores(ensemble, store, groups=groups)
+    groups = [set(order[:count]) for order in orders for count in reached]
+    scores = ensembles.ensemble_scores(runs, store, groups)
     above, tied, correlation, overlap = [], [], [], []
-    for scores, name in product(found, ACQUISITIONS):
-        values, last = scores[name].astype(float), found[-1][name].astype(float)
+    for part, name in product(scores, ACQUISITIONS):
+        values, last = part[name].astype(float), scores[-1][name].astype(float)
         cut = np.sort(values)[-size]
         above.append(np.packbits(values > cut))
         tied.append(np.packbits(values == cut))
         varied = np.ptp(values) > 0 and np.ptp(last) > 0
         correlation.append(spearmanr(values, last).statistic if varied else np.nan)
-        pair = choose(values, size, seed=1), choose(last, size, seed=0)
-        overlap.append(jaccard(pair)[0, 1])
+        overlap.append(jaccard(choose(values, size, seed=1), choose(last, size, seed=0)))
     shape = (len(orders), len(reached), len(ACQUISITIONS))
     return {
         "num_members": np.array(reached),
@@ -85,64 +67,60 @@ def subsets_by_members(
     }
 
 
-def ranks_of(found: Mapping[str, np.ndarray], row: int, function: str) -> np.ndarray:
-    """Of `subsets_by_members`: 2 above the cut, 1 at it, 0 below ``(N,)``, from which `choose`
-    takes the same samples as from the scores."""
+def ranks_of(arrays: Mapping[str, np.ndarray], row: int, function: str) -> np.ndarray:
+    """Of `subsets_by_members`: 2 above the cut, 1 at it, 0 below ``(N,)``.
+
+    From them `choose` takes the same samples as from the scores.
+    """
     column = ACQUISITIONS.index(function)
-    above, tied = (np.unpackbits(found[name][row, column]) for name in ("above", "tied"))
-    return (2 * above + tied)[: int(found["num_samples"])]
+    above, tied = (np.unpackbits(arrays[name][row, column]) for name in ("above", "tied"))
+    return (2 * above + tied)[: int(arrays["num_samples"])]
 
 
-def training_labels(
-    *, datasets: Sequence[str], train_size: int, data_root: str | None = None
-) -> dict[str, np.ndarray]:
-    """Labels ``(N,)`` and class names of one training set, for ``figure_data``: with them a
-    notebook plans subsets of data that are not at hand.
+def training_labels(*, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """Labels ``(N,)`` and class names of a run's training set, for ``figure_data``.
+
+    With them a notebook plans subsets of data that are not at hand.
 
     Example:
-        >>> found = training_labels(datasets=["digits"], train_size=20)
-        >>> np.bincount(found["labels"]).tolist(), len(found["class_names"])
+        >>> arrays = training_labels(runs=[Run("digits", "mlp", train_size=20)])
+        >>> np.bincount(arrays["labels"]).tolist(), len(arrays["class_names"])
         ([2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 10)
     """
-    (name,) = datasets
-    data = load_dataset(name, "train", root=data_root).subset(train_size)
-    labels = data.labels.numpy().astype(np.int16)
+    (run,) = runs
+    data, _, _ = load_data(run)
+    labels = data.labels.cpu().numpy().astype(np.int16)
     return {"labels": labels, "class_names": np.array(data.class_names)}
 
 
-def pictures(
-    *,
-    datasets: Sequence[str],
-    train_size: int,
-    indices: Sequence[int],
-    label_noise: float = 0.0,
-    label_noise_seed: int = 0,
-    data_root: str | None = None,
-) -> dict[str, np.ndarray]:
-    """Training images by index, for ``figure_data``: ``images (n, C, H, W)``, and the names of
-    the class that the training is ``given`` and of the ``true`` one, ``(n,)`` each."""
-    (name,) = datasets
-    data = load_dataset(name, "train", root=data_root).subset(train_size)
-    noise = Run(name, "mlp", label_noise=label_noise, label_noise_seed=label_noise_seed)
+def pictures(*, runs: Sequence[Run], indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """Images of a run's training set by index, for ``figure_data``.
+
+    Returns:
+        ``images (n, C, H, W)``, and the names of the class that the training is ``given`` and of
+        the ``true`` one, ``(n,)`` each.
+    """
+    (run,) = runs
+    data, _, _ = load_data(run)
     names = np.array(data.class_names)
-    indices = np.asarray(indices, dtype=np.int64)
     return {
-        "images": data.images[indices].numpy(),
-        "given": names[training_set(noise, data).labels[indices].numpy()],
-        "true": names[data.labels[indices].numpy()],
+        "images": data.images[indices].cpu().numpy(),
+        "given": names[training_set(run, data).labels[indices].cpu().numpy()],
+        "true": names[data.labels[indices].cpu().numpy()],
     }
 
 
 def subset_size(run: Run, num_samples: int, fraction: float) -> int:
-    """``fraction`` of ``num_samples``, rounded; one less where ``run`` would be left with a batch
-    of a single sample, which batch-norm cannot take.
+    """``fraction`` of ``num_samples``, rounded.
+
+    It is one less where ``run`` would be left with a batch of a single sample, which batch-norm
+    cannot take.
 
     Example:
         >>> run = Run("digits", "cnn_small", batch_size=10)
         >>> subset_size(run, 100, 0.7), subset_size(run, 100, 0.71)
         (70, 70)
     """
-    checks.number("fraction", fraction, low=0, above=True, below=1)
     size = max(1, round(fraction * num_samples))
     return size - (size > run.batch_size and size % run.batch_size == 1)
 
@@ -155,8 +133,9 @@ def choose(
     labels: np.ndarray | None = None,
     lowest: bool = False,
 ) -> np.ndarray:
-    """Indices ``(size,)`` of the highest scores; with ``labels`` the same number of each class;
-    the lowest scores if ``lowest``.
+    """Indices ``(size,)`` of the highest scores, or of the ``lowest``.
+
+    With ``labels`` there is the same number of each class.
 
     Equal scores come in an order that ``seed`` draws. The order of the file, which `select_subset`
     would take, may have a meaning: where all members agree it would keep the first classes of a
@@ -176,25 +155,13 @@ def choose(
     return order[select_subset(values, size, labels=labels, balanced=labels is not None).numpy()]
 
 
-def choose_at_random(
-    num_samples: int, size: int, *, seed: int, labels: np.ndarray | None = None
-) -> np.ndarray:
-    """As `choose`, where all scores are equal."""
-    return choose(np.zeros(num_samples), size, seed=seed, labels=labels)
-
-
 def grow(chosen: np.ndarray, scores: np.ndarray, size: int, *, seed: int) -> np.ndarray:
     """``chosen`` and, up to ``size``, the highest-scored of the other samples, as in `choose`.
-
-    Raises:
-        ParameterError: ``size`` is below the number of the chosen.
 
     Example:
         >>> sorted(grow(np.array([3]), np.array([0.5, 0.9, 0.7, 0.1]), 3, seed=0).tolist())
         [1, 2, 3]
     """
-    if size < len(chosen):
-        raise ParameterError(f"size = {size} is less than the {len(chosen)} chosen before")
     values = np.array(scores, dtype=np.float64)
     values[chosen] = np.inf
     return choose(values, size, seed=seed)
@@ -208,8 +175,9 @@ def on_subset(run: Run, indices: np.ndarray, num_samples: int) -> Run:
 
 
 def at_equal_updates(run: Run, num_samples: int) -> Run:
-    """A run on a subset, with as many epochs as bring it nearest to the updates that it would
-    make with all ``num_samples``; for schedules that stretch with the training (constant, cosine).
+    """A run on a subset, with as many epochs as bring it nearest to the updates on all samples.
+
+    It is for schedules that stretch with the training (constant, cosine).
 
     Example:
         >>> run = Run("digits", "mlp", epochs=20, batch_size=10)
@@ -244,16 +212,16 @@ def candidates(
         ``acquisition`` also ``highest, balanced`` and ``lowest``; ``build-up``, ``random``,
         ``random, balanced``.
     """
-    ways = {name.replace("_", " "): (scores[name], {}) for name in ACQUISITIONS}
-    ways["highest, balanced"] = (scores[acquisition], {"labels": labels})
-    ways["lowest"] = (scores[acquisition], {"lowest": True})
-    ways["random"] = (np.zeros(len(labels)), {})
-    ways["random, balanced"] = (np.zeros(len(labels)), {"labels": labels})
-    found = {
-        name: [choose(values, size, seed=seed, **how) for seed in seeds]
-        for name, (values, how) in ways.items()
+    rankings = {SPOKEN[name]: (scores[name], {}) for name in ACQUISITIONS}
+    rankings["highest, balanced"] = (scores[acquisition], {"labels": labels})
+    rankings["lowest"] = (scores[acquisition], {"lowest": True})
+    rankings["random"] = (np.zeros(len(labels)), {})
+    rankings["random, balanced"] = (np.zeros(len(labels)), {"labels": labels})
+    chosen = {
+        name: [choose(values, size, seed=seed, **options) for seed in seeds]
+        for name, (values, options) in rankings.items()
     }
-    return found | {"build-up": [grown] * len(seeds)}
+    return chosen | {"build-up": [grown] * len(seeds)}
 
 
 def targets(
@@ -266,17 +234,12 @@ def targets(
     ]
 
 
-def jaccard(chosen: Sequence[np.ndarray]) -> np.ndarray:
-    """Overlap ``|A ∩ B| / |A ∪ B|`` of every pair of index sets ``(S, S)``.
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Overlap ``|A ∩ B| / |A ∪ B|`` of two index sets.
 
     Example:
-        >>> jaccard([np.array([0, 1]), np.array([1, 2])])[0, 1].round(3).item()
+        >>> round(jaccard(np.array([0, 1]), np.array([1, 2])), 3)
         0.333
     """
-    size = 1 + max(int(indices.max()) for indices in chosen)
-    masks = np.zeros((len(chosen), size))
-    for mask, indices in zip(masks, chosen, strict=True):
-        mask[indices] = 1
-    common = masks @ masks.T
-    sizes = masks.sum(axis=1)
-    return common / (sizes[:, None] + sizes - common)
+    common = len(np.intersect1d(first, second))
+    return common / (len(first) + len(second) - common)

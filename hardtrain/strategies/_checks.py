@@ -1,0 +1,139 @@
+"""What strategies refuse, said in one place: the argument, what is allowed, and what came.
+
+Types and shapes are looked at always, contents on the CPU only: on a GPU that would mean waiting.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+
+import torch
+from torch import Generator, Tensor
+
+
+def integer(name: str, value: object, low: int = 1, high: int | None = None) -> int:
+    """``value`` as an int in [low, high]; a bool, a float or a text is refused."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < low or (high is not None and value > high):
+        allowed = f"at least {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name} must be {allowed}; got {value}")
+    return operator.index(value)
+
+
+def fraction(name: str, value: object) -> float:
+    """``value`` as a float in (0, 1]."""
+    return _number(name, value, "in (0, 1]", lambda number: 0 < number <= 1)
+
+
+def positive(name: str, value: object) -> float:
+    """``value`` as a float above 0."""
+    return _number(name, value, "finite and > 0", lambda number: 0 < number < math.inf)
+
+
+def not_negative(name: str, value: object) -> float:
+    """``value`` as a float of at least 0."""
+    return _number(name, value, "finite and >= 0", lambda number: 0 <= number < math.inf)
+
+
+def _number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, {allowed}; got {value!r}")
+    if not is_allowed(float(value)):  # NaN never is
+        raise ValueError(f"{name} must be {allowed}; got {value}")
+    return float(value)
+
+
+def choice(name: str, value: object, known: Sequence[str]) -> str:
+    """``value`` if it is one of ``known``; the error names the nearest."""
+    allowed = " or ".join(map(repr, known))
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {allowed}; got {value!r}")
+    if value not in known:
+        nearest = get_close_matches(value, known, n=1, cutoff=0)[0]
+        raise ValueError(f"{name} must be {allowed}; got {value!r}: meant {nearest!r}?")
+    return value
+
+
+def instance(name: str, value: object, kind: type) -> None:
+    """A ``value`` of the type ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}; got {_described(value)}")
+
+
+def cpu_generator(value: Generator | None) -> None:
+    """A generator on the CPU, or none."""
+    if value is not None and (not isinstance(value, Generator) or value.device.type != "cpu"):
+        raise TypeError(f"generator must be a CPU torch.Generator or None; got {value!r}")
+
+
+def settings(state: Mapping, own: Mapping[str, object]) -> None:
+    """A saved ``state`` with these settings of the object that loads it."""
+    for name, value in own.items():
+        if state.get(name) != value:
+            raise ValueError(f"state must have {name} = {value!r}; got {state.get(name)!r}")
+
+
+_KINDS: dict[str, Callable[[Tensor], bool]] = {
+    "float": Tensor.is_floating_point,
+    "int64": lambda values: values.dtype == torch.int64,
+    "integer": lambda values: _is_real(values) and not values.is_floating_point(),
+    "float or integer": lambda values: _is_real(values),
+}
+
+
+def tensor(
+    name: str, values: object, *shapes: tuple[int | str, ...], kind: str = "float"
+) -> Tensor:
+    """``values`` if they have one of ``shapes``, where a letter stands for any size >= 1."""
+    if not isinstance(values, Tensor) or not _KINDS[kind](values):
+        raise TypeError(f"{name} must be a tensor of type {kind}; got {_described(values)}")
+    if not any(_fits(values, shape) for shape in shapes):
+        allowed = " or ".join(str(shape).replace("'", "") for shape in shapes)
+        raise ValueError(f"{name} must have shape {allowed}, sizes >= 1; got {tuple(values.shape)}")
+    return values
+
+
+def _is_real(values: Tensor) -> bool:
+    return not values.is_complex() and values.dtype != torch.bool
+
+
+def _fits(values: Tensor, shape: tuple[int | str, ...]) -> bool:
+    return values.ndim == len(shape) and all(
+        size >= 1 if isinstance(wanted, str) else size == wanted
+        for size, wanted in zip(values.shape, shape, strict=True)
+    )
+
+
+def labels(name: str, values: object, length: int, num_classes: int) -> Tensor:
+    """One class in [0, num_classes) for each of ``length`` samples."""
+    values = tensor(name, values, (length,), kind="integer")
+    within(name, values.long(), 0, num_classes - 1, f"in 0..{num_classes - 1}")
+    return values
+
+
+def on_device(name: str, values: Tensor, device: torch.device) -> None:
+    """A tensor that lies where the others do."""
+    if values.device != device:
+        raise ValueError(f"{name} must be on {device}, as the others; got {values.device}")
+
+
+def within(name: str, values: Tensor, low: float, high: float, allowed: str) -> None:
+    """Contents in [low, high], if they can be looked at."""
+    if on_host(values):
+        least, most = torch.stack(values.detach().aminmax()).tolist()  # both NaN if any is
+        if not (low <= least and most <= high):
+            raise ValueError(f"{name} must be {allowed}; got {most if low <= least else least}")
+
+
+def on_host(values: object) -> bool:
+    """Whether a look at the contents waits for no device."""
+    return not isinstance(values, Tensor) or values.device.type == "cpu"
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__

@@ -5,22 +5,27 @@ Types and shapes are looked at always, contents on the CPU only: on a GPU that w
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 
 import torch
 from torch import Generator, Tensor
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INDICES = (torch.int64,)
+
 
 def integer(name: str, value: object, low: int = 1, high: int | None = None) -> int:
     """``value`` as an int in [low, high]; a bool, a float or a text is refused."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < low or (high is not None and value > high):
+    number = operator.index(value)
+    if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name} must be {allowed}; got {value}")
-    return operator.index(value)
+        raise ValueError(f"{name} must be {allowed}; got {number}")
+    return number
 
 
 def fraction(name: str, value: object) -> float:
@@ -76,42 +81,36 @@ def settings(state: Mapping, own: Mapping[str, object]) -> None:
             raise ValueError(f"state must have {name} = {value!r}; got {state.get(name)!r}")
 
 
-_KINDS: dict[str, Callable[[Tensor], bool]] = {
-    "float": Tensor.is_floating_point,
-    "int64": lambda values: values.dtype == torch.int64,
-    "integer": lambda values: _is_real(values) and not values.is_floating_point(),
-    "float or integer": lambda values: _is_real(values),
-}
-
-
 def tensor(
-    name: str, values: object, *shapes: tuple[int | str, ...], kind: str = "float"
+    name: str,
+    values: object,
+    *shapes: Sequence[int | str],
+    dtypes: Collection[torch.dtype] = FLOATS,
 ) -> Tensor:
     """``values`` if they have one of ``shapes``, where a letter stands for any size >= 1."""
-    if not isinstance(values, Tensor) or not _KINDS[kind](values):
-        raise TypeError(f"{name} must be a tensor of type {kind}; got {_described(values)}")
+    if not isinstance(values, Tensor) or values.dtype not in dtypes:
+        allowed = ", ".join(map(str, dtypes)).replace("torch.", "")
+        raise TypeError(f"{name} must be a tensor of {allowed}; got {_described(values)}")
     if not any(_fits(values, shape) for shape in shapes):
-        allowed = " or ".join(str(shape).replace("'", "") for shape in shapes)
-        raise ValueError(f"{name} must have shape {allowed}, sizes >= 1; got {tuple(values.shape)}")
+        allowed = " or ".join(str(tuple(shape)).replace("'", "") for shape in shapes)
+        sizes = ", sizes >= 1" if 0 in values.shape else ""
+        raise ValueError(f"{name} must have shape {allowed}{sizes}; got {tuple(values.shape)}")
     return values
 
 
-def _is_real(values: Tensor) -> bool:
-    return not values.is_complex() and values.dtype != torch.bool
-
-
-def _fits(values: Tensor, shape: tuple[int | str, ...]) -> bool:
+def _fits(values: Tensor, shape: Sequence[int | str]) -> bool:
     return values.ndim == len(shape) and all(
         size >= 1 if isinstance(wanted, str) else size == wanted
         for size, wanted in zip(values.shape, shape, strict=True)
     )
 
 
-def labels(name: str, values: object, length: int, num_classes: int) -> Tensor:
-    """One class in [0, num_classes) for each of ``length`` samples."""
-    values = tensor(name, values, (length,), kind="integer")
-    within(name, values.long(), 0, num_classes - 1, f"in 0..{num_classes - 1}")
-    return values
+def labels(name: str, values: object, samples: Tensor, num_classes: int) -> Tensor:
+    """One class in [0, num_classes) for each of ``samples``, on their device; int64."""
+    checked = tensor(name, values, (len(samples),), dtypes=INTEGERS).long()
+    on_device(name, checked, samples.device)
+    within(name, checked, 0, num_classes - 1, f"in 0..{num_classes - 1}")
+    return checked
 
 
 def on_device(name: str, values: Tensor, device: torch.device) -> None:

@@ -61,7 +61,7 @@ class PredictionHistory:
 
     def update(self, indices: Tensor, probabilities: Tensor) -> None:
         """Add one probability of the true class per index; gradients are not followed."""
-        _checks.tensor("indices", indices, ("B",), kind="int64")
+        _checks.tensor("indices", indices, ("B",), dtypes=_checks.INDICES)
         _checks.tensor("probabilities", probabilities, (len(indices),))
         last = self.num_samples - 1
         _checks.within("indices", indices, 0, last, f"in 0..{last}")

@@ -6,7 +6,7 @@ Li, Pan, Li, Zhu, "Improve SGD Training via Aligning Mini-batches" (ITDM), arXiv
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -220,7 +220,9 @@ class _Match(torch.autograd.Function):
     """The value of a match of features, whose gradient is computed along with it."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, match: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, match: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             value, gradient = match(features)
         ctx.save_for_backward(gradient)
@@ -228,7 +230,7 @@ class _Match(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output * ctx.saved_tensors[0], None
 
 
@@ -315,15 +317,19 @@ def _padding_pays(sizes: Tensor) -> bool:
 
 
 def _classes(
-    x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor, num_classes: int, dtype: torch.dtype
+    x: Tensor,
+    x_labels: Tensor | None,
+    y: Tensor,
+    y_labels: Tensor | None,
+    num_classes: int | None,
+    dtype: torch.dtype,
 ) -> _Classes:
-    """C is K, or K + 1 where labels are not looked at: those outside [0, K) are class K, of weight
-    0."""
-    _checks.integer("num_classes", num_classes)
-    for name, labels, features in (("x_labels", x_labels, x), ("y_labels", y_labels, y)):
-        _checks.labels(name, labels, len(features), num_classes)
-        _checks.on_device(name, labels, features.device)
-    labels = torch.cat([x_labels.long(), y_labels.long()])
+    """C is K, or K + 1 where labels are not looked at: those outside [0, K) are class K, whose
+    samples have weight 0."""
+    num_classes = _checks.integer("num_classes", num_classes)
+    of_x = _checks.labels("x_labels", x_labels, x, num_classes)
+    of_y = _checks.labels("y_labels", y_labels, y, num_classes)
+    labels = torch.cat([of_x, of_y])
     checked = _checks.on_host(labels)
     if not checked:
         labels = labels.where(labels == labels.clamp(0, num_classes - 1), num_classes)
@@ -359,7 +365,7 @@ def _kernels(
 ) -> tuple[Tensor, Tensor]:
     """Mean over the scales of exp(-d²/(s sigma)) - 1; 4 sigma times its slope by -d²."""
     total, slope = torch.zeros_like(distances), torch.zeros_like(distances)
-    kernel = total
+    kernel = distances  # until the first scale
     last = anchor = math.inf
     for scale in sorted(scales, reverse=True):
         # exp costs far more than a square; up to 16th powers, as rounding grows with the power

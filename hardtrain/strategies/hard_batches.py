@@ -5,7 +5,7 @@ Sahayam, Zakkam, Jayaraman, arXiv 2304.03486.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor
@@ -202,23 +202,16 @@ class HardBatchSampler(Sampler[list[int]]):
 
     def _is_batch(self, indices: Tensor | Sequence[int], device: torch.device) -> Tensor:
         """True at the id of the batch with these ``indices``: ``(N + 1,)`` on ``device``."""
-        if isinstance(indices, Tensor):
-            _checks.tensor("indices", indices, ("B",), kind="int64")
-            if not _checks.on_host(indices):
-                return self._match(indices).to(device)
-            indices = indices.tolist()
-        elif not isinstance(indices, list | tuple) or not all(
-            isinstance(i, Integral) for i in indices
-        ):
-            raise TypeError(
-                f"indices must be an int64 tensor (B,) or a list of int; got {indices!r}"
-            )
-        if tuple(indices) not in self._ids:
+        given = _checks.tensor("indices", torch.as_tensor(indices), ("B",), dtypes=_checks.INDICES)
+        if not _checks.on_host(given):
+            return self._match(given).to(device)
+        key = tuple(given.tolist() if isinstance(indices, Tensor) else indices)
+        if key not in self._ids:
             raise ValueError(
                 f"indices must be those of one of the {self.num_batches} batches, in its order; "
-                f"got {len(indices)}, from {list(indices[:5])}"
+                f"got {len(key)}, from {list(key[:5])}"
             )
-        return torch.arange(self.num_batches + 1, device=device) == self._ids[tuple(indices)]
+        return torch.arange(self.num_batches + 1, device=device) == self._ids[key]
 
     def _match(self, indices: Tensor) -> Tensor:
         """The same on the device of ``indices``, without waiting; True at N if it is no batch."""

@@ -48,6 +48,8 @@ class EnsembleTally:
         (tensor([[0.6500, 0.3500]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
 
+    _sum: Tensor
+
     def __init__(self) -> None:
         self.num_members = 0
 
@@ -76,24 +78,17 @@ class EnsembleTally:
     @property
     def mean(self) -> Tensor:
         """The mean prediction ``(N, K)``, float64."""
-        self._require_members()
         return self._sum / self.num_members
 
     @property
     def mean_entropy(self) -> Tensor:
         """The mean of the members' entropies ``(N,)``, float64, in nats."""
-        self._require_members()
         return self._entropies / self.num_members
 
     @property
     def votes(self) -> Tensor:
         """How many members have their largest probability at a class ``(N, K)``, int32."""
-        self._require_members()
         return self._votes.clone()
-
-    def _require_members(self) -> None:
-        if self.num_members == 0:
-            raise ValueError("probabilities must have at least one member; got 0")
 
 
 Members = Tensor | Iterable[Tensor] | EnsembleTally
@@ -190,9 +185,8 @@ def error_count(probabilities: Members, labels: Tensor) -> Tensor:
         tensor([1])
     """
     tally = _tally(probabilities)
-    _checks.labels("labels", labels, *tally.votes.shape)
-    right = tally.votes.gather(1, labels.long().unsqueeze(1)).squeeze(1)
-    return tally.num_members - right.long()
+    labels = _checks.labels("labels", labels, tally.votes, tally.votes.shape[1])
+    return tally.num_members - tally.votes.gather(1, labels.unsqueeze(1)).squeeze(1).long()
 
 
 def select_subset(
@@ -225,16 +219,15 @@ def select_subset(
         >>> select_subset(scores, 2), select_subset(scores, 2, labels=labels, balanced=True)
         (tensor([1, 2]), tensor([1, 0]))
     """
-    _checks.tensor("scores", scores, ("N",), kind="float or integer")
+    _checks.tensor("scores", scores, ("N",), dtypes=_checks.FLOATS + _checks.INTEGERS)
     _checks.integer("budget", budget, 1, len(scores))
     if scores.is_floating_point():
         _checks.within("scores", scores, -torch.inf, torch.inf, "free of NaN")
-    if labels is not None:
-        _checks.tensor("labels", labels, (len(scores),), kind="integer")
-    elif balanced:
-        raise ValueError("labels must be given if balanced; got None")
     ranked = scores.detach().argsort(descending=True, stable=True)
     if balanced:
+        if labels is None:
+            raise ValueError("labels must be given if balanced; got None")
+        _checks.tensor("labels", labels, (len(scores),), dtypes=_checks.INTEGERS)
         # within the ranking: how many of the same class stand before
         by_class = labels[ranked].argsort(stable=True)
         classes = labels[ranked][by_class]
@@ -246,15 +239,17 @@ def select_subset(
 
 
 def _tally(probabilities: Members) -> EnsembleTally:
+    """What the scores need, in one pass over the members."""
     if isinstance(probabilities, EnsembleTally):
-        return probabilities
-    if isinstance(probabilities, Tensor):
-        _checks.tensor("probabilities", probabilities, ("M", "N", "K"))
+        tally = probabilities
     else:
+        if isinstance(probabilities, Tensor):
+            _checks.tensor("probabilities", probabilities, ("M", "N", "K"))
         _checks.instance("probabilities", probabilities, Iterable)
-    tally = EnsembleTally()
-    for member in probabilities:
-        tally.update(member)
+        tally = EnsembleTally()
+        for member in probabilities:
+            tally.update(member)
+    _checks.integer("the number of members in probabilities", tally.num_members)
     return tally
 
 

@@ -6,6 +6,7 @@ training difficulty".
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from hardtrain.strategies import _checks
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Epoch = TypeVar("Epoch", float, Tensor)
 
 
 def trim(losses: Tensor, keep: float) -> Tensor:
@@ -143,7 +145,7 @@ class TrimmedLoss(nn.Module):
         kept = torch.arange(len(losses), device=losses.device) < k
         return torch.where(kept, ranked, 0).sum() / k.to(losses.dtype)
 
-    def _keep_at(self, epoch):
+    def _keep_at(self, epoch: Epoch) -> Epoch:
         part = epoch / max(1, self.num_epochs - 1)
         return self.start * (1 - part) + self.end * part  # exact at both ends
 

@@ -21,9 +21,12 @@ SCALES = (1, 2, 4, 8, 16)
 def plain_mmd(
     x: Tensor, y: Tensor, scales: Sequence[float] = SCALES, bandwidth: float | Tensor | None = None
 ) -> Tensor:
-    """:func:`mmd` as the equations are printed; to read, and to test the fast form against.
+    """:func:`mmd` as it is printed, for features ``(n, D)`` and ``(m, D)``: to read, and to hold
+    the fast form against. Where the sets coincide, the root has no gradient.
 
-    Where both sets coincide, its root has no gradient.
+    Example:
+        >>> plain_mmd(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
+        tensor(0.9154)
     """
     pooled, n = torch.cat([x, y]), len(x)
     distances = (pooled[:, None] - pooled).square().sum(2)
@@ -38,7 +41,13 @@ def plain_mmd(
 def plain_class_conditional_mmd(
     x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor, num_classes: int
 ) -> Tensor:
-    """:func:`class_conditional_mmd` as a loop over the classes, likewise."""
+    """:func:`class_conditional_mmd` as a loop over the classes, with the default options.
+
+    Example:
+        >>> x, y, labels = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0, 2])
+        >>> plain_class_conditional_mmd(x, labels, y, labels, 4)
+        tensor(0.3502)
+    """
     match = x.new_zeros(())
     for k in range(num_classes):
         of_x, of_y = x[x_labels == k], y[y_labels == k]
@@ -70,8 +79,7 @@ def mmd(
               k(u, v) = \frac{1}{|S|} \sum_{s \in S} \exp\Bigl(-\frac{\|u - v\|^2}{s \sigma}\Bigr)
 
     Args:
-        x: features, shape ``(n, D)``, float.
-        y: features, shape ``(m, D)``, float.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
         scales: S, the widths of the averaged kernels, in units of ``bandwidth``.
         bandwidth: :math:`\sigma`, a squared distance, treated as constant: a number > 0 or a
             tensor ``()``; by default :func:`median_bandwidth`. Below 128 eps of the largest
@@ -99,14 +107,13 @@ def mmd(
         >>> mmd(x, y), mmd(x, x)
         (tensor(0.9154), tensor(0.))
     """
-    _check_features(x, y)
-    pooled = _pool(x, y)
+    pooled = _pooled(x, y)
     weights = torch.cat(
         [pooled.new_full((len(x),), 1 / len(x)), pooled.new_full((len(y),), -1 / len(y))]
     )
     settings = _settings(pooled, 1, scales, bandwidth, squared)
     match = partial(_match_groups, weights=weights[None], sizes=None, settings=settings)
-    return _Match.apply(pooled[None], match)
+    return _WithGradient.apply(pooled[None], match)
 
 
 def class_conditional_mmd(
@@ -129,15 +136,12 @@ def class_conditional_mmd(
     classes are masked: that never waits for the device.
 
     Args:
-        x: features, shape ``(n, D)``, float.
-        x_labels: ``(n,)``, int, in ``[0, K)``. On a GPU that is not checked, because it would
-            wait for the device: samples with other labels do not count.
-        y: features, shape ``(m, D)``, float.
-        y_labels: ``(m,)``, likewise.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
+        x_labels, y_labels: ``(n,)`` and ``(m,)``, int, in ``[0, K)``. On a GPU that is not
+            checked, because it would wait for the device: samples with other labels do not count.
         num_classes: K >= 1, of the task: a class that is absent on either side adds 0.
-        scales: as in :func:`mmd`.
+        scales, squared: as in :func:`mmd`, for each class.
         bandwidth: as in :func:`mmd`, by default a median for each class; or a tensor ``(K,)``.
-        squared: as in :func:`mmd`, for each class.
 
     Returns:
         Scalar, shape ``()``, as in :func:`mmd`; features are centred class by class.
@@ -157,13 +161,12 @@ def class_conditional_mmd(
         >>> class_conditional_mmd(x, labels, y, labels, num_classes=3)
         tensor(0.5033)
     """
-    _check_features(x, y)
-    pooled = _pool(x, y)
-    classes = _classes(x, x_labels, y, y_labels, num_classes, pooled.dtype)
+    pooled = _pooled(x, y)
+    classes = _classes(x, x_labels, y, y_labels, num_classes)
     settings = _settings(pooled, num_classes, scales, bandwidth, squared)
     padded = _checks.on_host(pooled) and _padding_pays(classes.sizes)
     match = _match_padded if padded else _match_masked
-    return _Match.apply(pooled, partial(match, classes=classes, settings=settings))
+    return _WithGradient.apply(pooled, partial(match, classes=classes, settings=settings))
 
 
 def median_bandwidth(
@@ -178,11 +181,9 @@ def median_bandwidth(
     r"""Median of the squared distances in the pooled sample, the default :math:`\sigma`.
 
     Args:
-        x: features, shape ``(n, D)``, float.
-        y: features, shape ``(m, D)``, float.
-        x_labels: ``(n,)``, int; with labels there is one median for each class.
-        y_labels: ``(m,)``.
-        num_classes: K.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
+        x_labels, y_labels, num_classes: ``(n,)`` and ``(m,)``, int, and K; with labels there is
+            one median for each class.
         diagonal: False: over the pairs i < j, the default of this module. True: over the full
             matrix, as in the authors' code; its zero diagonal makes :math:`\sigma` 0 for a class
             with one sample on each side.
@@ -203,12 +204,10 @@ def median_bandwidth(
         >>> median_bandwidth(x, y), median_bandwidth(x, y, diagonal=True)
         (tensor(4.), tensor(1.))
     """
-    _check_features(x, y)
-    pooled = _pool(x, y).detach()
-    labelled = not (x_labels is None and y_labels is None and num_classes is None)
+    pooled = _pooled(x, y).detach()
     with torch.autocast(x.device.type, enabled=False):
-        if labelled:
-            classes = _classes(x, x_labels, y, y_labels, num_classes, pooled.dtype)
+        if x_labels is not None or y_labels is not None:
+            classes = _classes(x, x_labels, y, y_labels, num_classes)
             centred = _centred_by_class(pooled, classes.labels[:, None] == classes.labels)
             distances = _squared_distances(centred[None])[0]
             return _class_medians(distances, classes, diagonal)[:num_classes]
@@ -216,13 +215,14 @@ def median_bandwidth(
         return (distances if diagonal else distances[_pairs(len(pooled), x.device)[2]]).median()
 
 
-class _Match(torch.autograd.Function):
+_Match = tuple[Tensor, Tensor]  # its value, and its gradient by the features
+
+
+class _WithGradient(torch.autograd.Function):
     """The value of a match of features, whose gradient is computed along with it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, match: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def forward(ctx: Any, features: Tensor, match: Callable[[Tensor], _Match]) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             value, gradient = match(features)
         ctx.save_for_backward(gradient)
@@ -249,7 +249,7 @@ class _Classes(NamedTuple):
 
 def _match_groups(
     groups: Tensor, weights: Tensor, sizes: Tensor | None, settings: _Settings
-) -> tuple[Tensor, Tensor]:
+) -> _Match:
     """The match of groups ``(C, P, D)``, weights ``(C, P)``, and its gradient by the groups.
 
     Of a group the first ``sizes (C, 1)`` rows count, by default all. Only pairs i < j are computed.
@@ -276,7 +276,7 @@ def _match_groups(
     return value, _graph_gradient(graph + graph.mT, centred)
 
 
-def _match_padded(pooled: Tensor, classes: _Classes, settings: _Settings) -> tuple[Tensor, Tensor]:
+def _match_padded(pooled: Tensor, classes: _Classes, settings: _Settings) -> _Match:
     """One group ``(P, D)`` for each class, P the size of the largest, at least 2."""
     order = classes.labels.argsort(stable=True)
     sizes = classes.sizes[:, None]
@@ -290,7 +290,7 @@ def _match_padded(pooled: Tensor, classes: _Classes, settings: _Settings) -> tup
     return value, torch.zeros_like(pooled).index_add_(0, members.flatten(), gradient)
 
 
-def _match_masked(pooled: Tensor, classes: _Classes, settings: _Settings) -> tuple[Tensor, Tensor]:
+def _match_masked(pooled: Tensor, classes: _Classes, settings: _Settings) -> _Match:
     """The full matrix, where pairs of different classes have weight 0."""
     labels, sizes, weights = classes
     same = labels[:, None] == labels
@@ -317,12 +317,7 @@ def _padding_pays(sizes: Tensor) -> bool:
 
 
 def _classes(
-    x: Tensor,
-    x_labels: Tensor | None,
-    y: Tensor,
-    y_labels: Tensor | None,
-    num_classes: int | None,
-    dtype: torch.dtype,
+    x: Tensor, x_labels: Tensor | None, y: Tensor, y_labels: Tensor | None, num_classes: int | None
 ) -> _Classes:
     """C is K, or K + 1 where labels are not looked at: those outside [0, K) are class K, whose
     samples have weight 0."""
@@ -336,7 +331,7 @@ def _classes(
     classes = torch.arange(num_classes if checked else num_classes + 1, device=labels.device)
     sides = len(x), len(y)
     members = (labels[:, None] == classes).split(sides)
-    in_x, in_y = (side.sum(0, dtype=dtype) for side in members)
+    in_x, in_y = (side.sum(0, dtype=_dtype(x, y)) for side in members)
     alive = torch.minimum(in_x, in_y).clamp_(max=1)
     alive[num_classes:] = 0
     of_x, of_y = labels.split(sides)
@@ -428,15 +423,15 @@ def _pairs(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
     return i, j, i * num_rows + j
 
 
-def _pool(x: Tensor, y: Tensor) -> Tensor:
-    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    return torch.cat([x.to(dtype), y.to(dtype)])
+def _dtype(x: Tensor, y: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
 
 
-def _check_features(x: Tensor, y: Tensor) -> None:
+def _pooled(x: Tensor, y: Tensor) -> Tensor:
     _checks.tensor("x", x, ("n", "D"))
     _checks.tensor("y", y, ("m", x.shape[1]))
     _checks.on_device("y", y, x.device)
+    return torch.cat([x.to(_dtype(x, y)), y.to(_dtype(x, y))])
 
 
 def _settings(

@@ -24,7 +24,8 @@ def plain_noise(
     """What :class:`GradientNoise` does before each step; to read, and to test the hook against."""
     sigma = math.sqrt(alpha / (1 + step) ** gamma)
     sizes = [gradient.numel() for gradient in gradients]
-    noise = torch.empty(sum(sizes)).normal_(0, sigma, generator=generator)
+    noise = torch.empty(sum(sizes), device=generator.device)
+    noise.normal_(0, sigma, generator=generator)
     for gradient, part in zip(gradients, noise.split(sizes), strict=True):
         gradient += part.view_as(gradient)
 
@@ -60,8 +61,8 @@ class GradientNoise:
     GPU skipped is read at its next step (or by ``step``, ``variance``, ``state_dict``) from a copy
     queued one step earlier: the host may wait for that, never for the newest forward and backward.
 
-    It costs two operations a step for any number of tensors (of one dtype), under a loss scale a
-    third and a copy of one number, and memory for one more copy of the gradients.
+    It costs two operations a step for any number of tensors (of one dtype), a third for the loss
+    scale, and memory for one more copy of the gradients.
 
     Raises:
         ValueError: ``alpha`` or ``gamma`` negative or not finite; no generator under
@@ -160,6 +161,8 @@ class GradientNoise:
             self._add_noise(gradients, sigma, scale)
         self._step += 1
         self._undecided = undecided
+        if undecided is not None and undecided.event is None:
+            self._decide()
 
     def _add_noise(self, gradients: list[Tensor], sigma: float, scale: Tensor | None) -> None:
         layout = [
@@ -229,17 +232,15 @@ def _check_gradient(gradient: Tensor, device: torch.device) -> None:
 def _copy_to_host(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy, and if it is only queued, the event after which it is there."""
     if not value.is_cuda:
-        return value.clone(), None
+        return value.cpu(), None
     copy, event = value.to("cpu", non_blocking=True), torch.cuda.Event()
     event.record(torch.cuda.current_stream(value.device))
     return copy, event
 
 
 def _own_generator(optimizer: Optimizer) -> Generator:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        if (num_ranks := distributed.get_world_size()) > 1:
-            raise ValueError(f"generator must be given, on each of {num_ranks} ranks; got None")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ValueError("generator must be given under torch.distributed, on every rank; got None")
     device = next(p for group in optimizer.param_groups for p in group["params"]).device
     # not the seed itself: the first weights were drawn with it, and the noise would resemble them
     digest = hashlib.sha256(f"{torch.initial_seed()}/gradient noise".encode()).digest()

@@ -86,6 +86,7 @@ def tensor(
     values: object,
     *shapes: Sequence[int | str],
     dtypes: Collection[torch.dtype] = FLOATS,
+    device: torch.device | None = None,
 ) -> Tensor:
     """``values`` if they have one of ``shapes``, where a letter stands for any size >= 1."""
     if not isinstance(values, Tensor) or values.dtype not in dtypes:
@@ -95,6 +96,8 @@ def tensor(
         allowed = " or ".join(str(tuple(shape)).replace("'", "") for shape in shapes)
         sizes = ", sizes >= 1" if 0 in values.shape else ""
         raise ValueError(f"{name} must have shape {allowed}{sizes}; got {tuple(values.shape)}")
+    if device not in (None, values.device):
+        raise ValueError(f"{name} must be on {device}, as the others; got {values.device}")
     return values
 
 
@@ -107,16 +110,9 @@ def _fits(values: Tensor, shape: Sequence[int | str]) -> bool:
 
 def labels(name: str, values: object, samples: Tensor, num_classes: int) -> Tensor:
     """One class in [0, num_classes) for each of ``samples``, on their device; int64."""
-    checked = tensor(name, values, (len(samples),), dtypes=INTEGERS).long()
-    on_device(name, checked, samples.device)
-    within(name, checked, 0, num_classes - 1, f"in 0..{num_classes - 1}")
-    return checked
-
-
-def on_device(name: str, values: Tensor, device: torch.device) -> None:
-    """A tensor that lies where the others do."""
-    if values.device != device:
-        raise ValueError(f"{name} must be on {device}, as the others; got {values.device}")
+    classes = tensor(name, values, (len(samples),), dtypes=INTEGERS, device=samples.device).long()
+    within(name, classes, 0, num_classes - 1, f"in 0..{num_classes - 1}")
+    return classes
 
 
 def within(name: str, values: Tensor, low: float, high: float, allowed: str) -> None:

@@ -5,7 +5,6 @@ Li, Pan, Li, Zhu, "Improve SGD Training via Aligning Mini-batches" (ITDM), arXiv
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,18 +15,14 @@ from torch.nn.functional import pad
 from hardtrain.strategies import _checks
 
 SCALES = (1, 2, 4, 8, 16)
+_Match = tuple[Tensor, Tensor]  # its value, and its gradient by the features
 
 
 def plain_mmd(
     x: Tensor, y: Tensor, scales: Sequence[float] = SCALES, bandwidth: float | Tensor | None = None
 ) -> Tensor:
     """:func:`mmd` as it is printed, for features ``(n, D)`` and ``(m, D)``: to read, and to hold
-    the fast form against. Where the sets coincide, the root has no gradient.
-
-    Example:
-        >>> plain_mmd(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
-        tensor(0.9154)
-    """
+    the fast form against. Where the sets coincide, the root has no gradient."""
     pooled, n = torch.cat([x, y]), len(x)
     distances = (pooled[:, None] - pooled).square().sum(2)
     if bandwidth is None:
@@ -41,13 +36,7 @@ def plain_mmd(
 def plain_class_conditional_mmd(
     x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor, num_classes: int
 ) -> Tensor:
-    """:func:`class_conditional_mmd` as a loop over the classes, with the default options.
-
-    Example:
-        >>> x, y, labels = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0, 2])
-        >>> plain_class_conditional_mmd(x, labels, y, labels, 4)
-        tensor(0.3502)
-    """
+    """:func:`class_conditional_mmd`, likewise, as a loop over the classes."""
     match = x.new_zeros(())
     for k in range(num_classes):
         of_x, of_y = x[x_labels == k], y[y_labels == k]
@@ -62,6 +51,8 @@ def plain_class_conditional_mmd(
 #     MMD² = sum_ij w_i w_j k_ij = 2 sum_{i<j} w_i w_j (k_ij - 1),
 # which is exactly 0 for equal features. With B_ij = 4 w_i w_j (-dk_ij/dd²_ij), the gradient by the
 # features z is (B - diag(B 1)) z: one matrix product. The median counts as constant.
+# On CPU the classes are padded to the size of the largest. On a GPU, or if one outweighs the rest,
+# pairs of different classes are masked: that never waits for the device.
 
 
 def mmd(
@@ -102,18 +93,14 @@ def mmd(
         code takes the median over the full matrix: see :func:`median_bandwidth`.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]])
         >>> mmd(x, y), mmd(x, x)
         (tensor(0.9154), tensor(0.))
     """
-    pooled = _pooled(x, y)
-    weights = torch.cat(
-        [pooled.new_full((len(x),), 1 / len(x)), pooled.new_full((len(y),), -1 / len(y))]
-    )
+    pooled, n, m = _pooled(x, y), len(x), len(y)
+    weights = torch.cat([pooled.new_full((n,), 1 / n), pooled.new_full((m,), -1 / m)])
     settings = _settings(pooled, 1, scales, bandwidth, squared)
-    match = partial(_match_groups, weights=weights[None], sizes=None, settings=settings)
-    return _WithGradient.apply(pooled[None], match)
+    return _WithGradient.apply(pooled[None], _match_groups, weights[None], None, settings)
 
 
 def class_conditional_mmd(
@@ -130,10 +117,6 @@ def class_conditional_mmd(
     r"""Mean over the classes of the MMD between both sets' samples of one class: ITDM-c's match.
 
     .. math:: \mathrm{Match}_c = \frac{1}{K} \sum_{k=1}^{K} \mathrm{MMD}(H_1^k, H_2^k)
-
-    All classes at once, in one of two forms with the same result. On CPU each class is padded to
-    the size of the largest. On a GPU, or if one class outweighs the others, pairs of different
-    classes are masked: that never waits for the device.
 
     Args:
         x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
@@ -155,18 +138,17 @@ def class_conditional_mmd(
         not say what a class adds that a batch lacks; in the authors' code none is lacking.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]])
         >>> labels = torch.tensor([0, 1])
         >>> class_conditional_mmd(x, labels, y, labels, num_classes=3)
         tensor(0.5033)
     """
     pooled = _pooled(x, y)
-    classes = _classes(x, x_labels, y, y_labels, num_classes)
+    labels, sizes, weights = _classes(pooled, x, x_labels, y_labels, num_classes)
     settings = _settings(pooled, num_classes, scales, bandwidth, squared)
-    padded = _checks.on_host(pooled) and _padding_pays(classes.sizes)
+    padded = _checks.on_host(pooled) and len(sizes) * int(sizes.max()) ** 2 <= len(pooled) ** 2
     match = _match_padded if padded else _match_masked
-    return _WithGradient.apply(pooled, partial(match, classes=classes, settings=settings))
+    return _WithGradient.apply(pooled, match, labels, sizes, weights, settings)
 
 
 def median_bandwidth(
@@ -192,14 +174,12 @@ def median_bandwidth(
         Shape ``()``, or ``(K,)`` with labels, 0 for a class without pairs. If their number is
         even, the lower of the two in the middle. It has no gradient.
 
-    Raises:
-        ValueError, TypeError: as :func:`class_conditional_mmd`.
+    Errors: as in :func:`class_conditional_mmd`.
 
     Source:
         The paper names the median heuristic without saying over which pairs.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]])
         >>> median_bandwidth(x, y), median_bandwidth(x, y, diagonal=True)
         (tensor(4.), tensor(1.))
@@ -207,31 +187,29 @@ def median_bandwidth(
     pooled = _pooled(x, y).detach()
     with torch.autocast(x.device.type, enabled=False):
         if x_labels is not None or y_labels is not None:
-            classes = _classes(x, x_labels, y, y_labels, num_classes)
-            centred = _centred_by_class(pooled, classes.labels[:, None] == classes.labels)
+            labels, sizes, _ = _classes(pooled, x, x_labels, y_labels, num_classes)
+            centred = _centred_by_class(pooled, labels[:, None] == labels)
             distances = _squared_distances(centred[None])[0]
-            return _class_medians(distances, classes, diagonal)[:num_classes]
+            return _class_medians(distances, labels, sizes, diagonal)[:num_classes]
         distances = _squared_distances(_centred(pooled[None])).flatten()
         return (distances if diagonal else distances[_pairs(len(pooled), x.device)[2]]).median()
-
-
-_Match = tuple[Tensor, Tensor]  # its value, and its gradient by the features
 
 
 class _WithGradient(torch.autograd.Function):
     """The value of a match of features, whose gradient is computed along with it."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, match: Callable[[Tensor], _Match]) -> Tensor:
+    def forward(ctx: Any, features: Tensor, match: Callable[..., _Match], *others: Any) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            value, gradient = match(features)
+            value, gradient = match(features, *others)
         ctx.save_for_backward(gradient)
+        ctx.num_others = 1 + len(others)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return grad_output * ctx.saved_tensors[0], None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_output * ctx.saved_tensors[0], *[None] * ctx.num_others
 
 
 class _Settings(NamedTuple):
@@ -241,19 +219,11 @@ class _Settings(NamedTuple):
     squared: bool
 
 
-class _Classes(NamedTuple):
-    labels: Tensor  # (N,), of the pooled samples
-    sizes: Tensor  # (C,)
-    weights: Tensor  # (N,)
-
-
 def _match_groups(
     groups: Tensor, weights: Tensor, sizes: Tensor | None, settings: _Settings
 ) -> _Match:
-    """The match of groups ``(C, P, D)``, weights ``(C, P)``, and its gradient by the groups.
-
-    Of a group the first ``sizes (C, 1)`` rows count, by default all. Only pairs i < j are computed.
-    """
+    """The match of groups ``(C, P, D)``, weights ``(C, P)``, from pairs i < j alone. Of a group the
+    first ``sizes (C, 1)`` rows count, by default all."""
     num_rows = groups.shape[1]
     centred = _centred(groups)
     i, j, pairs = _pairs(num_rows, groups.device)
@@ -276,30 +246,33 @@ def _match_groups(
     return value, _graph_gradient(graph + graph.mT, centred)
 
 
-def _match_padded(pooled: Tensor, classes: _Classes, settings: _Settings) -> _Match:
+def _match_padded(
+    pooled: Tensor, labels: Tensor, sizes: Tensor, weights: Tensor, settings: _Settings
+) -> _Match:
     """One group ``(P, D)`` for each class, P the size of the largest, at least 2."""
-    order = classes.labels.argsort(stable=True)
-    sizes = classes.sizes[:, None]
+    order = labels.argsort(stable=True)
+    sizes = sizes[:, None]
     ends = sizes.cumsum(0)
     row = torch.arange(max(2, int(sizes.max())))
     # padding repeats the last of its class, with weight 0
     members = order[torch.minimum(ends - sizes + row, ends - 1).clamp_(min=0)]
-    weights = classes.weights[members] * (row < sizes)
+    weights = weights[members] * (row < sizes)
     value, gradient = _match_groups(pooled[members], weights, sizes, settings)
     gradient = gradient.flatten(0, 1)
     return value, torch.zeros_like(pooled).index_add_(0, members.flatten(), gradient)
 
 
-def _match_masked(pooled: Tensor, classes: _Classes, settings: _Settings) -> _Match:
+def _match_masked(
+    pooled: Tensor, labels: Tensor, sizes: Tensor, weights: Tensor, settings: _Settings
+) -> _Match:
     """The full matrix, where pairs of different classes have weight 0."""
-    labels, sizes, weights = classes
     same = labels[:, None] == labels
     centred = _centred_by_class(pooled, same)[None]
     distances = _squared_distances(centred)[0]
     members = labels[:, None] == torch.arange(len(sizes), device=labels.device)
     largest = ((distances * same).amax(1, keepdim=True) * members).amax(0)
     if settings.bandwidth is None:
-        bandwidth = _class_medians(distances, classes)
+        bandwidth = _class_medians(distances, labels, sizes)
     else:
         bandwidth = pad(settings.bandwidth, (0, len(sizes) - settings.num_classes))
     bandwidth = _floored(bandwidth, largest)[labels, None]
@@ -312,36 +285,33 @@ def _match_masked(pooled: Tensor, classes: _Classes, settings: _Settings) -> _Ma
     return value, _graph_gradient(graph[None], centred)[0]
 
 
-def _padding_pays(sizes: Tensor) -> bool:
-    return len(sizes) * int(sizes.max()) ** 2 <= int(sizes.sum()) ** 2
-
-
 def _classes(
-    x: Tensor, x_labels: Tensor | None, y: Tensor, y_labels: Tensor | None, num_classes: int | None
-) -> _Classes:
-    """C is K, or K + 1 where labels are not looked at: those outside [0, K) are class K, whose
-    samples have weight 0."""
+    pooled: Tensor, x: Tensor, x_labels: Tensor | None, y_labels: Tensor | None, num_classes: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels ``(N,)``, sizes ``(C,)``, weights ``(N,)``. C is K, or K + 1 where labels are not
+    looked at: those outside [0, K) are class K, whose samples have weight 0."""
     num_classes = _checks.integer("num_classes", num_classes)
     of_x = _checks.labels("x_labels", x_labels, x, num_classes)
-    of_y = _checks.labels("y_labels", y_labels, y, num_classes)
+    of_y = _checks.labels("y_labels", y_labels, pooled[len(x) :], num_classes)
     labels = torch.cat([of_x, of_y])
     checked = _checks.on_host(labels)
     if not checked:
         labels = labels.where(labels == labels.clamp(0, num_classes - 1), num_classes)
     classes = torch.arange(num_classes if checked else num_classes + 1, device=labels.device)
-    sides = len(x), len(y)
-    members = (labels[:, None] == classes).split(sides)
-    in_x, in_y = (side.sum(0, dtype=_dtype(x, y)) for side in members)
+    members = labels[:, None] == classes
+    in_x = members[: len(x)].sum(0, dtype=pooled.dtype)
+    in_y = members[len(x) :].sum(0, dtype=pooled.dtype)
     alive = torch.minimum(in_x, in_y).clamp_(max=1)
     alive[num_classes:] = 0
-    of_x, of_y = labels.split(sides)
+    of_x, of_y = labels[: len(x)], labels[len(x) :]
     weights = torch.cat([(alive / in_x)[of_x], (alive / -in_y)[of_y]])
-    return _Classes(labels, (in_x + in_y).long(), weights)
+    return labels, (in_x + in_y).long(), weights
 
 
-def _class_medians(distances: Tensor, classes: _Classes, diagonal: bool = False) -> Tensor:
+def _class_medians(
+    distances: Tensor, labels: Tensor, sizes: Tensor, diagonal: bool = False
+) -> Tensor:
     """Lower medians ``(C,)`` of the classes, after sorting all pairs by class and distance."""
-    labels, sizes, _ = classes
     i, j, pairs = _pairs(len(labels), labels.device)
     distances, order = distances.flatten()[pairs].sort()
     class_of_pair = labels[i].where(labels[i] == labels[j], len(sizes))
@@ -423,15 +393,11 @@ def _pairs(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
     return i, j, i * num_rows + j
 
 
-def _dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-
-
 def _pooled(x: Tensor, y: Tensor) -> Tensor:
     _checks.tensor("x", x, ("n", "D"))
-    _checks.tensor("y", y, ("m", x.shape[1]))
-    _checks.on_device("y", y, x.device)
-    return torch.cat([x.to(_dtype(x, y)), y.to(_dtype(x, y))])
+    _checks.tensor("y", y, ("m", x.shape[1]), device=x.device)
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    return torch.cat([x.to(dtype), y.to(dtype)])
 
 
 def _settings(
@@ -445,8 +411,7 @@ def _settings(
     _checks.integer("the number of scales", len(scales))
     checked = tuple(_checks.positive("each of scales", scale) for scale in scales)
     if isinstance(bandwidth, Tensor):
-        _checks.tensor("bandwidth", bandwidth, (), (num_classes,))
-        _checks.on_device("bandwidth", bandwidth, pooled.device)
+        _checks.tensor("bandwidth", bandwidth, (), (num_classes,), device=pooled.device)
         if _checks.on_host(bandwidth) and bool((bandwidth < 0).any()):
             raise ValueError(f"bandwidth must not be negative; got {bandwidth.tolist()}")
         bandwidth = bandwidth.detach().to(pooled).expand(num_classes)

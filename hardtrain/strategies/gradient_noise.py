@@ -78,7 +78,6 @@ class GradientNoise:
         gradient noise hook of Chainer, with which it was made.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(3, 2)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> noise = GradientNoise(optimizer, alpha=0.01, gamma=0.55)

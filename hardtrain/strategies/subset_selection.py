@@ -56,9 +56,10 @@ class EnsembleTally:
     def update(self, probabilities: Tensor) -> None:
         """Add one member's predictions; gradients are not followed."""
         name = f"probabilities of member {self.num_members}"
-        _checks.tensor(name, probabilities, self._sum.shape if self.num_members else ("N", "K"))
         if self.num_members:
-            _checks.on_device(name, probabilities, self._sum.device)
+            _checks.tensor(name, probabilities, self._sum.shape, device=self._sum.device)
+        else:
+            _checks.tensor(name, probabilities, ("N", "K"))
         exact = probabilities.detach().double()
         _checks.within(name, exact, 0, 1, "finite and in [0, 1]")
         tolerance = max(1e-4, 4 * torch.finfo(probabilities.dtype).eps)

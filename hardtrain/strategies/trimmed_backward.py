@@ -63,7 +63,6 @@ def trimmed_backward(
         function, which is not in the paper.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(2, 3)
         >>> inputs, targets = torch.randn(8, 2), torch.randint(3, (8,))
         >>> losses = trimmed_backward(model, inputs, targets, keep=0.25)

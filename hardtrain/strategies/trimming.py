@@ -42,7 +42,6 @@ def trim(losses: Tensor, keep: float) -> Tensor:
         hand, so a smaller last batch keeps the same fraction.
 
     Example:
-        >>> import torch
         >>> trim(torch.tensor([0.1, 2.0, 0.5, 1.0]), keep=0.5)
         tensor(1.5000)
     """
@@ -87,7 +86,6 @@ class TrimmedLoss(nn.Module):
         Section 2: "linearly decreased", 1.0 in the first epoch, 0.2 in the last, E = 150.
 
     Example:
-        >>> import torch
         >>> loss_function = TrimmedLoss(num_epochs=5)
         >>> for epoch in range(5):
         ...     loss_function.set_epoch(epoch)

@@ -18,14 +18,24 @@ from hardtrain.strategies.distribution_matching import (
 )
 
 SCALES = (1, 2, 4, 8, 16)
+FORMS = {
+    "padded": distribution_matching._match_padded,
+    "masked": distribution_matching._match_masked,
+}
 
 
-@pytest.fixture(params=["padded", "masked"])
+@pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """Both forms of the class-conditional match, on CPU."""
-    padded = request.param == "padded"
-    monkeypatch.setattr(distribution_matching, "_padding_pays", lambda *_: padded)
+    force(request.param, monkeypatch)
     return request.param
+
+
+def force(form, monkeypatch):
+    """Only this form of the class-conditional match is used from now on."""
+    chosen = FORMS[form]
+    for name in ("_match_padded", "_match_masked"):
+        monkeypatch.setattr(distribution_matching, name, chosen)
 
 
 def generator(seed=0):
@@ -487,8 +497,8 @@ def test_both_forms_agree(monkeypatch, dtype, num_classes):
     x, y = features(90, 70, 12, dtype=dtype)
     labels = labels_of(90, 70, num_classes)
     results = []
-    for padded in (True, False):
-        monkeypatch.setattr(distribution_matching, "_padding_pays", lambda *_, p=padded: p)
+    for form in FORMS:
+        force(form, monkeypatch)
         loss = class_conditional_mmd(x, labels[0], y, labels[1], num_classes)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
@@ -496,11 +506,24 @@ def test_both_forms_agree(monkeypatch, dtype, num_classes):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
 
 
-def test_form_follows_the_sizes_of_the_classes():
-    pays = distribution_matching._padding_pays
-    assert pays(torch.tensor([300]))
-    assert pays(torch.tensor([30] * 10))
-    assert not pays(torch.tensor([291] + [1] * 9))
+@pytest.mark.parametrize(
+    ("sizes", "form"), [([300], "padded"), ([30] * 10, "padded"), ([291] + [1] * 9, "masked")]
+)
+def test_form_follows_the_sizes_of_the_classes(sizes, form, monkeypatch):
+    force(form, monkeypatch)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    x, y = features(len(labels), 1, 2, dtype=torch.float32)
+    forced = class_conditional_mmd(x, labels, y, labels[:1], len(sizes))
+    monkeypatch.undo()
+    used = []
+    for name in FORMS:
+        monkeypatch.setattr(
+            distribution_matching,
+            f"_match_{name}",
+            lambda *a, n=name: used.append(n) or FORMS[n](*a),
+        )
+    assert torch.equal(class_conditional_mmd(x, labels, y, labels[:1], len(sizes)), forced)
+    assert used == [form]
     # elsewhere than on CPU nobody asks: see test_on_a_gpu_nothing_waits_for_the_device
 
 

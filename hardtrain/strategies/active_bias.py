@@ -8,11 +8,12 @@ deviation agrees with public re-implementations, the other scores are the common
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
+
+from hardtrain.strategies import _checks
 
 
 class PredictionHistory:
@@ -52,22 +53,19 @@ class PredictionHistory:
         ([3, 0, 1], [0.5, nan, 1.0])
     """
 
-    def __init__(self, num_samples: int, *, device: torch.device | str | None = None):
-        self.num_samples = _positive("num_samples", num_samples)
+    def __init__(self, num_samples: int, *, device: torch.device | str | None = None) -> None:
+        self.num_samples = _checks.integer("num_samples", num_samples)
         self._count = torch.zeros(self.num_samples, dtype=torch.int64, device=device)
         self._mean = torch.zeros(self.num_samples, dtype=torch.float64, device=device)
         self._squares = torch.zeros_like(self._mean)  # S, sum of the squared deviations
 
     def update(self, indices: Tensor, probabilities: Tensor) -> None:
         """Add one probability of the true class per index; gradients are not followed."""
-        if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
-            raise TypeError(f"indices must be an int64 tensor (B,); got {_what(indices)}")
-        if indices.ndim != 1 or len(indices) == 0:
-            raise ValueError(f"indices must have shape (B,), B >= 1; got {tuple(indices.shape)}")
-        _check_vector("probabilities", probabilities, len(indices))
+        _checks.tensor("indices", indices, ("B",), dtypes=_checks.INDICES)
+        _checks.tensor("probabilities", probabilities, (len(indices),))
         last = self.num_samples - 1
-        _check_range("indices", indices, 0, last, f"in 0..{last}")
-        _check_range("probabilities", probabilities, 0, 1, "finite and in [0, 1]")
+        _checks.within("indices", indices, 0, last, f"in 0..{last}")
+        _checks.within("probabilities", probabilities, 0, 1, "finite and in [0, 1]")
         device = self._mean.device
         indices = indices.to(device, non_blocking=True)
         new = probabilities.detach().to(device, torch.float64, non_blocking=True)
@@ -84,28 +82,30 @@ class PredictionHistory:
 
     @property
     def mean(self) -> Tensor:
+        """p̄, the mean of what came."""
         return self._mean.where(self._count > 0, math.nan)
 
     @property
     def variance(self) -> Tensor:
+        """v̂, the population variance of what came."""
         # rounding can leave a sum below 0 if a sample occurs twice in a batch
         return self._squares.clamp(min=0) / self._count  # 0 / 0 is NaN
 
     def state_dict(self) -> dict:
         """Tensors and a number."""
-        tensors = {name: getattr(self, f"_{name}").clone() for name in _STATE}
-        return {"num_samples": self.num_samples} | tensors
+        return {
+            "num_samples": self.num_samples,
+            "count": self._count.clone(),
+            "mean": self._mean.clone(),
+            "squares": self._squares.clone(),
+        }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state``, on this history's device."""
-        saved = state.get("num_samples")
-        if saved != self.num_samples:
-            raise ValueError(f"state has num_samples = {saved!r}; this has {self.num_samples}")
-        for name in _STATE:
-            getattr(self, f"_{name}").copy_(state[name])
-
-
-_STATE = ("count", "mean", "squares")
+        _checks.settings(state, {"num_samples": self.num_samples})
+        self._count.copy_(state["count"])
+        self._mean.copy_(state["mean"])
+        self._squares.copy_(state["squares"])
 
 
 def prediction_deviation(history: PredictionHistory) -> Tensor:
@@ -263,7 +263,7 @@ def importance_weights(probabilities: Tensor) -> Tensor:
         >>> importance_weights(torch.tensor([0.25, 0.75]))
         tensor([2.0000, 0.6667])
     """
-    _check_distribution(probabilities)
+    _check_distribution(probabilities, "N")
     exact = probabilities.detach().double()
     return (1 / (len(exact) * exact)).where(exact > 0, 0.0).float()
 
@@ -300,19 +300,16 @@ class WeightedBatchSampler(Sampler[Tensor]):
 
     def __init__(
         self, probabilities: Tensor, batch_size: int, *, generator: Generator | None = None
-    ):
-        self.batch_size = _positive("batch_size", batch_size)
-        if generator is not None and (
-            not isinstance(generator, Generator) or generator.device.type != "cpu"
-        ):
-            raise TypeError(f"generator must be a CPU torch.Generator or None; got {generator!r}")
+    ) -> None:
+        self.batch_size = _checks.integer("batch_size", batch_size)
+        _checks.cpu_generator(generator)
         self.generator = generator
-        _check_vector("probabilities", probabilities)
-        self.num_samples = len(probabilities)
+        self.num_samples = len(_checks.tensor("probabilities", probabilities, ("N",)))
         self.probabilities = probabilities
 
     @property
     def probabilities(self) -> Tensor:
+        """P, from which the next batch is drawn."""
         return self._probabilities.clone()
 
     @probabilities.setter
@@ -348,58 +345,23 @@ def _positions(borders: Tensor, uniform: Tensor) -> Tensor:
 
 def _smoothed(scores: Tensor, smoothing: float | Tensor) -> tuple[Tensor, Tensor]:
     """Scores plus smoothing in float64, and the sum."""
-    _check_vector("scores", scores)
-    _check_range("scores", scores, 0, sys.float_info.max, "finite and >= 0")
-    if isinstance(smoothing, bool) or not isinstance(smoothing, Real | Tensor):
-        raise TypeError(f"smoothing must be a number or a tensor (); got {smoothing!r}")
-    smoothing = torch.as_tensor(smoothing, dtype=torch.float64).detach()
-    if smoothing.ndim != 0:
-        raise ValueError(f"smoothing must have shape (); got {tuple(smoothing.shape)}")
-    _check_range("smoothing", smoothing, 0, sys.float_info.max, "finite and >= 0")
+    _checks.tensor("scores", scores, ("N",))
+    most = sys.float_info.max
+    _checks.within("scores", scores, 0, most, "finite and >= 0")
+    if isinstance(smoothing, Tensor):
+        smoothing = _checks.tensor("smoothing", smoothing, ()).detach().double()
+        _checks.within("smoothing", smoothing, 0, most, "finite and >= 0")
+    else:
+        smoothing = _checks.not_negative("smoothing", smoothing)
     smoothed = scores.detach().double() + smoothing
     total = smoothed.sum()
-    least, most = sys.float_info.min, sys.float_info.max
-    _check_range("the sum of scores + smoothing", total, least, most, "finite and > 0")
+    least = sys.float_info.min
+    _checks.within("the sum of scores + smoothing", total, least, most, "finite and > 0")
     return smoothed, total
 
 
-def _check_distribution(probabilities: Tensor, num_samples: int | None = None) -> None:
-    _check_vector("probabilities", probabilities, num_samples)
-    _check_range("probabilities", probabilities, 0, 1, "finite and in [0, 1]")
+def _check_distribution(probabilities: Tensor, num_samples: int | str) -> None:
+    _checks.tensor("probabilities", probabilities, (num_samples,))
+    _checks.within("probabilities", probabilities, 0, 1, "finite and in [0, 1]")
     total = probabilities.sum(dtype=torch.float64)
-    _check_range("the sum of probabilities", total, 1 - 1e-4, 1 + 1e-4, "1 (within 1e-4)")
-
-
-def _check_range(name: str, values: Tensor, low: float, high: float, allowed: str) -> None:
-    """Look at contents, on the CPU; on a GPU that would mean waiting for it."""
-    if not _on_host(values):
-        return
-    least, most = torch.stack(values.detach().aminmax()).tolist()  # both NaN if any is
-    if not (low <= least and most <= high):
-        raise ValueError(f"{name} must be {allowed}; got {most if low <= least else least}")
-
-
-def _on_host(values: Tensor) -> bool:
-    return values.device.type == "cpu"
-
-
-def _check_vector(name: str, values: Tensor, length: int | None = None) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(f"{name} must be a float tensor; got {_what(values)}")
-    if values.ndim != 1 or len(values) == 0 or length not in (None, len(values)):
-        wanted = "(N,), N >= 1" if length is None else f"({length},)"
-        raise ValueError(f"{name} must have shape {wanted}; got {tuple(values.shape)}")
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-    return int(value)
-
-
-def _what(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__
+    _checks.within("the sum of probabilities", total, 1 - 1e-4, 1 + 1e-4, "1 (within 1e-4)")

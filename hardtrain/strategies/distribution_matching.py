@@ -4,20 +4,62 @@ Li, Pan, Li, Zhu, "Improve SGD Training via Aligning Mini-batches" (ITDM), arXiv
 """
 
 import math
-from collections.abc import Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from hardtrain.strategies import _checks
+
+SCALES = (1, 2, 4, 8, 16)
+_Match = tuple[Tensor, Tensor]  # its value, and its gradient by the features
+
+
+def plain_mmd(
+    x: Tensor, y: Tensor, scales: Sequence[float] = SCALES, bandwidth: float | Tensor | None = None
+) -> Tensor:
+    """:func:`mmd` as it is printed, for features ``(n, D)`` and ``(m, D)``: to read, and to hold
+    the fast form against. Where the sets coincide, the root has no gradient."""
+    pooled, n = torch.cat([x, y]), len(x)
+    distances = (pooled[:, None] - pooled).square().sum(2)
+    if bandwidth is None:
+        i, j = torch.triu_indices(len(pooled), len(pooled), 1)
+        bandwidth = distances[i, j].detach().median()
+    kernels = [torch.exp(-distances / (scale * bandwidth)) for scale in scales]
+    k = torch.stack(kernels).mean(0)
+    return (k[:n, :n].mean() + k[n:, n:].mean() - 2 * k[:n, n:].mean()).sqrt()
+
+
+def plain_class_conditional_mmd(
+    x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor, num_classes: int
+) -> Tensor:
+    """:func:`class_conditional_mmd`, likewise, as a loop over the classes."""
+    match = x.new_zeros(())
+    for k in range(num_classes):
+        of_x, of_y = x[x_labels == k], y[y_labels == k]
+        if len(of_x) and len(of_y):
+            match = match + plain_mmd(of_x, of_y)
+    return match / num_classes
+
+
+# That was the method; below is its fast form. It computes value and gradient together, all classes
+# at once, and gives the same up to rounding: with weights w = 1/n for samples of x and -1/m for
+# those of y, which sum to 0,
+#     MMD² = sum_ij w_i w_j k_ij = 2 sum_{i<j} w_i w_j (k_ij - 1),
+# which is exactly 0 for equal features. With B_ij = 4 w_i w_j (-dk_ij/dd²_ij), the gradient by the
+# features z is (B - diag(B 1)) z: one matrix product. The median counts as constant.
+# On CPU the classes are padded to the size of the largest. On a GPU, or if one outweighs the rest,
+# pairs of different classes are masked: that never waits for the device.
+
 
 def mmd(
     x: Tensor,
     y: Tensor,
     *,
-    scales: Sequence[float] = (1, 2, 4, 8, 16),
+    scales: Sequence[float] = SCALES,
     bandwidth: float | Tensor | None = None,
     squared: bool = False,
 ) -> Tensor:
@@ -28,8 +70,7 @@ def mmd(
               k(u, v) = \frac{1}{|S|} \sum_{s \in S} \exp\Bigl(-\frac{\|u - v\|^2}{s \sigma}\Bigr)
 
     Args:
-        x: features, shape ``(n, D)``, float.
-        y: features, shape ``(m, D)``, float.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
         scales: S, the widths of the averaged kernels, in units of ``bandwidth``.
         bandwidth: :math:`\sigma`, a squared distance, treated as constant: a number > 0 or a
             tensor ``()``; by default :func:`median_bandwidth`. Below 128 eps of the largest
@@ -52,22 +93,14 @@ def mmd(
         code takes the median over the full matrix: see :func:`median_bandwidth`.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]])
         >>> mmd(x, y), mmd(x, x)
         (tensor(0.9154), tensor(0.))
     """
-    _check_features(x, y)
-    scales, bandwidth = _checked_scales(scales), _checked_bandwidth(bandwidth, x, [()])
-    with torch.autocast(x.device.type, enabled=False):
-        pooled = _pool(x, y)
-        with torch.no_grad():
-            weights = torch.cat(
-                [pooled.new_full((len(x),), 1 / len(x)), pooled.new_full((len(y),), -1 / len(y))]
-            )
-            options = bandwidth, scales, squared, pooled.requires_grad
-            value, gradient = _match_groups(pooled[None], weights[None], None, 1, *options)
-        return value if gradient is None else _WithGradient.apply(pooled, value, gradient[0])
+    pooled, n, m = _pooled(x, y), len(x), len(y)
+    weights = torch.cat([pooled.new_full((n,), 1 / n), pooled.new_full((m,), -1 / m)])
+    settings = _settings(pooled, 1, scales, bandwidth, squared)
+    return _WithGradient.apply(pooled[None], _match_groups, weights[None], None, settings)
 
 
 def class_conditional_mmd(
@@ -77,7 +110,7 @@ def class_conditional_mmd(
     y_labels: Tensor,
     num_classes: int,
     *,
-    scales: Sequence[float] = (1, 2, 4, 8, 16),
+    scales: Sequence[float] = SCALES,
     bandwidth: float | Tensor | None = None,
     squared: bool = False,
 ) -> Tensor:
@@ -85,20 +118,13 @@ def class_conditional_mmd(
 
     .. math:: \mathrm{Match}_c = \frac{1}{K} \sum_{k=1}^{K} \mathrm{MMD}(H_1^k, H_2^k)
 
-    All classes at once, in one of two forms with the same result. On CPU each class is padded to
-    the size of the largest. On a GPU, or if one class outweighs the others, pairs of different
-    classes are masked: that never waits for the device.
-
     Args:
-        x: features, shape ``(n, D)``, float.
-        x_labels: ``(n,)``, int, in ``[0, K)``. On a GPU that is not checked, because it would
-            wait for the device: samples with other labels do not count.
-        y: features, shape ``(m, D)``, float.
-        y_labels: ``(m,)``, likewise.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
+        x_labels, y_labels: ``(n,)`` and ``(m,)``, int, in ``[0, K)``. On a GPU that is not
+            checked, because it would wait for the device: samples with other labels do not count.
         num_classes: K >= 1, of the task: a class that is absent on either side adds 0.
-        scales: as in :func:`mmd`.
+        scales, squared: as in :func:`mmd`, for each class.
         bandwidth: as in :func:`mmd`, by default a median for each class; or a tensor ``(K,)``.
-        squared: as in :func:`mmd`, for each class.
 
     Returns:
         Scalar, shape ``()``, as in :func:`mmd`; features are centred class by class.
@@ -112,24 +138,17 @@ def class_conditional_mmd(
         not say what a class adds that a batch lacks; in the authors' code none is lacking.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]])
         >>> labels = torch.tensor([0, 1])
         >>> class_conditional_mmd(x, labels, y, labels, num_classes=3)
         tensor(0.5033)
     """
-    num_classes = _check_labelled(x, x_labels, y, y_labels, num_classes)
-    scales = _checked_scales(scales)
-    bandwidth = _checked_bandwidth(bandwidth, x, [(), (num_classes,)])
-    on_cpu = x.device.type == "cpu"
-    with torch.autocast(x.device.type, enabled=False):
-        pooled = _pool(x, y)
-        with torch.no_grad():
-            labels, sizes, weights = _classes(pooled, x_labels, y_labels, num_classes, on_cpu)
-            match = _match_padded if on_cpu and _padding_pays(sizes) else _match_masked
-            options = num_classes, bandwidth, scales, squared, pooled.requires_grad
-            value, gradient = match(pooled, labels, weights, sizes, *options)
-        return value if gradient is None else _WithGradient.apply(pooled, value, gradient)
+    pooled = _pooled(x, y)
+    labels, sizes, weights = _classes(pooled, x, x_labels, y_labels, num_classes)
+    settings = _settings(pooled, num_classes, scales, bandwidth, squared)
+    padded = _checks.on_host(pooled) and len(sizes) * int(sizes.max()) ** 2 <= len(pooled) ** 2
+    match = _match_padded if padded else _match_masked
+    return _WithGradient.apply(pooled, match, labels, sizes, weights, settings)
 
 
 def median_bandwidth(
@@ -144,11 +163,9 @@ def median_bandwidth(
     r"""Median of the squared distances in the pooled sample, the default :math:`\sigma`.
 
     Args:
-        x: features, shape ``(n, D)``, float.
-        y: features, shape ``(m, D)``, float.
-        x_labels: ``(n,)``, int; with labels there is one median for each class.
-        y_labels: ``(m,)``.
-        num_classes: K.
+        x, y: features, shapes ``(n, D)`` and ``(m, D)``, float.
+        x_labels, y_labels, num_classes: ``(n,)`` and ``(m,)``, int, and K; with labels there is
+            one median for each class.
         diagonal: False: over the pairs i < j, the default of this module. True: over the full
             matrix, as in the authors' code; its zero diagonal makes :math:`\sigma` 0 for a class
             with one sample on each side.
@@ -157,27 +174,20 @@ def median_bandwidth(
         Shape ``()``, or ``(K,)`` with labels, 0 for a class without pairs. If their number is
         even, the lower of the two in the middle. It has no gradient.
 
-    Raises:
-        ValueError, TypeError: as :func:`class_conditional_mmd`.
+    Errors: as in :func:`class_conditional_mmd`.
 
     Source:
         The paper names the median heuristic without saying over which pairs.
 
     Example:
-        >>> import torch
         >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]])
         >>> median_bandwidth(x, y), median_bandwidth(x, y, diagonal=True)
         (tensor(4.), tensor(1.))
     """
-    _check_features(x, y)
-    on_cpu = x.device.type == "cpu"
-    labelled = not (x_labels is None and y_labels is None and num_classes is None)
-    if labelled:
-        num_classes = _check_labelled(x, x_labels, y, y_labels, num_classes)
-    with torch.autocast(x.device.type, enabled=False), torch.no_grad():
-        pooled = _pool(x, y)
-        if labelled:
-            labels, sizes, _ = _classes(pooled, x_labels, y_labels, num_classes, on_cpu)
+    pooled = _pooled(x, y).detach()
+    with torch.autocast(x.device.type, enabled=False):
+        if x_labels is not None or y_labels is not None:
+            labels, sizes, _ = _classes(pooled, x, x_labels, y_labels, num_classes)
             centred = _centred_by_class(pooled, labels[:, None] == labels)
             distances = _squared_distances(centred[None])[0]
             return _class_medians(distances, labels, sizes, diagonal)[:num_classes]
@@ -186,126 +196,126 @@ def median_bandwidth(
 
 
 class _WithGradient(torch.autograd.Function):
-    """``value``, whose gradient with respect to ``pooled`` was computed along with it."""
+    """The value of a match of features, whose gradient is computed along with it."""
 
     @staticmethod
-    def forward(ctx, pooled: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, match: Callable[..., _Match], *others: Any) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            value, gradient = match(features, *others)
         ctx.save_for_backward(gradient)
-        return value.clone()
+        ctx.num_others = 1 + len(others)
+        return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        return grad_output * ctx.saved_tensors[0], None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_output * ctx.saved_tensors[0], *[None] * ctx.num_others
 
 
-# With weights w = 1/n for samples of x and -1/m for those of y, which sum to 0,
-#     MMD² = sum_ij w_i w_j k_ij = 2 sum_{i<j} w_i w_j (k_ij - 1),
-# which is exactly 0 for equal features. With B_ij = 4 w_i w_j (-dk_ij/dd²_ij), the gradient by the
-# features z is (B - diag(B 1)) z: one matrix product. Both are computed in the forward pass.
+class _Settings(NamedTuple):
+    num_classes: int
+    scales: tuple[float, ...]
+    bandwidth: Tensor | None  # (C,)
+    squared: bool
 
 
-def _match_groups(groups, weights, sizes, num_classes, bandwidth, scales, squared, with_gradient):
-    """The match of groups ``(C, P, D)``, weights ``(C, P)``, and its gradient by the groups.
-
-    Of a group the first ``sizes (C, 1)`` rows count, by default all. Only pairs i < j are computed.
-    """
+def _match_groups(
+    groups: Tensor, weights: Tensor, sizes: Tensor | None, settings: _Settings
+) -> _Match:
+    """The match of groups ``(C, P, D)``, weights ``(C, P)``, from pairs i < j alone. Of a group the
+    first ``sizes (C, 1)`` rows count, by default all."""
     num_rows = groups.shape[1]
     centred = _centred(groups)
     i, j, pairs = _pairs(num_rows, groups.device)
     distances = _squared_distances(centred).flatten(1).index_select(1, pairs)
-    if bandwidth is None and sizes is None:
+    if settings.bandwidth is not None:
+        bandwidth = settings.bandwidth[:, None]
+    elif sizes is None:
         bandwidth = distances.median()
-    elif bandwidth is None:  # of i < j both count if j does
-        valid = distances.masked_fill(j >= sizes, math.nan)
+    else:
+        valid = distances.masked_fill(j >= sizes, math.nan)  # of i < j both count if j does
         bandwidth = valid.nanmedian(1, keepdim=True).values.nan_to_num_()  # 0 without pairs
-    elif isinstance(bandwidth, Tensor):
-        bandwidth = bandwidth.reshape(-1, 1)
     bandwidth = _floored(bandwidth, distances.amax(1, keepdim=True))
-    kernel, slope = _kernels(distances, bandwidth, scales)
+    kernel, slope = _kernels(distances, bandwidth, settings.scales)
     pair_weights = weights.index_select(1, i) * weights.index_select(1, j)
     squares = kernel.mul_(pair_weights).sum(1, keepdim=True) * 2
-    value, factor = _mean_root(squares, num_classes, squared)
-    if not with_gradient:
-        return value, None
+    value, factor = _mean_root(squares, settings)
     edges = slope.mul_(pair_weights).mul_(factor / bandwidth)
     graph = edges.new_zeros(len(groups), num_rows**2).index_copy_(1, pairs, edges)
     graph = graph.view(len(groups), num_rows, num_rows)
     return value, _graph_gradient(graph + graph.mT, centred)
 
 
-def _match_padded(pooled, labels, weights, sizes, num_classes, *options):
-    """One group ``(P, D)`` for each class, P the size of the largest."""
+def _match_padded(
+    pooled: Tensor, labels: Tensor, sizes: Tensor, weights: Tensor, settings: _Settings
+) -> _Match:
+    """One group ``(P, D)`` for each class, P the size of the largest, at least 2."""
     order = labels.argsort(stable=True)
     sizes = sizes[:, None]
     ends = sizes.cumsum(0)
-    row = torch.arange(int(sizes.max()))
+    row = torch.arange(max(2, int(sizes.max())))
     # padding repeats the last of its class, with weight 0
     members = order[torch.minimum(ends - sizes + row, ends - 1).clamp_(min=0)]
-    group_weights = weights[members] * (row < sizes)
-    members = members.flatten()
-    groups = pooled.index_select(0, members).view(*group_weights.shape, -1)
-    value, gradient = _match_groups(groups, group_weights, sizes, num_classes, *options)
-    if gradient is None:
-        return value, None
-    return value, torch.zeros_like(pooled).index_add_(0, members, gradient.flatten(0, 1))
+    weights = weights[members] * (row < sizes)
+    value, gradient = _match_groups(pooled[members], weights, sizes, settings)
+    gradient = gradient.flatten(0, 1)
+    return value, torch.zeros_like(pooled).index_add_(0, members.flatten(), gradient)
 
 
 def _match_masked(
-    pooled, labels, weights, sizes, num_classes, bandwidth, scales, squared, with_gradient
-):
+    pooled: Tensor, labels: Tensor, sizes: Tensor, weights: Tensor, settings: _Settings
+) -> _Match:
     """The full matrix, where pairs of different classes have weight 0."""
     same = labels[:, None] == labels
     centred = _centred_by_class(pooled, same)[None]
     distances = _squared_distances(centred)[0]
     members = labels[:, None] == torch.arange(len(sizes), device=labels.device)
     largest = ((distances * same).amax(1, keepdim=True) * members).amax(0)
-    if bandwidth is None:
+    if settings.bandwidth is None:
         bandwidth = _class_medians(distances, labels, sizes)
-    elif isinstance(bandwidth, Tensor):
-        bandwidth = pad(bandwidth.expand(num_classes), (0, len(sizes) - num_classes))
+    else:
+        bandwidth = pad(settings.bandwidth, (0, len(sizes) - settings.num_classes))
     bandwidth = _floored(bandwidth, largest)[labels, None]
-    kernel, slope = _kernels(distances, bandwidth, scales)
+    kernel, slope = _kernels(distances, bandwidth, settings.scales)
     pair_weights = (weights[:, None] * weights).mul_(same)
     pair_weights.diagonal().zero_()
     squares = (kernel.mul_(pair_weights).sum(1, keepdim=True) * members).sum(0)
-    value, factor = _mean_root(squares, num_classes, squared)
-    if not with_gradient:
-        return value, None
+    value, factor = _mean_root(squares, settings)
     graph = slope.mul_(pair_weights).mul_(factor[labels, None] / bandwidth)
     return value, _graph_gradient(graph[None], centred)[0]
 
 
-def _padding_pays(sizes: Tensor) -> bool:
-    return len(sizes) * int(sizes.max()) ** 2 <= int(sizes.sum()) ** 2
-
-
-def _classes(pooled, x_labels, y_labels, num_classes, checked):
-    """Labels ``(N,)``, sizes ``(C,)``, weights ``(N,)``.
-
-    C is K, or K + 1 if labels are not ``checked``: those outside [0, K) are class K, of weight 0.
-    """
-    labels = torch.cat([x_labels.long(), y_labels.long()])
+def _classes(
+    pooled: Tensor, x: Tensor, x_labels: Tensor | None, y_labels: Tensor | None, num_classes: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels ``(N,)``, sizes ``(C,)``, weights ``(N,)``. C is K, or K + 1 where labels are not
+    looked at: those outside [0, K) are class K, whose samples have weight 0."""
+    num_classes = _checks.integer("num_classes", num_classes)
+    of_x = _checks.labels("x_labels", x_labels, x, num_classes)
+    of_y = _checks.labels("y_labels", y_labels, pooled[len(x) :], num_classes)
+    labels = torch.cat([of_x, of_y])
+    checked = _checks.on_host(labels)
     if not checked:
         labels = labels.where(labels == labels.clamp(0, num_classes - 1), num_classes)
-    classes = torch.arange(num_classes + (not checked), device=labels.device)
+    classes = torch.arange(num_classes if checked else num_classes + 1, device=labels.device)
     members = labels[:, None] == classes
-    sides = len(x_labels), len(y_labels)
-    in_x, in_y = (side.sum(0, dtype=pooled.dtype) for side in members.split(sides))
+    in_x = members[: len(x)].sum(0, dtype=pooled.dtype)
+    in_y = members[len(x) :].sum(0, dtype=pooled.dtype)
     alive = torch.minimum(in_x, in_y).clamp_(max=1)
-    if not checked:
-        alive[num_classes:] = 0
-    of_x, of_y = labels.split(sides)
+    alive[num_classes:] = 0
+    of_x, of_y = labels[: len(x)], labels[len(x) :]
     weights = torch.cat([(alive / in_x)[of_x], (alive / -in_y)[of_y]])
     return labels, (in_x + in_y).long(), weights
 
 
-def _class_medians(distances, labels, sizes, diagonal=False):
+def _class_medians(
+    distances: Tensor, labels: Tensor, sizes: Tensor, diagonal: bool = False
+) -> Tensor:
     """Lower medians ``(C,)`` of the classes, after sorting all pairs by class and distance."""
     i, j, pairs = _pairs(len(labels), labels.device)
     distances, order = distances.flatten()[pairs].sort()
-    classes = labels[i].where(labels[i] == labels[j], len(sizes))
-    distances = distances[classes[order].argsort(stable=True)]
+    class_of_pair = labels[i].where(labels[i] == labels[j], len(sizes))
+    distances = distances[class_of_pair[order].argsort(stable=True)]
     counts = sizes * (sizes - 1) // 2
     rank = (counts - 1) // 2
     if diagonal:  # all of a class's matrix: its zeros first, then every pair twice
@@ -315,9 +325,12 @@ def _class_medians(distances, labels, sizes, diagonal=False):
     return distances[position].masked_fill_(rank < 0, 0)
 
 
-def _kernels(distances, bandwidth, scales):
+def _kernels(
+    distances: Tensor, bandwidth: Tensor, scales: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
     """Mean over the scales of exp(-d²/(s sigma)) - 1; 4 sigma times its slope by -d²."""
-    kernel = total = slope = None
+    total, slope = torch.zeros_like(distances), torch.zeros_like(distances)
+    kernel = distances  # until the first scale
     last = anchor = math.inf
     for scale in sorted(scales, reverse=True):
         # exp costs far more than a square; up to 16th powers, as rounding grows with the power
@@ -326,16 +339,16 @@ def _kernels(distances, bandwidth, scales):
                 kernel.square_()
         else:
             kernel, anchor = (distances * (-1 / scale)).div_(bandwidth).exp_(), scale
-        total = kernel.clone() if total is None else total.add_(kernel)
-        part = 4 / (scale * len(scales))
-        slope = kernel * part if slope is None else slope.add_(kernel, alpha=part)
+        total.add_(kernel)
+        slope.add_(kernel, alpha=4 / (scale * len(scales)))
         last = scale
     return total.sub_(len(scales)).div_(len(scales)), slope
 
 
-def _mean_root(squares: Tensor, num_classes: int, squared: bool) -> tuple[Tensor, Tensor]:
+def _mean_root(squares: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
     """Mean over the classes of the roots of ``squares``, and its derivative by each of them."""
-    if squared:
+    num_classes = settings.num_classes
+    if settings.squared:
         mean = squares.sum().clamp_(min=0) / num_classes
         return mean, torch.full_like(squares, 1 / num_classes)
     zero = squares <= torch.finfo(squares.dtype).eps
@@ -343,11 +356,9 @@ def _mean_root(squares: Tensor, num_classes: int, squared: bool) -> tuple[Tensor
     return roots.sum() / num_classes, (0.5 / num_classes / roots).masked_fill_(zero, 0)
 
 
-def _floored(bandwidth: float | Tensor, largest: Tensor) -> Tensor:
+def _floored(bandwidth: Tensor, largest: Tensor) -> Tensor:
     """At least 128 eps of the ``largest`` squared distances, shape ``(C,)`` or ``(C, 1)``."""
-    if not isinstance(bandwidth, Tensor):
-        bandwidth = torch.full_like(largest, bandwidth)
-    bandwidth = torch.maximum(bandwidth.to(largest), largest * 128 * torch.finfo(largest.dtype).eps)
+    bandwidth = torch.maximum(bandwidth, largest * 128 * torch.finfo(largest.dtype).eps)
     return bandwidth.masked_fill(bandwidth == 0, 1)  # all features equal: any will do
 
 
@@ -382,84 +393,28 @@ def _pairs(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
     return i, j, i * num_rows + j
 
 
-def _pool(x: Tensor, y: Tensor) -> Tensor:
+def _pooled(x: Tensor, y: Tensor) -> Tensor:
+    _checks.tensor("x", x, ("n", "D"))
+    _checks.tensor("y", y, ("m", x.shape[1]), device=x.device)
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     return torch.cat([x.to(dtype), y.to(dtype)])
 
 
-def _check_features(x: Tensor, y: Tensor) -> None:
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a float tensor; got {what}")
-        if value.ndim != 2 or 0 in value.shape:
-            raise ValueError(
-                f"{name} must have shape (samples, D), both >= 1; got {tuple(value.shape)}"
-            )
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"y must have as many features as x, {x.shape[1]}; got {y.shape[1]}")
-    if x.device != y.device:
-        raise ValueError(f"y must be on the device of x, {x.device}; got {y.device}")
-
-
-def _check_labelled(x, x_labels, y, y_labels, num_classes) -> int:
-    _check_features(x, y)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):
-        raise TypeError(f"num_classes must be an integer; got {num_classes!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}")
-    for name, labels, features in (("x_labels", x_labels, x), ("y_labels", y_labels, y)):
-        integer = isinstance(labels, Tensor) and not (
-            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
-        )
-        if not integer:
-            what = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"{name} must be an integer tensor; got {what}")
-        if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"{name} must have shape ({len(features)},), one per sample; "
-                f"got {tuple(labels.shape)}"
-            )
-        if labels.device != features.device:
-            raise ValueError(f"{name} must be on {features.device}; got {labels.device}")
-        if labels.device.type == "cpu":
-            values = labels.tolist()
-            for value in (min(values), max(values)):
-                if not 0 <= value < num_classes:
-                    raise ValueError(
-                        f"{name} must be in [0, {num_classes}) (num_classes); got {value}"
-                    )
-    return int(num_classes)
-
-
-def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    if isinstance(scales, Tensor | str) or not isinstance(scales, Sequence):
-        raise TypeError(f"scales must be a sequence of numbers; got {type(scales).__name__}")
-    if len(scales) == 0:
-        raise ValueError("scales must hold at least one number; got none")
-    return tuple(_positive("each of scales", scale) for scale in scales)
-
-
-def _checked_bandwidth(bandwidth, x: Tensor, shapes: list[tuple[int, ...]]):
-    if bandwidth is None:
-        return None
-    if not isinstance(bandwidth, Tensor):
-        return _positive("bandwidth", bandwidth)
-    if not bandwidth.is_floating_point():
-        raise TypeError(f"bandwidth must be a number or a float tensor; got {bandwidth.dtype}")
-    if tuple(bandwidth.shape) not in shapes:
-        allowed = " or ".join(map(str, shapes))
-        raise ValueError(f"bandwidth must have shape {allowed}; got {tuple(bandwidth.shape)}")
-    if bandwidth.device != x.device:
-        raise ValueError(f"bandwidth must be on {x.device}; got {bandwidth.device}")
-    if bandwidth.device.type == "cpu" and bool((bandwidth < 0).any()):
-        raise ValueError(f"bandwidth must not be negative; got {bandwidth.tolist()}")
-    return bandwidth.detach()
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-    if not 0 < value < math.inf:  # also true for NaN
-        raise ValueError(f"{name} must be finite and > 0; got {value}")
-    return float(value)
+def _settings(
+    pooled: Tensor,
+    num_classes: int,
+    scales: Sequence[float],
+    bandwidth: float | Tensor | None,
+    squared: bool,
+) -> _Settings:
+    _checks.instance("scales", scales, Sequence)
+    _checks.integer("the number of scales", len(scales))
+    checked = tuple(_checks.positive("each of scales", scale) for scale in scales)
+    if isinstance(bandwidth, Tensor):
+        _checks.tensor("bandwidth", bandwidth, (), (num_classes,), device=pooled.device)
+        if _checks.on_host(bandwidth) and bool((bandwidth < 0).any()):
+            raise ValueError(f"bandwidth must not be negative; got {bandwidth.tolist()}")
+        bandwidth = bandwidth.detach().to(pooled).expand(num_classes)
+    elif bandwidth is not None:
+        bandwidth = pooled.new_full((num_classes,), _checks.positive("bandwidth", bandwidth))
+    return _Settings(num_classes, checked, bandwidth, squared)

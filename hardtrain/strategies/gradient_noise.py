@@ -6,14 +6,33 @@ Networks".
 
 import hashlib
 import math
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hardtrain.strategies import _checks
+
+_Buffer = tuple[Tensor, list[Tensor]]
+
+
+def plain_noise(
+    gradients: Sequence[Tensor], step: int, alpha: float, gamma: float, generator: Generator
+) -> None:
+    """What :class:`GradientNoise` does before each step; to read, and to test the hook against."""
+    sigma = math.sqrt(alpha / (1 + step) ** gamma)
+    sizes = [gradient.numel() for gradient in gradients]
+    noise = torch.empty(sum(sizes), device=generator.device)
+    noise.normal_(0, sigma, generator=generator)
+    for gradient, part in zip(gradients, noise.split(sizes), strict=True):
+        gradient += part.view_as(gradient)
+
+
+# That was the method; below is the hook. It draws the same numbers in the same order into a buffer
+# that stays, one for each dtype, and adds all parts in one operation; under a gradient scaler it
+# scales them, and takes back what it drew for a step that the scaler skipped.
 
 
 class GradientNoise:
@@ -59,7 +78,6 @@ class GradientNoise:
         gradient noise hook of Chainer, with which it was made.
 
     Example:
-        >>> import torch
         >>> model = torch.nn.Linear(3, 2)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> noise = GradientNoise(optimizer, alpha=0.01, gamma=0.55)
@@ -77,16 +95,16 @@ class GradientNoise:
         alpha: float = 1e-5,
         gamma: float = 0.55,
         generator: Generator | None = None,
-    ):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {optimizer!r}")
-        if not (generator is None or isinstance(generator, Generator)):
-            raise TypeError(f"generator must be a torch.Generator or None; got {generator!r}")
-        self.alpha, self.gamma = _not_negative("alpha", alpha), _not_negative("gamma", gamma)
+    ) -> None:
+        _checks.instance("optimizer", optimizer, Optimizer)
+        self.alpha = _checks.not_negative("alpha", alpha)
+        self.gamma = _checks.not_negative("gamma", gamma)
         self._generator = _own_generator(optimizer) if generator is None else generator
+        _checks.instance("generator", self._generator, Generator)
         self._step = 0
-        self._undecided = None  # a step that a scaler may have skipped
-        self._layout, self._buffers = None, []
+        self._undecided: _Undecided | None = None
+        self._layout: list[tuple] = []
+        self._buffers: list[_Buffer] = []
         self._handle = optimizer.register_step_pre_hook(self._hook)
 
     @property
@@ -103,7 +121,7 @@ class GradientNoise:
     def remove(self) -> None:
         """Take the hook off the optimiser, and free its memory."""
         self._handle.remove()
-        self._layout, self._buffers = None, []
+        self._layout, self._buffers = [], []
 
     def state_dict(self) -> dict:
         """t and the generator's state; ``optimizer.state_dict()`` holds neither."""
@@ -113,99 +131,100 @@ class GradientNoise:
         """Go on from ``state``, with the noise that training would have had without a pause."""
         if not {"step", "generator"} <= set(state):
             raise ValueError(f"state must have 'step' and 'generator'; got {list(state)}")
-        size, own_size = len(state["generator"]), len(self._generator.get_state())
-        if size != own_size:
-            raise ValueError(
-                f"state['generator'] must have {own_size} bytes for {self._generator.device}; got "
-                f"{size}: noise goes on only on the kind of device that it was saved on"
-            )
+        # noise goes on only on the kind of device that it was saved on
+        name = f"state['generator'] of a generator on {self._generator.device}"
+        own = self._generator.get_state()
+        _checks.tensor(name, state["generator"], own.shape, dtypes=[own.dtype])
         self._generator.set_state(state["generator"].cpu())
         self._step, self._undecided = state["step"], None
 
     @torch.no_grad()
-    def _hook(self, optimizer: Optimizer, args: tuple, kwargs: Mapping) -> None:
+    def _hook(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if "grad_scaler" in kwargs or any(callable(a) for a in (*args, *kwargs.values())):
             raise ValueError(
                 "optimizer.step must be called without closure and grad_scaler, which change the "
                 f"gradients after the noise was added; got {args[1:]}, {kwargs}"
             )
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("optimizer must have a parameter with a gradient; got none")
-        variance, before = self.variance, None
+        sigma = math.sqrt(self.variance)
         # set by a scaler if the optimiser is fused: it unscales, and steps or skips, by itself
-        scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        scale = getattr(optimizer, "grad_scale", None)
+        found_inf = getattr(optimizer, "found_inf", None)
+        undecided = None
         if found_inf is not None:
-            before = self._generator.get_state()
-        if variance > 0:
-            self._draw_and_add(gradients, math.sqrt(variance), scale)
+            undecided = _Undecided(self._generator.get_state(), *_copy_to_host(found_inf))
+        if sigma > 0:
+            self._add_noise(gradients, sigma, scale)
         self._step += 1
-        if found_inf is not None:
-            skipped, event = _copy_to_host(found_inf)
-            self._undecided = before, skipped, event
-            if event is None:
-                self._decide()
+        self._undecided = undecided
+        if undecided is not None and undecided.event is None:
+            self._decide()
 
-    def _draw_and_add(self, gradients: list[Tensor], sigma: float, scale: Tensor | None) -> None:
+    def _add_noise(self, gradients: list[Tensor], sigma: float, scale: Tensor | None) -> None:
         layout = [
             (g.dtype, g.device, g.shape, g.stride() if g.layout == torch.strided else None)
             for g in gradients
         ]
         if layout != self._layout:
-            self._layout, self._buffers = None, []  # frees the old ones first
+            self._layout, self._buffers = [], []  # frees the old ones first
             self._buffers = _flat_buffers(gradients, self._generator.device)
             self._layout = layout
-        for flat, places, views in self._buffers:
+        for flat, views in self._buffers:
             flat.normal_(0, sigma, generator=self._generator)
             if scale is not None:
                 # a scale of shape () would first become float16, where the usual 65536 is infinite
                 flat.mul_(scale.view(1) if flat.dtype == torch.float16 else scale)
-            torch._foreach_add_([gradients[i] for i in places], views)
+            torch._foreach_add_([g for g in gradients if g.dtype == flat.dtype], views)
 
     def _decide(self) -> None:
         """If a scaler skipped the last step, take back its count and its draw."""
-        if self._undecided is None:
+        undecided, self._undecided = self._undecided, None
+        if undecided is None:
             return
-        (before, skipped, event), self._undecided = self._undecided, None
-        if event is not None:
-            event.synchronize()
-        if skipped.tolist():
-            self._generator.set_state(before)
+        if undecided.event is not None:
+            undecided.event.synchronize()
+        if undecided.skipped.tolist():
+            self._generator.set_state(undecided.before)
             self._step -= 1
 
 
-def _flat_buffers(gradients: list[Tensor], device: torch.device) -> list[tuple]:
-    """For each dtype a buffer, the places of its gradients, and views in their shapes."""
-    places: dict[torch.dtype, list[int]] = {}
-    for i, gradient in enumerate(gradients):
-        _check(gradient, device)
-        places.setdefault(gradient.dtype, []).append(i)
+class _Undecided(NamedTuple):
+    """A step that a scaler may have skipped."""
+
+    before: Tensor  # the generator's state
+    skipped: Tensor
+    event: torch.cuda.Event | None  # after which that can be read
+
+
+def _flat_buffers(gradients: list[Tensor], device: torch.device) -> list[_Buffer]:
+    """For each dtype a buffer, and views of it in the shapes of the gradients of that dtype."""
+    for gradient in gradients:
+        _check_gradient(gradient, device)
     buffers = []
-    for dtype, chosen in places.items():
-        mine = [gradients[i] for i in chosen]
-        sizes = [g.numel() for g in mine]
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        mine = [gradient for gradient in gradients if gradient.dtype == dtype]
+        sizes = [gradient.numel() for gradient in mine]
         flat = torch.empty(sum(sizes), dtype=dtype, device=mine[0].device)
         # in each gradient's memory order: foreach kernels add only like to like in one go
-        views = [
-            part.as_strided(g.shape, torch.empty_like(g, device="meta").stride())
-            for part, g in zip(flat.split(sizes), mine, strict=True)
-        ]
-        buffers.append((flat, chosen, views))
+        strides = [torch.empty_like(gradient, device="meta").stride() for gradient in mine]
+        parts = zip(flat.split(sizes), mine, strides, strict=True)
+        buffers.append((flat, [part.as_strided(g.shape, stride) for part, g, stride in parts]))
     return buffers
 
 
-def _check(gradient: Tensor, device: torch.device) -> None:
-    what = f"the gradient of shape {tuple(gradient.shape)} must be"
+def _check_gradient(gradient: Tensor, device: torch.device) -> None:
+    name = f"the gradient of shape {tuple(gradient.shape)}"
     if type(gradient) is not Tensor or gradient.layout != torch.strided:
         got = f"{type(gradient).__name__}, {gradient.layout}"
-        raise ValueError(f"{what} a dense torch.Tensor (nn.Embedding: sparse=False); got {got}")
-    if gradient.dtype not in _DTYPES:
-        raise TypeError(f"{what} of dtype {', '.join(map(str, _DTYPES))}; got {gradient.dtype}")
+        raise ValueError(f"{name} must be dense (nn.Embedding: sparse=False); got {got}")
+    _checks.tensor(name, gradient, gradient.shape)
     if gradient.device.type != device.type or device.index not in (None, gradient.device.index):
         raise ValueError(
-            f"{what} on {device}, where the generator is, like all gradients; got "
-            f"{gradient.device}. Make the hook when the model is on its device"
+            f"{name} must be on {device}, where the generator is; got {gradient.device}. Make the "
+            "hook when the model is on its device"
         )
 
 
@@ -219,19 +238,9 @@ def _copy_to_host(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _own_generator(optimizer: Optimizer) -> Generator:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        if (num_ranks := distributed.get_world_size()) > 1:
-            raise ValueError(f"generator must be given, on each of {num_ranks} ranks; got None")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ValueError("generator must be given under torch.distributed, on every rank; got None")
     device = next(p for group in optimizer.param_groups for p in group["params"]).device
     # not the seed itself: the first weights were drawn with it, and the noise would resemble them
     digest = hashlib.sha256(f"{torch.initial_seed()}/gradient noise".encode()).digest()
     return Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _not_negative(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number >= 0; got {value!r}")
-    if not 0 <= value < math.inf:  # also true for NaN
-        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
-    return float(value)

@@ -5,8 +5,7 @@ Sahayam, Zakkam, Jayaraman, arXiv 2304.03486.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor
@@ -14,7 +13,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-_ORDERS = ("loss", "index")
+from hardtrain.strategies import _checks
 
 
 class HardBatchSampler(Sampler[list[int]]):
@@ -78,22 +77,25 @@ class HardBatchSampler(Sampler[list[int]]):
         order: str = "loss",
         drop_last: bool = False,
         generator: Generator | None = None,
-    ):
-        self.num_samples = _positive("num_samples", num_samples)
-        self.batch_size = _positive("batch_size", batch_size)
-        self.delta, self.order, self.drop_last = _fraction(delta), _known(order), bool(drop_last)
+    ) -> None:
+        self.num_samples = _checks.integer("num_samples", num_samples)
+        self.batch_size = _checks.integer("batch_size", batch_size)
+        self.delta = _checks.fraction("delta", delta)
+        self.order = _checks.choice("order", order, ("loss", "index"))
+        self.drop_last = bool(drop_last)
         if self.drop_last and self.batch_size > self.num_samples:
             raise ValueError(
                 f"batch_size = {batch_size} with drop_last leaves 0 of {num_samples} samples"
             )
+        _checks.cpu_generator(generator)
         if generator is None:
             permutation = torch.arange(self.num_samples)
-        elif not isinstance(generator, Generator) or generator.device.type != "cpu":
-            raise TypeError(f"generator must be a CPU torch.Generator or None; got {generator!r}")
         else:
             permutation = torch.randperm(self.num_samples, generator=generator)
         self._divide(permutation)
-        self.round, self.chosen, self._owed = 0, [], None
+        self.round = 0
+        self.chosen: list[int] = []
+        self._owed: list[int] = []  # what a restored round still has to yield
         # each with one more place, for updates whose indices are no batch
         self._losses = torch.full((self.num_batches + 1,), math.nan)
         self._updated = torch.zeros(self.num_batches + 1, dtype=torch.bool)
@@ -104,7 +106,7 @@ class HardBatchSampler(Sampler[list[int]]):
         return self._losses[:-1].clone()
 
     def __len__(self) -> int:
-        if self._owed is not None:
+        if self._owed:
             return len(self._owed)
         # 0.29 * 100 is 28.999999999999996 in floating point
         num_chosen = max(1, math.floor(self.delta * self.num_batches + 1e-9))
@@ -112,74 +114,13 @@ class HardBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # as a generator, it begins with the first batch: DataLoader makes two iterators a pass
-        if self._owed is None:
-            self.chosen = self._choose()  # raises before anything changes
+        ids, self._owed = self._owed, []
+        if not ids:
+            ids = self.chosen = self._choose()  # raises before anything changes
             self.round += 1
             self._updated.zero_()
-        ids, self._owed = (self.chosen if self._owed is None else self._owed), None
         for i in ids:
             yield list(self.batches[i])
-
-    def update(self, indices: Tensor | Sequence[int], loss: Tensor | float) -> None:
-        """Store the loss of a batch from before its step; call it once for each yielded batch.
-
-        Args:
-            indices: ``(B,)`` int64 on any device, or a list, as the sampler yielded them.
-            loss: ``()``; detached, stored in float32 or, if given, float64 (a Python number is).
-                A NaN counts as the largest loss.
-        """
-        if isinstance(loss, Real) and not isinstance(loss, bool):
-            loss = torch.full((), loss, dtype=torch.float64, device=self._losses.device)
-        if not isinstance(loss, Tensor) or not loss.is_floating_point():
-            raise TypeError(f"loss must be a float tensor () or a number; got {loss!r}")
-        if loss.ndim != 0:
-            raise ValueError(f"loss must have shape (); got {tuple(loss.shape)}")
-        indices = _checked_indices(indices)
-        place = self._id_of(indices) if _on_host(indices) else self._match(indices).to(loss.device)
-        # moves once, with the first loss from another device
-        dtype = torch.promote_types(self._losses.dtype, loss.dtype)
-        self._losses = self._losses.to(loss.device, dtype)
-        self._updated = self._updated.to(loss.device)
-        if isinstance(place, int):
-            self._losses[place] = loss.detach()
-            self._updated[place] = True
-        else:
-            self._losses = torch.where(place, loss.detach(), self._losses)
-            self._updated = self._updated | place
-
-    def state_dict(self) -> dict:
-        """Tensors, numbers and strings; holds the batches themselves, too."""
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        return settings | {
-            "permutation": self._permutation.clone(),
-            "round": self.round,
-            "chosen": list(self.chosen),
-            "losses": self._losses.clone(),
-            "updated": self._updated.clone(),
-        }
-
-    def load_state_dict(self, state: Mapping) -> None:
-        """Go on from ``state``, with its batches, whatever ``generator`` this sampler had."""
-        for name in _SETTINGS:
-            saved, own = state.get(name), getattr(self, name)
-            if saved != own:
-                raise ValueError(f"state has {name} = {saved!r}; this sampler has {own!r}")
-        self._divide(state["permutation"].cpu())
-        self.round, self.chosen = state["round"], list(state["chosen"])
-        self._losses, self._updated = state["losses"].clone(), state["updated"].clone()
-        updated = self._updated.tolist()
-        self._owed = [i for i in self.chosen if not updated[i]] or None
-
-    def _divide(self, permutation: Tensor) -> None:
-        batches = list(permutation.split(self.batch_size))
-        short = self.drop_last and len(batches[-1]) < self.batch_size
-        self.left_out: list[int] = batches.pop().tolist() if short else []
-        self.batches: list[list[int]] = [batch.tolist() for batch in batches]
-        self.num_batches = len(batches)
-        self._permutation = permutation
-        # from indices to id: for the host, and as (N, B) for a device
-        self._ids = {tuple(batch): i for i, batch in enumerate(self.batches)}
-        self._members = pad_sequence(batches, batch_first=True, padding_value=-1)
 
     def _choose(self) -> list[int]:
         """Ids of the round that begins, after a look whether the last one is complete."""
@@ -188,7 +129,11 @@ class HardBatchSampler(Sampler[list[int]]):
         ranked = self._losses[:-1].argsort(descending=True, stable=True)
         # the one transfer from the device per round
         both = torch.cat([ranked, self._updated.to(ranked.dtype)]).tolist()
-        ranked, updated = both[: self.num_batches], both[self.num_batches :]
+        self._require_updates(both[self.num_batches :])
+        chosen = both[: len(self)]
+        return chosen if self.order == "loss" else sorted(chosen)
+
+    def _require_updates(self, updated: Sequence[int]) -> None:
         if updated[-1]:
             raise ValueError(
                 f"indices of an update in round {self.round} were not those of one of the "
@@ -201,67 +146,78 @@ class HardBatchSampler(Sampler[list[int]]):
                 "update(indices, loss) for every batch. To go on with the rest of a pass that was "
                 "broken off: load_state_dict(state_dict())"
             )
-        chosen = ranked[: len(self)]
-        return chosen if self.order == "loss" else sorted(chosen)
 
-    def _id_of(self, indices: Tensor | Sequence[int]) -> int:
-        key = tuple(indices.tolist() if isinstance(indices, Tensor) else indices)
+    def update(self, indices: Tensor | Sequence[int], loss: Tensor | float) -> None:
+        """Store the loss of a batch from before its step; call it once for each yielded batch.
+
+        Args:
+            indices: ``(B,)`` int64 on any device, or a list, as the sampler yielded them.
+            loss: ``()``; detached, stored in float32 or, if given, float64 (a Python number is).
+                A NaN counts as the largest loss.
+        """
+        if isinstance(loss, Real) and not isinstance(loss, bool):
+            loss = torch.full((), loss, dtype=torch.float64, device=self._losses.device)
+        loss = _checks.tensor("loss", loss, ()).detach()
+        is_batch = self._is_batch(indices, loss.device)
+        # both move once, with the first loss from another device
+        dtype = torch.promote_types(self._losses.dtype, loss.dtype)
+        self._losses = torch.where(is_batch, loss, self._losses.to(loss.device, dtype))
+        self._updated = self._updated.to(loss.device) | is_batch
+
+    def state_dict(self) -> dict:
+        """Tensors, numbers and strings; holds the batches themselves, too."""
+        return self._settings() | {
+            "permutation": self._permutation.clone(),
+            "round": self.round,
+            "chosen": list(self.chosen),
+            "losses": self._losses.clone(),
+            "updated": self._updated.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state``, with its batches, whatever ``generator`` this sampler had."""
+        _checks.settings(state, self._settings())
+        self._divide(state["permutation"].cpu())
+        self.round, self.chosen = state["round"], list(state["chosen"])
+        self._losses, self._updated = state["losses"].clone(), state["updated"].clone()
+        updated = self._updated.tolist()
+        self._owed = [i for i in self.chosen if not updated[i]]
+
+    def _settings(self) -> dict[str, object]:
+        names = ("num_samples", "batch_size", "delta", "order", "drop_last")
+        return {name: getattr(self, name) for name in names}
+
+    # That was the method. What follows finds a batch by its indices: on the host in a dictionary,
+    # on a device by a comparison with all batches, which gives the same without waiting.
+
+    def _divide(self, permutation: Tensor) -> None:
+        batches = list(permutation.split(self.batch_size))
+        short = self.drop_last and len(batches[-1]) < self.batch_size
+        self.left_out: list[int] = batches.pop().tolist() if short else []
+        self.batches: list[list[int]] = [batch.tolist() for batch in batches]
+        self.num_batches = len(batches)
+        self._permutation = permutation
+        self._ids = {tuple(batch): i for i, batch in enumerate(self.batches)}
+        self._members = pad_sequence(batches, batch_first=True, padding_value=-1)  # (N, B)
+
+    def _is_batch(self, indices: Tensor | Sequence[int], device: torch.device) -> Tensor:
+        """True at the id of the batch with these ``indices``: ``(N + 1,)`` on ``device``."""
+        given = _checks.tensor("indices", torch.as_tensor(indices), ("B",), dtypes=_checks.INDICES)
+        if not _checks.on_host(given):
+            return self._match(given).to(device)
+        key = tuple(given.tolist() if isinstance(indices, Tensor) else indices)
         if key not in self._ids:
             raise ValueError(
                 f"indices must be those of one of the {self.num_batches} batches, in its order; "
                 f"got {len(key)}, from {list(key[:5])}"
             )
-        return self._ids[key]
+        return torch.arange(self.num_batches + 1, device=device) == self._ids[key]
 
     def _match(self, indices: Tensor) -> Tensor:
-        """True at the batch's id, or at N if it is no batch: ``(N + 1,)``, without waiting."""
+        """The same on the device of ``indices``, without waiting; True at N if it is no batch."""
         width = self._members.shape[1]
-        if not 1 <= len(indices) <= width:
+        if len(indices) > width:
             raise ValueError(f"indices must be (B,), B in 1..{width}; got {len(indices)}")
         self._members = self._members.to(indices.device)
         same = (self._members == pad(indices, (0, width - len(indices)), value=-1)).all(1)
         return torch.cat([same, ~same.any(0, keepdim=True)])
-
-
-_SETTINGS = ("num_samples", "batch_size", "delta", "order", "drop_last")
-
-
-def _checked_indices(indices: Tensor | Sequence[int]) -> Tensor | Sequence[int]:
-    if isinstance(indices, Tensor):
-        if indices.dtype != torch.int64:
-            raise TypeError(f"indices must be int64; got {indices.dtype}")
-        if indices.ndim != 1:
-            raise ValueError(f"indices must have shape (B,); got {tuple(indices.shape)}")
-    elif not isinstance(indices, list | tuple) or not all(isinstance(i, Integral) for i in indices):
-        raise TypeError(f"indices must be an int64 tensor (B,) or a list of int; got {indices!r}")
-    return indices
-
-
-def _on_host(indices: Tensor | Sequence[int]) -> bool:
-    """Whether a look at them waits for no device."""
-    return not isinstance(indices, Tensor) or indices.device.type == "cpu"
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-    return int(value)
-
-
-def _fraction(delta: float) -> float:
-    if isinstance(delta, bool) or not isinstance(delta, Real):
-        raise TypeError(f"delta must be a number in (0, 1]; got {delta!r}")
-    if not 0 < delta <= 1:  # also true for NaN
-        raise ValueError(f"delta must be in (0, 1]; got {delta}")
-    return float(delta)
-
-
-def _known(order: str) -> str:
-    if not isinstance(order, str):
-        raise TypeError(f"order must be 'loss' or 'index'; got {order!r}")
-    if order not in _ORDERS:
-        near = get_close_matches(order, _ORDERS, n=1, cutoff=0)[0]
-        raise ValueError(f"order must be 'loss' or 'index'; got {order!r}: meant {near!r}?")
-    return order

@@ -11,10 +11,11 @@ scores from one pass over the members.
 """
 
 from collections.abc import Iterable
-from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from hardtrain.strategies import _checks
 
 
 class EnsembleTally:
@@ -47,28 +48,24 @@ class EnsembleTally:
         (tensor([[0.6500, 0.3500]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
 
-    def __init__(self):
+    _sum: Tensor
+
+    def __init__(self) -> None:
         self.num_members = 0
 
     def update(self, probabilities: Tensor) -> None:
         """Add one member's predictions; gradients are not followed."""
         name = f"probabilities of member {self.num_members}"
-        if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
-            raise TypeError(f"{name} must be a float tensor (N, K); got {_what(probabilities)}")
-        if probabilities.ndim != 2 or probabilities.numel() == 0:
-            raise ValueError(f"{name} must have shape (N, K); got {tuple(probabilities.shape)}")
-        if self.num_members and probabilities.shape != self._sum.shape:
-            wanted, got = tuple(self._sum.shape), tuple(probabilities.shape)
-            raise ValueError(f"{name} must have the shape {wanted} of the first; got {got}")
-        if self.num_members and probabilities.device != self._sum.device:
-            wanted, got = self._sum.device, probabilities.device
-            raise ValueError(f"{name} must be on {wanted}, as the first; got {got}")
+        if self.num_members:
+            _checks.tensor(name, probabilities, self._sum.shape, device=self._sum.device)
+        else:
+            _checks.tensor(name, probabilities, ("N", "K"))
         exact = probabilities.detach().double()
-        _check_range(name, exact, 0, 1, "finite and in [0, 1]")
+        _checks.within(name, exact, 0, 1, "finite and in [0, 1]")
         tolerance = max(1e-4, 4 * torch.finfo(probabilities.dtype).eps)
         sums = exact.sum(1)
         allowed = f"1 in every row (within {tolerance:.1g})"
-        _check_range(f"the sum of {name}", sums, 1 - tolerance, 1 + tolerance, allowed)
+        _checks.within(f"the sum of {name}", sums, 1 - tolerance, 1 + tolerance, allowed)
         if self.num_members == 0:
             self._sum = torch.zeros_like(exact, memory_format=torch.contiguous_format)
             self._entropies = torch.zeros_like(sums)
@@ -81,22 +78,18 @@ class EnsembleTally:
 
     @property
     def mean(self) -> Tensor:
-        self._require_members()
+        """The mean prediction ``(N, K)``, float64."""
         return self._sum / self.num_members
 
     @property
     def mean_entropy(self) -> Tensor:
-        self._require_members()
+        """The mean of the members' entropies ``(N,)``, float64, in nats."""
         return self._entropies / self.num_members
 
     @property
     def votes(self) -> Tensor:
-        self._require_members()
+        """How many members have their largest probability at a class ``(N, K)``, int32."""
         return self._votes.clone()
-
-    def _require_members(self) -> None:
-        if self.num_members == 0:
-            raise ValueError("probabilities must have at least one member; got 0")
 
 
 Members = Tensor | Iterable[Tensor] | EnsembleTally
@@ -193,10 +186,7 @@ def error_count(probabilities: Members, labels: Tensor) -> Tensor:
         tensor([1])
     """
     tally = _tally(probabilities)
-    num_samples, num_classes = tally.votes.shape
-    _check_labels(labels, num_samples)
-    last = num_classes - 1
-    _check_range("labels", labels, 0, last, f"in 0..{last}")
+    labels = _checks.labels("labels", labels, tally.votes, tally.votes.shape[1])
     return tally.num_members - tally.votes.gather(1, labels.unsqueeze(1)).squeeze(1).long()
 
 
@@ -230,22 +220,15 @@ def select_subset(
         >>> select_subset(scores, 2), select_subset(scores, 2, labels=labels, balanced=True)
         (tensor([1, 2]), tensor([1, 0]))
     """
-    if not isinstance(scores, Tensor) or scores.is_complex() or scores.dtype == torch.bool:
-        raise TypeError(f"scores must be a float or integer tensor; got {_what(scores)}")
-    if scores.ndim != 1 or len(scores) == 0:
-        raise ValueError(f"scores must have shape (N,), N >= 1; got {tuple(scores.shape)}")
-    if isinstance(budget, bool) or not isinstance(budget, Integral):
-        raise TypeError(f"budget must be an integer; got {budget!r}")
-    if not 1 <= budget <= len(scores):
-        raise ValueError(f"budget must be in 1..{len(scores)}; got {budget}")
+    _checks.tensor("scores", scores, ("N",), dtypes=_checks.FLOATS + _checks.INTEGERS)
+    _checks.integer("budget", budget, 1, len(scores))
     if scores.is_floating_point():
-        _check_range("scores", scores, -torch.inf, torch.inf, "free of NaN")
-    if labels is not None:
-        _check_labels(labels, len(scores))
-    elif balanced:
-        raise ValueError("labels must be given if balanced; got None")
+        _checks.within("scores", scores, -torch.inf, torch.inf, "free of NaN")
     ranked = scores.detach().argsort(descending=True, stable=True)
     if balanced:
+        if labels is None:
+            raise ValueError("labels must be given if balanced; got None")
+        _checks.tensor("labels", labels, (len(scores),), dtypes=_checks.INTEGERS)
         # within the ranking: how many of the same class stand before
         by_class = labels[ranked].argsort(stable=True)
         classes = labels[ranked][by_class]
@@ -257,48 +240,20 @@ def select_subset(
 
 
 def _tally(probabilities: Members) -> EnsembleTally:
+    """What the scores need, in one pass over the members."""
     if isinstance(probabilities, EnsembleTally):
-        return probabilities
-    if not isinstance(probabilities, Iterable):
-        raise TypeError(
-            "probabilities must be a tensor (M, N, K), an iterable of tensors (N, K) or an "
-            f"EnsembleTally; got {_what(probabilities)}"
-        )
-    if isinstance(probabilities, Tensor) and probabilities.ndim != 3:
-        got = tuple(probabilities.shape)
-        raise ValueError(f"probabilities must have shape (M, N, K); got {got}")
-    tally = EnsembleTally()
-    for member in probabilities:
-        tally.update(member)
+        tally = probabilities
+    else:
+        if isinstance(probabilities, Tensor):
+            _checks.tensor("probabilities", probabilities, ("M", "N", "K"))
+        _checks.instance("probabilities", probabilities, Iterable)
+        tally = EnsembleTally()
+        for member in probabilities:
+            tally.update(member)
+    _checks.integer("the number of members in probabilities", tally.num_members)
     return tally
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
     """Of each row, in nats."""
     return torch.special.entr(probabilities).sum(1)
-
-
-def _check_labels(labels: Tensor, num_samples: int) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError(f"labels must be an int64 tensor (N,); got {_what(labels)}")
-    if labels.shape != (num_samples,):
-        raise ValueError(f"labels must have shape ({num_samples},); got {tuple(labels.shape)}")
-
-
-def _check_range(name: str, values: Tensor, low: float, high: float, allowed: str) -> None:
-    """Look at contents, on the CPU; on a GPU that would mean waiting for it."""
-    if not _on_host(values):
-        return
-    least, most = torch.stack(values.detach().aminmax()).tolist()  # both NaN if any is
-    if not (low <= least and most <= high):
-        raise ValueError(f"{name} must be {allowed}; got {most if low <= least else least}")
-
-
-def _on_host(values: Tensor) -> bool:
-    return values.device.type == "cpu"
-
-
-def _what(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__

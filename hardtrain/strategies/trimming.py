@@ -4,16 +4,18 @@ Fassold, "Some like it tough: Improving model generalization via progressively i
 training difficulty".
 """
 
-import operator
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral, Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hardtrain.strategies import _checks
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
+Epoch = TypeVar("Epoch", float, Tensor)
 
 
 def trim(losses: Tensor, keep: float) -> Tensor:
@@ -27,7 +29,7 @@ def trim(losses: Tensor, keep: float) -> Tensor:
         keep: fraction p that counts, in ``(0, 1]``; 1 is ``losses.mean()``, bit for bit.
 
     Returns:
-        Scalar, shape ``()``. Dropped samples get zero gradient; of equal losses at the border
+        Scalar, shape ``()``. Dropped samples get zero gradient. Of equal losses at the border
         ``topk`` chooses, so that exactly k samples count. A NaN counts as largest.
 
     Raises:
@@ -40,18 +42,19 @@ def trim(losses: Tensor, keep: float) -> Tensor:
         hand, so a smaller last batch keeps the same fraction.
 
     Example:
-        >>> import torch
         >>> trim(torch.tensor([0.1, 2.0, 0.5, 1.0]), keep=0.5)
         tensor(1.5000)
     """
-    if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        what = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
-        raise TypeError(f"losses must be a float tensor; got {what}")
-    if losses.ndim != 1 or len(losses) == 0:
-        raise ValueError(f"losses must have shape (B,), B >= 1; got {tuple(losses.shape)}")
-    k = num_kept(_fraction("keep", keep), len(losses))
+    _checks.tensor("losses", losses, ("B",))
+    k = num_kept(_checks.fraction("keep", keep), len(losses))
     # topk over all of them sums in sorted order, which rounds differently
     return losses.mean() if k == len(losses) else losses.topk(k).values.mean()
+
+
+def num_kept(keep: float, num_samples: int) -> int:
+    """k, the number of samples of a batch that count."""
+    # round, not ceil: 0.07 * 100 is 7.000000000000001 in floating point
+    return max(1, round(keep * num_samples))
 
 
 class TrimmedLoss(nn.Module):
@@ -83,7 +86,6 @@ class TrimmedLoss(nn.Module):
         Section 2: "linearly decreased", 1.0 in the first epoch, 0.2 in the last, E = 150.
 
     Example:
-        >>> import torch
         >>> loss_function = TrimmedLoss(num_epochs=5)
         >>> for epoch in range(5):
         ...     loss_function.set_epoch(epoch)
@@ -93,6 +95,8 @@ class TrimmedLoss(nn.Module):
         tensor(1.5514)
     """
 
+    epoch: Tensor
+
     def __init__(
         self,
         criterion: Criterion | None = None,
@@ -100,13 +104,11 @@ class TrimmedLoss(nn.Module):
         start: float = 1.0,
         end: float = 0.2,
         num_epochs: int,
-    ):
+    ) -> None:
         super().__init__()
-        self.criterion = _criterion(criterion)
-        self.start, self.end = _fraction("start", start), _fraction("end", end)
-        self.num_epochs = _integer("num_epochs", num_epochs)
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs must be at least 1; got {num_epochs}")
+        self.criterion = as_criterion(criterion)
+        self.start, self.end = _checks.fraction("start", start), _checks.fraction("end", end)
+        self.num_epochs = _checks.integer("num_epochs", num_epochs)
         # keep as a number for the host; the epoch as a tensor for compiled code, where a number
         # would be burnt into one graph per epoch; int64, so that .half() does not round it
         self._keep, self._epoch_is_set = self.start, False
@@ -120,15 +122,14 @@ class TrimmedLoss(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, 0 to ``num_epochs - 1``."""
-        number = _integer("epoch", epoch)
-        if not 0 <= number < self.num_epochs:
-            raise ValueError(f"epoch must be in [0, {self.num_epochs}) (num_epochs); got {epoch}")
+        number = _checks.integer("epoch", epoch, 0, self.num_epochs - 1)
         self._keep, self._epoch_is_set = self._keep_at(number), True
         with torch.no_grad():
             self.epoch.fill_(number)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        losses = _per_sample(self.criterion, logits, targets, len(logits))
+        """The loss ``()`` of logits ``(B, K)`` and targets ``(B,)``."""
+        losses = losses_per_sample(self.criterion, logits, targets)
         if not self.training:
             return losses.mean()
         if not self._epoch_is_set and self.num_epochs > 1:
@@ -142,57 +143,13 @@ class TrimmedLoss(nn.Module):
         kept = torch.arange(len(losses), device=losses.device) < k
         return torch.where(kept, ranked, 0).sum() / k.to(losses.dtype)
 
-    def _keep_at(self, epoch):
+    def _keep_at(self, epoch: Epoch) -> Epoch:
         part = epoch / max(1, self.num_epochs - 1)
         return self.start * (1 - part) + self.end * part  # exact at both ends
 
     def extra_repr(self) -> str:
+        """What ``print`` shows."""
         return f"start={self.start}, end={self.end}, num_epochs={self.num_epochs}"
-
-
-# Above it two passes can cost more than one. If a backward pass costs two forward passes,
-# 1 + 3 keep < 3 up to 2/3; measured on CPU cores, break-even lay between 0.7 and 0.8. Replaying
-# recorded activations in place of the second forward pass was measured, too, and gained nothing.
-_PLAIN_ABOVE = 0.65
-
-
-def num_kept(keep: float, num_samples: int) -> int:
-    """k, the number of samples of a batch that count."""
-    # round, not ceil: 0.07 * 100 is 7.000000000000001 in floating point
-    return max(1, round(keep * num_samples))
-
-
-def _fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in (0, 1]; got {value!r}")
-    if not 0 < value <= 1:  # also true for NaN
-        raise ValueError(f"{name} must be a finite number in (0, 1]; got {value}")
-    return float(value)
-
-
-def _integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    return operator.index(value)
-
-
-def _criterion(criterion: Criterion | None) -> Criterion:
-    if criterion is None:
-        return partial(F.cross_entropy, reduction="none")
-    if not callable(criterion):
-        raise TypeError(f"criterion must be callable; got {criterion!r}")
-    return criterion
-
-
-def _per_sample(criterion: Criterion, logits: Tensor, targets: Tensor, num_samples: int) -> Tensor:
-    losses = criterion(logits, targets)
-    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-    if shape != (num_samples,):
-        raise ValueError(
-            f"criterion must give one loss per sample, shape ({num_samples},); got {shape}. "
-            "PyTorch's own criteria do with reduction='none'"
-        )
-    return losses
 
 
 def _take_loaded_epoch(module: TrimmedLoss, incompatible_keys: object) -> None:
@@ -200,3 +157,24 @@ def _take_loaded_epoch(module: TrimmedLoss, incompatible_keys: object) -> None:
     module._keep, module._epoch_is_set = module.start, False
     if epoch >= 0:
         module.set_epoch(epoch)
+
+
+def as_criterion(criterion: Criterion | None) -> Criterion:
+    """``criterion``, or by default the cross-entropy of each sample in nats."""
+    if criterion is None:
+        return partial(F.cross_entropy, reduction="none")
+    if not callable(criterion):
+        raise TypeError(f"criterion must be callable; got {criterion!r}")
+    return criterion
+
+
+def losses_per_sample(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
+    """The losses ``(B,)``; a criterion that gives anything else is refused."""
+    losses = criterion(logits, targets)
+    shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    if shape != (len(targets),):
+        raise ValueError(
+            f"criterion must give one loss per sample, shape ({len(targets)},); got {shape}. "
+            "PyTorch's own criteria do with reduction='none'"
+        )
+    return losses

@@ -11,17 +11,31 @@ from torch.utils._pytree import tree_leaves
 
 from hardtrain import class_conditional_mmd, mmd
 from hardtrain.strategies import distribution_matching
-from hardtrain.strategies.distribution_matching import median_bandwidth
+from hardtrain.strategies.distribution_matching import (
+    median_bandwidth,
+    plain_class_conditional_mmd,
+    plain_mmd,
+)
 
 SCALES = (1, 2, 4, 8, 16)
+FORMS = {
+    "padded": distribution_matching._match_padded,
+    "masked": distribution_matching._match_masked,
+}
 
 
-@pytest.fixture(params=["padded", "masked"])
+@pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """Both forms of the class-conditional match, on CPU."""
-    padded = request.param == "padded"
-    monkeypatch.setattr(distribution_matching, "_padding_pays", lambda *_: padded)
+    force(request.param, monkeypatch)
     return request.param
+
+
+def force(form, monkeypatch):
+    """Only this form of the class-conditional match is used from now on."""
+    chosen = FORMS[form]
+    for name in ("_match_padded", "_match_masked"):
+        monkeypatch.setattr(distribution_matching, name, chosen)
 
 
 def generator(seed=0):
@@ -127,6 +141,15 @@ def test_mmd_of_two_points_by_hand():
 def test_mmd_matches_double_loops(sizes, options):
     x, y = features(*sizes, 3)
     check(mmd(x, y, **options), x, y, looped(x, y, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (3, 1)}, {"bandwidth": 0.7}])
+def test_mmd_is_its_plain_form(options):
+    x, y = features(6, 5, 3)
+    plain = plain_mmd(x, y, **options)
+    check(plain, x, y, looped(x, y, **options))
+    reference = plain.item(), *torch.autograd.grad(plain_mmd(x, y, **options), (x, y))
+    check(mmd(x, y, **options), x, y, reference)
 
 
 def test_mmd_in_float32_matches_double_loops():
@@ -385,6 +408,24 @@ def test_class_conditional_matches_a_loop_over_classes(form, seed, options):
     check(loss, x, y, looped_by_class(x, labels[0], y, labels[1], 8, **options))
 
 
+def test_class_conditional_is_its_plain_form(form):
+    x, y = features(10, 13, 3)
+    labels = labels_of(10, 13, 8)
+    plain = plain_class_conditional_mmd(x, labels[0], y, labels[1], 8)
+    reference = plain.item(), *torch.autograd.grad(plain, (x, y))
+    check(class_conditional_mmd(x, labels[0], y, labels[1], 8), x, y, reference)
+
+
+def test_class_conditional_with_one_sample_of_each_class_is_zero(form):
+    # no pairs at all, as in a small last batch
+    x, y = features(2, 1, 3)
+    loss = class_conditional_mmd(x, torch.tensor([0, 2]), y, torch.tensor([1]), 4)
+    loss.backward()
+    assert loss.item() == 0
+    assert not x.grad.any()
+    assert not y.grad.any()
+
+
 def test_class_conditional_takes_a_bandwidth_for_each_class(form):
     x, y = features(6, 6, 2)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -456,8 +497,8 @@ def test_both_forms_agree(monkeypatch, dtype, num_classes):
     x, y = features(90, 70, 12, dtype=dtype)
     labels = labels_of(90, 70, num_classes)
     results = []
-    for padded in (True, False):
-        monkeypatch.setattr(distribution_matching, "_padding_pays", lambda *_, p=padded: p)
+    for form in FORMS:
+        force(form, monkeypatch)
         loss = class_conditional_mmd(x, labels[0], y, labels[1], num_classes)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
@@ -465,30 +506,38 @@ def test_both_forms_agree(monkeypatch, dtype, num_classes):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
 
 
-def test_form_follows_the_sizes_of_the_classes():
-    pays = distribution_matching._padding_pays
-    assert pays(torch.tensor([300]))
-    assert pays(torch.tensor([30] * 10))
-    assert not pays(torch.tensor([291] + [1] * 9))
+@pytest.mark.parametrize(
+    ("sizes", "form"), [([300], "padded"), ([30] * 10, "padded"), ([291] + [1] * 9, "masked")]
+)
+def test_form_follows_the_sizes_of_the_classes(sizes, form, monkeypatch):
+    force(form, monkeypatch)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    x, y = features(len(labels), 1, 2, dtype=torch.float32)
+    forced = class_conditional_mmd(x, labels, y, labels[:1], len(sizes))
+    monkeypatch.undo()
+    used = []
+    for name in FORMS:
+        monkeypatch.setattr(
+            distribution_matching,
+            f"_match_{name}",
+            lambda *a, n=name: used.append(n) or FORMS[n](*a),
+        )
+    assert torch.equal(class_conditional_mmd(x, labels, y, labels[:1], len(sizes)), forced)
+    assert used == [form]
     # elsewhere than on CPU nobody asks: see test_on_a_gpu_nothing_waits_for_the_device
 
 
-def test_labels_outside_the_classes_do_not_count_where_they_are_not_checked():
+@pytest.mark.parametrize("bandwidth", [None, torch.ones(3, dtype=torch.float64)])
+def test_labels_outside_the_classes_do_not_count_where_they_are_not_checked(bandwidth, request):
     x, y = features(7, 6, 2)
     x_labels, y_labels = torch.tensor([-1, 0, 1, 7, 0, 3, 2]), torch.tensor([1, 3, 7, 0, -5, 1])
     inside_x, inside_y = ((labels >= 0) & (labels < 3) for labels in (x_labels, y_labels))
-    pooled = torch.cat([x, y]).detach()
-    classes = distribution_matching._classes(pooled, x_labels, y_labels, 3, checked=False)
-    for bandwidth in (None, torch.ones(3, dtype=torch.float64)):
-        labels, sizes, weights = classes
-        value, gradient = distribution_matching._match_masked(
-            pooled, labels, weights, sizes, 3, bandwidth, SCALES, False, True
-        )
-        parts = x[inside_x], x_labels[inside_x], y[inside_y], y_labels[inside_y]
-        expected = class_conditional_mmd(*parts, 3, bandwidth=bandwidth)
-        grads = torch.autograd.grad(expected, (x, y))
-        torch.testing.assert_close(value, expected.detach())
-        torch.testing.assert_close(gradient, torch.cat(grads))
+    parts = x[inside_x], x_labels[inside_x], y[inside_y], y_labels[inside_y]
+    expected = class_conditional_mmd(*parts, 3, bandwidth=bandwidth)
+    reference = expected.item(), *torch.autograd.grad(expected, (x, y))
+    request.getfixturevalue("as_on_a_device")
+    loss = class_conditional_mmd(x, x_labels, y, y_labels, 3, bandwidth=bandwidth)
+    check(loss, x, y, reference)
 
 
 # cost
@@ -567,51 +616,39 @@ def test_on_a_gpu_nothing_waits_for_the_device(bandwidth, squared):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"x": torch.zeros(3)}, ValueError, r"x must have shape .*got \(3,\)"),
+        ({"x": torch.zeros(3)}, ValueError, r"x must have shape \(n, D\); got \(3,\)"),
         ({"x": torch.zeros(0, 2)}, ValueError, r"x must .*\(0, 2\)"),
-        ({"y": torch.zeros(3, 0)}, ValueError, r"y must .*\(3, 0\)"),
-        ({"y": torch.zeros(3, 5)}, ValueError, "y must .* 2; got 5"),
-        ({"y": torch.zeros(3, 2, device="meta")}, ValueError, "y must be on .*cpu; got meta"),
+        ({"y": torch.zeros(3, 5)}, ValueError, r"y must have shape \(m, 2\); got \(3, 5\)"),
+        ({"y": torch.zeros(3, 2, device="meta")}, ValueError, "y must be on cpu.*; got meta"),
         ({"x": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "x must .*int64"),
-        ({"x": [[1.0, 2.0]]}, TypeError, "x must .*list"),
-        ({"scales": ()}, ValueError, "scales .*none"),
+        ({"scales": ()}, ValueError, "number of scales must be at least 1; got 0"),
         ({"scales": (1, 0)}, ValueError, "scales .*got 0"),
-        ({"scales": (1, math.nan)}, ValueError, "scales .*nan"),
-        ({"scales": (1, "2")}, TypeError, "scales .*'2'"),
         ({"scales": 4}, TypeError, "scales .*int"),
         ({"bandwidth": 0}, ValueError, "bandwidth .*got 0"),
-        ({"bandwidth": -1.0}, ValueError, "bandwidth .*-1"),
-        ({"bandwidth": math.inf}, ValueError, "bandwidth .*inf"),
         ({"bandwidth": "median"}, TypeError, "bandwidth .*'median'"),
-        ({"bandwidth": True}, TypeError, "bandwidth .*True"),
         ({"bandwidth": torch.tensor(-2.0)}, ValueError, "bandwidth .*-2"),
         ({"bandwidth": torch.tensor(2)}, TypeError, "bandwidth .*int64"),
         ({"bandwidth": torch.ones(2)}, ValueError, r"bandwidth .*\(2,\)"),
+        ({"bandwidth": torch.ones((), device="meta")}, ValueError, "bandwidth .* got meta"),
     ],
 )
 def test_mmd_rejects(changes, error, words):
     arguments = {"x": torch.zeros(3, 2), "y": torch.zeros(3, 2)} | changes
+    labels = {"x_labels": torch.zeros(3).long(), "y_labels": torch.zeros(3).long()}
+    with pytest.raises(error, match=words):
+        class_conditional_mmd(**arguments, **labels, num_classes=3)
     with pytest.raises(error, match=words):
         mmd(arguments.pop("x"), arguments.pop("y"), **arguments)
-    labels = {"x_labels": torch.zeros(3).long(), "y_labels": torch.zeros(3).long()}
-    arguments = {"x": torch.zeros(3, 2), "y": torch.zeros(3, 2)} | changes | labels
-    with pytest.raises(error, match=words):
-        class_conditional_mmd(**arguments, num_classes=3)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
         ({"x_labels": torch.tensor([0, 1])}, ValueError, r"x_labels .*\(3,\).*\(2,\)"),
-        ({"y_labels": torch.tensor([0, 1, 3])}, ValueError, r"y_labels .*\[0, 3\).*got 3"),
-        ({"x_labels": torch.tensor([0, -1, 2])}, ValueError, "x_labels .*got -1"),
-        ({"x_labels": torch.tensor([0.0, 1, 2])}, TypeError, "x_labels .*float32"),
-        ({"x_labels": torch.tensor([True, False, True])}, TypeError, "x_labels .*bool"),
-        ({"y_labels": [0, 1, 2]}, TypeError, "y_labels .*list"),
+        ({"y_labels": torch.tensor([0, 1, 3])}, ValueError, r"y_labels must be in 0\.\.2; got 3"),
         ({"y_labels": None}, TypeError, "y_labels .*None"),
         ({"y_labels": torch.zeros(3, device="meta").long()}, ValueError, "y_labels .*meta"),
         ({"num_classes": 0}, ValueError, "num_classes .*0"),
-        ({"num_classes": 2.0}, TypeError, r"num_classes .*2\.0"),
         ({"num_classes": None}, TypeError, "num_classes .*None"),
     ],
 )

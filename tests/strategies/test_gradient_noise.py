@@ -115,7 +115,7 @@ def cpu_scaler():
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(1e-5, 0.55), (0.3, 1.0)])
 def test_noise_has_the_stated_variance_and_mean_zero(alpha, gamma):
-    (parameter,) = parameters((1000, 1000))
+    (parameter,) = parameters((400, 1000))
     optimizer = Still([parameter])
     noise = GradientNoise(optimizer, alpha=alpha, gamma=gamma, generator=generator())
     for t in range(101):
@@ -128,7 +128,7 @@ def test_noise_has_the_stated_variance_and_mean_zero(alpha, gamma):
             expected = alpha / (1 + t) ** gamma
             added = parameter.grad.double()
             assert added.var().item() == pytest.approx(expected, rel=0.01)
-            assert abs(added.mean().item()) < 4 * math.sqrt(expected / 1e6)
+            assert abs(added.mean().item()) < 4 * math.sqrt(expected / 4e5)
             # a normal distribution: fourth moment 3
             assert (added**4).mean().item() / expected**2 == pytest.approx(3, rel=0.02)
 
@@ -174,6 +174,19 @@ def test_noise_matches_a_loop_over_tensors():
         expected = before[i] + part.reshape(parameter.shape)
         assert torch.equal(parameter.grad, expected), i
         assert parameter.grad.stride() == before[i].stride()
+
+
+def test_hook_is_its_plain_form_bit_for_bit():
+    shapes = [(5, 3), (7,), (), (2, 3, 4, 5), (0, 3)]
+    hooked, plain = parameters(*shapes), [torch.zeros(shape) for shape in shapes]
+    optimizer, drawn = Still(hooked), generator(9)
+    GradientNoise(optimizer, alpha=0.25, gamma=0.7, generator=generator(9))
+    for step in range(4):
+        optimizer.step()
+        gradient_noise.plain_noise(plain, step, 0.25, 0.7, drawn)
+        for parameter, gradient in zip(hooked, plain, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+    assert plain[0].count_nonzero() == 15
 
 
 def test_noise_reaches_gradients_of_every_kind():
@@ -434,7 +447,7 @@ def test_state_that_does_not_fit_is_an_error():
     noise = GradientNoise(Still(parameters((1,))))
     with pytest.raises(ValueError, match=r"'step' and 'generator'; got \['step'\]"):
         noise.load_state_dict({"step": 1})
-    with pytest.raises(ValueError, match="got 16: noise goes on only on the kind of device"):
+    with pytest.raises(ValueError, match=r"generator'\] of a generator on cpu must .* got \(16,\)"):
         noise.load_state_dict({"step": 1, "generator": torch.zeros(16, dtype=torch.uint8)})
     assert noise.step == 0
 
@@ -456,7 +469,7 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("num_tensors", [3, 220])
-def test_noise_takes_at_most_three_operations_a_step(num_tensors):
+def test_noise_takes_two_operations_a_step_and_three_under_a_scaler(num_tensors):
     optimizer = Still(parameters(*[(4, 3)] * num_tensors))
     noise = GradientNoise(optimizer)
     optimizer.step()  # makes the buffer
@@ -476,28 +489,21 @@ def test_noise_takes_at_most_three_operations_a_step(num_tensors):
 # --- errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alpha", "gamma"])
-@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
-def test_noise_rejects_values_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0; got"):
-        GradientNoise(Still(parameters((1,))), **{name: value})
-
-
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "error", "message"),
     [
-        ({"alpha": "1e-5"}, "alpha must be a number >= 0; got '1e-5'"),
-        ({"gamma": True}, "gamma must be a number >= 0; got True"),
-        ({"generator": 3}, "generator must be a torch.Generator or None; got 3"),
+        ({"alpha": -1e-9}, ValueError, "alpha must be finite and >= 0; got -1e-09"),
+        ({"gamma": math.nan}, ValueError, "gamma must be finite and >= 0; got nan"),
+        ({"generator": 3}, TypeError, "generator must be of type Generator; got int"),
     ],
 )
-def test_noise_rejects_arguments_of_the_wrong_type(settings, message):
-    with pytest.raises(TypeError, match=message):
+def test_noise_rejects_arguments(settings, error, message):
+    with pytest.raises(error, match=message):
         GradientNoise(Still(parameters((1,))), **settings)
 
 
 def test_noise_rejects_what_is_no_optimizer():
-    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer; got Linear"):
+    with pytest.raises(TypeError, match="optimizer must be of type Optimizer; got Linear"):
         GradientNoise(nn.Linear(1, 1))
 
 
@@ -540,7 +546,7 @@ def test_sparse_gradient_is_an_error():
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
     noise = GradientNoise(optimizer)
     embedding(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(ValueError, match=r"shape \(5, 3\) must be a dense.* got Tensor, .*sparse"):
+    with pytest.raises(ValueError, match=r"shape \(5, 3\) must be dense .* got Tensor, .*sparse"):
         optimizer.step()
     assert noise.step == 0
 
@@ -548,7 +554,9 @@ def test_sparse_gradient_is_an_error():
 def test_complex_gradient_is_an_error():
     optimizer = Still(parameters((2,), dtype=torch.complex64))
     GradientNoise(optimizer)
-    with pytest.raises(TypeError, match=r"of dtype torch.float16, .*; got torch.complex64"):
+    with pytest.raises(
+        TypeError, match=r"\(2,\) must be a tensor of float16, .*; got torch\.complex64"
+    ):
         optimizer.step()
 
 
@@ -561,14 +569,22 @@ def test_gradients_on_several_devices_are_an_error():
         optimizer.step()
 
 
-def test_several_ranks_need_an_explicit_generator(monkeypatch):
+def test_ranks_need_an_explicit_generator(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    GradientNoise(Still(parameters((1,))))
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match="generator must be given, on each of 4 ranks; got None"):
+    with pytest.raises(ValueError, match=r"generator must be given under torch\.distributed"):
         GradientNoise(Still(parameters((1,))))
     GradientNoise(Still(parameters((1,))), generator=generator())
+
+
+def test_skipped_step_is_taken_back_at_once_where_nothing_waits():
+    own = generator()
+    optimizer = Still(parameters((4,)))
+    noise = GradientNoise(optimizer, alpha=1.0, generator=own)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(1.0)
+    optimizer.step()
+    assert torch.equal(own.get_state(), generator().get_state())
+    optimizer.found_inf.zero_()
+    assert noise.step == 0
 
 
 # --- on a GPU -----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hardtrain import select_subset
-from hardtrain.strategies import subset_selection
 from hardtrain.strategies.subset_selection import (
     EnsembleTally,
     error_count,
@@ -52,20 +51,20 @@ def plain_scores(members, label):
 # --- scores -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_classes", [2, 4, 30])
 @pytest.mark.parametrize("num_members", [1, 2, 7, 40])
-def test_scores_match_loops_over_members(num_members, num_classes):
-    probabilities = ensemble(num_members, 11, num_classes)
-    labels = torch.randint(num_classes, (11,), generator=generator(1))
-    rows = probabilities.transpose(0, 1).tolist()
-    wanted = [plain_scores(row, label) for row, label in zip(rows, labels.tolist(), strict=True)]
-    for score in SCORES:
-        expected = [w[score] for w in wanted]
-        assert score(probabilities).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
-        assert score(probabilities).dtype == torch.float64
-    errors = error_count(probabilities, labels)
-    assert errors.tolist() == [w[error_count] for w in wanted]
-    assert errors.dtype == torch.int64
+def test_scores_match_loops_over_members(num_members):
+    for num_classes in (2, 4, 30):
+        probabilities = ensemble(num_members, 11, num_classes)
+        labels = torch.randint(num_classes, (11,), generator=generator(1))
+        rows = zip(probabilities.transpose(0, 1).tolist(), labels.tolist(), strict=True)
+        wanted = [plain_scores(row, label) for row, label in rows]
+        for score in SCORES:
+            expected = [w[score] for w in wanted]
+            assert score(probabilities).tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+            assert score(probabilities).dtype == torch.float64
+        errors = error_count(probabilities, labels)
+        assert errors.tolist() == [w[error_count] for w in wanted]
+        assert errors.dtype == torch.int64
 
 
 def test_scores_worked_out_by_hand():
@@ -184,9 +183,9 @@ def test_tally_memory_does_not_grow_with_members():
     assert sizes == {50 * 10 * (8 + 4) + 50 * (8 + 8)}
 
 
-def test_scores_and_choice_do_not_wait_for_a_device(monkeypatch, looks):
+@pytest.mark.usefixtures("as_on_a_device")
+def test_scores_and_choice_do_not_wait_for_a_device(looks):
     probabilities, labels = ensemble(), torch.arange(11) % 4
-    monkeypatch.setattr(subset_selection, "_on_host", lambda values: False)
     with looks() as during:
         for score in SCORES:
             score(probabilities)
@@ -203,32 +202,37 @@ def test_scores_and_choice_do_not_wait_for_a_device(monkeypatch, looks):
         ([[[0.5, 0.5]], [[1.5, -0.5]]], ValueError, r"member 1 must be .* \[0, 1\]; got -0.5"),
         ([[[1.0, math.nan]]], ValueError, r"member 0 must be .* \[0, 1\]; got nan"),
         ([[0.5, 0.5]], ValueError, r"probabilities must have shape \(M, N, K\); got \(1, 2\)"),
-        ([[[1, 0]]], TypeError, r"member 0 must be a float tensor \(N, K\); got torch.int64"),
-        (torch.empty(0, 3, 2), ValueError, "at least one member; got 0"),
-        (torch.empty(2, 0, 2), ValueError, r"member 0 must have shape \(N, K\); got \(0, 2\)"),
+        ([[[1, 0]]], TypeError, r"probabilities must be a tensor of float16, .*; got torch\.int64"),
+        (
+            torch.empty(2, 0, 2),
+            ValueError,
+            r"probabilities must have .*sizes >= 1; got \(2, 0, 2\)",
+        ),
     ],
 )
-@pytest.mark.parametrize("score", [*SCORES, error_count])
-def test_scores_reject(score, members, error, words):
-    labels = [torch.tensor([0])] if score is error_count else []
-    with pytest.raises(error, match=words):
-        score(torch.as_tensor(members), *labels)
+def test_scores_reject(members, error, words):
+    for score in (*SCORES, error_count):
+        labels = [torch.tensor([0])] if score is error_count else []
+        with pytest.raises(error, match=words):
+            score(torch.as_tensor(members), *labels)
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_scores_reject_other_arguments(score):
-    with pytest.raises(TypeError, match=r"an iterable of tensors .* EnsembleTally; got float"):
-        score(0.5)
-    with pytest.raises(TypeError, match=r"member 0 must be a float tensor .* got list"):
-        score([[[0.5, 0.5]]])
-    with pytest.raises(ValueError, match=r"member 1 must have the shape \(1, 2\) of the first"):
-        score([torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5, 0.0]])])
-    with pytest.raises(ValueError, match="member 1 must be on cpu, as the first; got meta"):
-        score([torch.tensor([[0.5, 0.5]]), torch.empty(1, 2, device="meta")])
-    with pytest.raises(ValueError, match="at least one member; got 0"):
-        score(iter([]))
-    with pytest.raises(ValueError, match="at least one member; got 0"):
-        score(EnsembleTally())
+def test_scores_reject_other_arguments():
+    first = torch.tensor([[0.5, 0.5]])
+    for members, error, words in [
+        (0.5, TypeError, "probabilities must be of type Iterable; got float"),
+        ([[[0.5, 0.5]]], TypeError, "probabilities of member 0 must be a tensor of .*; got list"),
+        (
+            [first, torch.ones(1, 3) / 3],
+            ValueError,
+            r"member 1 must have shape \(1, 2\); got \(1, 3",
+        ),
+        ([first, torch.empty(1, 2, device="meta")], ValueError, "member 1 must be on cpu, .* meta"),
+        (iter([]), ValueError, "number of members in probabilities must be at least 1; got 0"),
+        (EnsembleTally(), ValueError, "number of members in probabilities .*; got 0"),
+    ]:
+        with pytest.raises(error, match=words):
+            predictive_entropy(members)
 
 
 def test_tally_stays_as_it_was_after_a_rejected_member():
@@ -238,22 +242,11 @@ def test_tally_stays_as_it_was_after_a_rejected_member():
         tally.update(torch.tensor([[0.25, 0.25]]))
     assert tally.num_members == 1
     assert tally.mean.tolist() == [[0.25, 0.75]]
-    with pytest.raises(ValueError, match="at least one member"):
-        _ = EnsembleTally().mean_entropy
 
 
-@pytest.mark.parametrize(
-    ("labels", "error", "words"),
-    [
-        ([0, 4] + [0] * 9, ValueError, r"labels must be in 0\.\.3; got 4"),
-        ([0, -1] + [0] * 9, ValueError, r"labels must be in 0\.\.3; got -1"),
-        ([0, 1], ValueError, r"labels must have shape \(11,\); got \(2,\)"),
-        ([0.0] * 11, TypeError, r"labels must be an int64 tensor \(N,\); got torch.float32"),
-    ],
-)
-def test_error_count_rejects_labels(labels, error, words):
-    with pytest.raises(error, match=words):
-        error_count(ensemble(), torch.tensor(labels))
+def test_error_count_rejects_labels_that_are_no_classes():
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3; got 4"):
+        error_count(ensemble(), torch.tensor([0, 4] + [0] * 9))
 
 
 # --- choice -------------------------------------------------------------------------------------
@@ -331,15 +324,17 @@ def test_balanced_choice_has_equal_numbers_but_for_small_classes():
     [
         ([0.1, 0.2], 3, {}, ValueError, r"budget must be in 1\.\.2; got 3"),
         ([0.1, 0.2], 0, {}, ValueError, r"budget must be in 1\.\.2; got 0"),
-        ([0.1, 0.2], 1.0, {}, TypeError, "budget must be an integer; got 1.0"),
-        ([0.1, 0.2], True, {}, TypeError, "budget must be an integer; got True"),
         ([0.1, math.nan], 1, {}, ValueError, "scores must be free of NaN; got nan"),
-        ([], 1, {}, ValueError, r"scores must have shape \(N,\), N >= 1; got \(0,\)"),
-        ([[0.1]], 1, {}, ValueError, r"scores must have shape \(N,\), N >= 1; got \(1, 1\)"),
-        ([True], 1, {}, TypeError, "scores must be a float or integer tensor; got torch.bool"),
+        ([[0.1]], 1, {}, ValueError, r"scores must have shape \(N,\); got \(1, 1\)"),
+        ([True], 1, {}, TypeError, r"scores must be a tensor of .*int64; got torch\.bool"),
         ([0.1], 1, {"balanced": True}, ValueError, "labels must be given if balanced; got None"),
-        ([0.1], 1, {"labels": torch.tensor([0, 1])}, ValueError, r"labels must have shape \(1,\)"),
-        ([0.1], 1, {"labels": [0]}, TypeError, r"labels must be an int64 tensor \(N,\); got list"),
+        (
+            [0.1],
+            1,
+            {"balanced": True, "labels": torch.tensor([0, 1])},
+            ValueError,
+            r"labels must have shape \(1,\)",
+        ),
     ],
 )
 def test_choice_rejects(scores, budget, options, error, words):

@@ -25,7 +25,7 @@ from hardtrain import (
 from hardtrain.data.batches import Transform
 from hardtrain.data.samplers import BiasedBatchSampler, UniformBatchSampler
 from hardtrain.runs.train import build, load_data, training_set
-from hardtrain.strategies import active_bias
+from hardtrain.strategies import _checks
 from hardtrain.strategies.active_bias import difficulty, easiness, prediction_deviation
 from hardtrain.training import loop, methods, pieces
 from hardtrain.training.memory import SmoothedScores
@@ -482,7 +482,7 @@ def test_bfloat16_trains(biased_run, store):
 
 @pytest.mark.parametrize("variant", ["uniform", "ISD", "WPV"])
 def test_a_step_looks_at_no_value(biased_run, monkeypatch, looks, variant):
-    monkeypatch.setattr(active_bias, "_on_host", lambda values: False)  # as on a GPU
+    monkeypatch.setattr(_checks, "on_host", lambda values: False)  # as on a GPU
     run = biased_run(variant, keep=KEEP)
     model, method = build(run, *load_data(run)[:2])
     for top in (0.5, 1.0):

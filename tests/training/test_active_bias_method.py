@@ -27,7 +27,7 @@ from hardtrain.data.samplers import BiasedBatchSampler, UniformBatchSampler
 from hardtrain.runs.train import build, load_data, training_set
 from hardtrain.strategies import active_bias
 from hardtrain.strategies.active_bias import difficulty, easiness, prediction_deviation
-from hardtrain.training import loop, methods, pieces
+from hardtrain.training import loop, methods, pieces, randomness
 from hardtrain.training.memory import SmoothedScores
 from hardtrain.training.methods import ACTIVE_BIAS_VARIANTS
 
@@ -58,7 +58,7 @@ def trained(run, *, checkpoint=None, epochs=None):
     train, test, _ = load_data(run)
     train = training_set(run, train)
     steps, states = [], {}
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         model, method = build(run, train, test)
         objective = method.objective
 
@@ -100,11 +100,11 @@ def reference(run):
     inputs = pieces.train_transform(run, train)(train.images)
     num, size = len(train), run.batch_size
     num_steps = num // size if run.drop_last else -(-num // size)
-    scan, draws = (pieces.generator(run.seed, purpose) for purpose in ("order", "draws"))
+    scan, draws = (randomness.generator(run.seed, purpose) for purpose in ("order", "draws"))
     first_biased = 0 if variant == "uniform" else max(2, round(burn_in * run.epochs))
     lists, emphasis = [[] for _ in range(num)], np.zeros((4, num))
     steps, epsilon, unseen = [], None, 0
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         model = build_network("cnn_small", 3, 1, image_size=8)
         optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum)
         for epoch in range(run.epochs):
@@ -453,7 +453,7 @@ def test_a_training_whose_losses_are_no_numbers_is_left_to_the_loop(biased_run):
     for variant in ("SE", "WTC", "SPV", "ISD"):
         run = biased_run(variant, lr=1e30, evaluate_every=8)
         train, test, _ = load_data(run)
-        with loop.isolated_randomness(3, CPU):
+        with randomness.isolated_randomness(3, CPU):
             model, method = build(run, train, test)
             with pytest.raises(errors.DivergedError, match=r"step [12] "):
                 loop.fit(run, model, method, lambda model: {})

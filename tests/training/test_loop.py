@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from hardtrain import DivergedError, ImageDataset, ParameterError, build_network
 from hardtrain.data.batches import Batch, Transform
 from hardtrain.runs.train import load_data
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, lookup, loop, methods, pieces, randomness
 
 
 class Network(nn.Module):
@@ -38,9 +38,9 @@ def trained(run, *, model=None, pause_after=None, **changes):
     checkpoints = {}
 
     def once(checkpoint=None):
-        with loop.isolated_randomness(run.seed, torch.device("cpu")):
+        with randomness.isolated_randomness(run.seed, torch.device("cpu")):
             network = Network(dropout=0.3) if model is None else model()
-            method = methods.find_method(run.method)(run, train, network, **run.options)
+            method = lookup.find_method(run.method)(run, train, network, **run.options)
             for name, value in changes.items():
                 setattr(method, name, value)
             history = loop.fit(
@@ -65,10 +65,10 @@ def test_fit_matches_a_bare_loop_bit_for_bit(tiny_run):
     run = tiny_run(epochs=3, optimizer="sgd", momentum=0.9, weight_decay=1e-3)
     network, history, _ = trained(run)
     train, _, _ = load_data(run)
-    with loop.isolated_randomness(run.seed, torch.device("cpu")):
+    with randomness.isolated_randomness(run.seed, torch.device("cpu")):
         bare = Network(dropout=0.3)
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-        order = pieces.generator(run.seed, "order")
+        order = randomness.generator(run.seed, "order")
         inputs = pieces.train_transform(run, train)(train.images)
         for epoch in range(3):
             total = 0.0
@@ -356,9 +356,9 @@ def lambda_module(function):
 
 def test_precision_context_runs_the_forward_in_bfloat16():
     layer, inputs = nn.Linear(4, 4), torch.randn(2, 4)
-    with evaluation.precision_context("bfloat16", torch.device("cpu"))():
+    with pieces.precision_context("bfloat16", torch.device("cpu")):
         assert layer(inputs).dtype == torch.bfloat16
-    with evaluation.precision_context("float32", torch.device("cpu"))():
+    with pieces.precision_context("float32", torch.device("cpu")):
         assert layer(inputs).dtype == torch.float32
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import build_network, load_artefact, load_history, run_missing
 from hardtrain.runs.train import load_data
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, lookup, loop, methods, pieces, randomness
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def trained(run, *, data=None):
     """The trained network and its batch log, from the loop itself."""
     train, _, _ = load_data(run)
     train = train if data is None else data
-    with loop.isolated_randomness(3, torch.device("cpu")):
+    with randomness.isolated_randomness(3, torch.device("cpu")):
         model = build_network("cnn_small", 3, 1, image_size=8)
-        method = methods.find_method(run.method)(run, train, model, **run.options)
+        method = lookup.find_method(run.method)(run, train, model, **run.options)
         loop.fit(run, model, method, lambda model: {})
     return model, method
 
@@ -39,9 +39,9 @@ def reference(run, delta, order):
     """Algorithm 2, as plainly as possible."""
     train, _, _ = load_data(run)
     inputs = pieces.train_transform(run, train)(train.images)
-    permutation = torch.randperm(len(train), generator=pieces.generator(run.seed, "order"))
+    permutation = torch.randperm(len(train), generator=randomness.generator(run.seed, "order"))
     batches = permutation.split(run.batch_size)
-    with loop.isolated_randomness(3, torch.device("cpu")):
+    with randomness.isolated_randomness(3, torch.device("cpu")):
         model = build_network("cnn_small", 3, 1, image_size=8)
         optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum)
         stored, taken = {}, []
@@ -98,7 +98,7 @@ def test_the_log_compares_stored_losses_with_present_ones(hard_run):
     run = hard_run(0.5, keep=("batch_log",), epochs=3)
     seen = {}
     train, _, _ = load_data(run)
-    with loop.isolated_randomness(3, torch.device("cpu")):
+    with randomness.isolated_randomness(3, torch.device("cpu")):
         model = build_network("cnn_small", 3, 1, image_size=8)
         method = methods.hard_batches(run, train, model, **run.options)
         observe = method.observe
@@ -177,7 +177,7 @@ def test_evaluate_train_adds_the_training_set_and_intervals_over_batches(hard_ru
         if name == "test":
             parts = torch.arange(20).split(8)
         else:
-            order = pieces.generator(run.seed, "order")
+            order = randomness.generator(run.seed, "order")
             parts = torch.randperm(60, generator=order).split(8)
         values = np.array([right[part].mean().item() for part in parts])
         assert results[f"{name}_accuracy_by_batch"][0] == pytest.approx(values.mean())

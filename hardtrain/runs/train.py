@@ -22,7 +22,7 @@ from hardtrain.runs import subsets
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.store import RunStore
 from hardtrain.statistics import mean_interval
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
 
@@ -53,7 +53,7 @@ def train_run(run, store: RunStore, progress=None) -> dict:
                 pause = max(store.checkpoint_seconds, 19 * (last_saved - now))
 
     record = {"key": run.key, "fingerprint": fingerprint, "status": "finished"}
-    with loop.isolated_randomness(pieces.derived_seed(run.seed, "torch"), device):
+    with randomness.isolated_randomness(randomness.derived_seed(run.seed, "torch"), device):
         model, method = build(run, train, test)
         transform = pieces.train_transform(run, train).without_augmentation()
         how = {"precision": run.precision}
@@ -159,7 +159,7 @@ def training_set(run, train: ImageDataset) -> ImageDataset:
     """What a run trains on: its data set with its wrong labels, and of that its subset."""
     if run.label_noise:
         seed = run.seed if run.label_noise_seed is None else run.label_noise_seed
-        train = train.with_label_noise(run.label_noise, pieces.generator(seed, "label noise"))
+        train = train.with_label_noise(run.label_noise, randomness.generator(seed, "label noise"))
     if run.subset:
         train = train.take(subsets.unpack(run.subset, len(train)))
     return train
@@ -202,7 +202,7 @@ def build(run, train: ImageDataset, test: ImageDataset):
     if run.channels_last:
         model = model.to(memory_format=torch.channels_last)
     try:
-        method = methods.find_method(run.method)(run, train, model, **run.options)
+        method = lookup.find_method(run.method)(run, train, model, **run.options)
     except ValueError as error:
         raise ParameterError(f"{run}: {error}") from error
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):

@@ -16,7 +16,7 @@ from hardtrain.data.images import ImageDataset
 from hardtrain.errors import ParameterError
 from hardtrain.networks import has_batch_norm
 from hardtrain.training.evaluation import evaluate
-from hardtrain.training.loop import isolated_randomness
+from hardtrain.training.randomness import isolated_randomness
 
 
 def interpolate(

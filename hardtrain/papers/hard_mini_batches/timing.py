@@ -9,8 +9,9 @@ from hardtrain.data.images import ImageDataset, resolve_device
 from hardtrain.papers.mini_batch_trimming.timing import small_cnn
 from hardtrain.report.timing import interleaved, machine, median_ratio
 from hardtrain.runs.run import Run
-from hardtrain.training import methods
-from hardtrain.training.loop import fit, isolated_randomness
+from hardtrain.training import lookup
+from hardtrain.training.loop import fit
+from hardtrain.training.randomness import isolated_randomness
 
 
 def hard_batch_step_times(
@@ -43,7 +44,7 @@ def hard_batch_step_times(
         def train() -> None:
             with isolated_randomness(0, place):
                 model = small_cnn(batch_norm=True).to(place)
-                made = methods.find_method(method)(run, data, model, **run.options)
+                made = lookup.find_method(method)(run, data, model, **run.options)
                 fit(run, model, made, lambda model: {})
 
         return train

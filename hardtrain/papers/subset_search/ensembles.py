@@ -28,8 +28,9 @@ from hardtrain.strategies.subset_selection import (
     variation_ratio,
 )
 from hardtrain.training import pieces
-from hardtrain.training.evaluation import extract_logits, precision_context
-from hardtrain.training.loop import isolated_randomness
+from hardtrain.training.evaluation import extract_logits
+from hardtrain.training.pieces import precision_context
+from hardtrain.training.randomness import isolated_randomness
 
 ACQUISITIONS = ("predictive_entropy", "mutual_information", "variation_ratio", "error_count")
 ORDERS = ("runs", "checkpoints")
@@ -197,9 +198,8 @@ def _predictions(
         checkpoints = load_artefact(run, _artefact(run), store)
         train = training_set(run, load_data(run)[0])
         transform = pieces.train_transform(run, train).without_augmentation()
-        autocast = precision_context(run.precision, block.images.device)
         for place, model in enumerate(members(run, checkpoints)):
-            with autocast():
+            with precision_context(run.precision, block.images.device):
                 logits = extract_logits(model, block, transform)
             yield (number, place), logits.softmax(dim=1)
 

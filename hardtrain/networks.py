@@ -78,8 +78,8 @@ def build_network(
         in_channels: 1 or 3.
         stem: ``"cifar"``: first convolution 3x3 with stride 1 and no pooling after it;
             ``"imagenet"``: the library's own, which divides the sides by 2 or 4.
-        image_size: side in pixels, or ``(height, width)``; only checked. ``None``: checked when
-            the first inputs come. ``mlp`` cannot be built without.
+        image_size: side in pixels, or ``(height, width)``; only checked, before anything is built.
+            ``None``: checked when the first inputs come. ``mlp`` cannot be built without.
 
     Returns:
         A module with ``features(inputs) -> (B, D)``, what its last linear layer ``classifier``
@@ -101,9 +101,17 @@ def build_network(
         >>> images = torch.zeros(2, 1, 8, 8)
         >>> model.features(images).shape, model(images).shape
         (torch.Size([2, 64]), torch.Size([2, 10]))
+        >>> build_network("cnn5", num_classes=10, in_channels=1, image_size=8)
+        Traceback (most recent call last):
+        hardtrain.errors.DataError: cnn5 takes 28x28 or 32x32; got 8x8
     """
+    checks.choice("network", name, NETWORKS)
+    checks.choice("stem", stem, STEMS)
     checks.integer("num_classes", num_classes, low=1)
-    check_network_input(name, image_size, in_channels, stem=stem)
+    if checks.integer("in_channels", in_channels, low=1) not in (1, 3):
+        raise ParameterError(f"in_channels = {in_channels} is not 1 or 3")
+    if image_size is not None:
+        _check_size(name, stem, *_sides(image_size))
     entry = _NETWORKS[name]
     if entry.own is not None and (stem == "cifar" or not entry.timm):
         body, num_features = entry.own(in_channels, image_size)
@@ -111,35 +119,6 @@ def build_network(
     else:
         body, classifier = _from_timm(entry, num_classes, in_channels, stem)
     return Network(body, classifier, name, stem, in_channels)
-
-
-def check_network_input(
-    name: str, image_size: int | tuple[int, int] | None, in_channels: int, *, stem: str = "cifar"
-) -> None:
-    """Refuse images that a network cannot take; at once, nothing is built.
-
-    Args:
-        name: one of ``NETWORKS``.
-        image_size: side in pixels, or ``(height, width)``; ``None`` if it is not known yet.
-        in_channels: of the images, 1 or 3.
-        stem: ``"cifar"`` or ``"imagenet"``.
-
-    Raises:
-        ParameterError: an unknown name or stem, or numbers that no image can have.
-        DataError: the images are too small, or not of the sizes that the network is made for.
-
-    Example:
-        >>> check_network_input("cnn5", 32, 3)
-        >>> check_network_input("cnn5", 8, 1)
-        Traceback (most recent call last):
-        hardtrain.errors.DataError: cnn5 takes 28x28 or 32x32; got 8x8
-    """
-    checks.choice("network", name, NETWORKS)
-    checks.choice("stem", stem, STEMS)
-    if checks.integer("in_channels", in_channels, low=1) not in (1, 3):
-        raise ParameterError(f"in_channels = {in_channels} is not 1 or 3")
-    if image_size is not None:
-        _check_size(name, stem, *_sides(image_size))
 
 
 def has_batch_norm(model: nn.Module) -> bool:

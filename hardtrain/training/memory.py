@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardtrain.data.batches import Transform
+from hardtrain.data.batches import Batches
 from hardtrain.data.images import ImageDataset
 from hardtrain.errors import ParameterError
 from hardtrain.strategies.active_bias import PredictionHistory
 from hardtrain.strategies.distribution_matching import class_conditional_mmd, mmd
-from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.training.evaluation import buffers_restored, in_mode
 from hardtrain.training.pieces import class_losses, precision_context, train_transform
 from hardtrain.training.randomness import generator
@@ -23,24 +22,12 @@ NUM_LOGGED_PAIRS = 4  # of mini-batches whose distance distribution matching can
 class SumsByPhase:
     """What each sample got, summed in each quarter of a training: ``(NUM_PHASES, N)``.
 
-    Args:
-        name: of the artefact's array.
-        num_samples, num_epochs: N, and the length of the training.
-        dtype: int32 for counts, float32 for sums of weights.
-        device: where it is summed.
+    ``name`` is the array's in the artefact; ``dtype`` int32 for counts, float32 for weights.
     """
 
-    def __init__(
-        self,
-        name: str,
-        num_samples: int,
-        num_epochs: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ):
-        self.name, self.num_epochs, self.phase = name, num_epochs, 0
-        self.sums = torch.zeros(NUM_PHASES, num_samples, dtype=dtype, device=device)
+    def __init__(self, name: str, run: Any, data: ImageDataset, dtype: torch.dtype):
+        self.name, self.num_epochs, self.phase = name, run.epochs, 0
+        self.sums = torch.zeros(NUM_PHASES, len(data), dtype=dtype, device=data.labels.device)
 
     def start_epoch(self, epoch: int) -> None:
         self.phase = NUM_PHASES * epoch // self.num_epochs
@@ -106,16 +93,9 @@ class BatchLog:
     """Which batch each update took, and at each epoch's start the stored loss of every batch
     beside the loss that the model would have on it now, in training mode as the stored one."""
 
-    def __init__(
-        self,
-        sampler: HardBatchSampler,
-        model: nn.Module,
-        data: ImageDataset,
-        transform: Transform,
-        precision: str,
-    ):
-        self.sampler, self.model, self.data, self.transform = sampler, model, data, transform
-        self.precision = precision
+    def __init__(self, run: Any, model: nn.Module, batches: Batches):
+        self.model, self.data, self.sampler = model, batches.dataset, batches.batch_sampler
+        self.transform, self.precision = batches.transform.without_augmentation(), run.precision
         self.ids: list[int] = []  # of the rounds begun, so the last ones may not be taken
         self.num_rounds = self.num_updates = 0
         self.stored: list[Tensor] = []
@@ -144,11 +124,11 @@ class BatchLog:
     def arrays(self) -> dict[str, Tensor]:
         """``ids (E N,)`` of the batches by update; ``stored``, ``recomputed (E - 1, N)``, nats."""
         empty = torch.zeros(0, self.sampler.num_batches)
-        stored, recomputed = (
-            torch.stack(losses) if losses else empty for losses in (self.stored, self.recomputed)
-        )
-        ids = torch.tensor(self.ids[: self.num_updates])
-        return {"ids": ids, "stored": stored, "recomputed": recomputed}
+        return {
+            "ids": torch.tensor(self.ids[: self.num_updates]),
+            "stored": torch.stack(self.stored) if self.stored else empty,
+            "recomputed": torch.stack(self.recomputed) if self.recomputed else empty,
+        }
 
     def state_dict(self) -> dict:
         names = ("ids", "num_rounds", "num_updates", "stored", "recomputed")
@@ -165,12 +145,11 @@ class SmoothedScores:
 
     def __init__(
         self,
-        num_samples: int,
-        device: torch.device,
+        data: ImageDataset,
         score: Callable[[PredictionHistory], Tensor] | None,
         smoothing: float,
     ):
-        self.history = PredictionHistory(num_samples, device=device)
+        self.history = PredictionHistory(len(data), device=data.labels.device)
         self.score, self.smoothing, self.epsilon = score, smoothing, None
 
     def now(self) -> tuple[Tensor, Tensor]:

@@ -28,18 +28,10 @@ from hardtrain.strategies.distribution_matching import class_conditional_mmd, me
 from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
+from hardtrain.training import memory, pieces
 from hardtrain.training.lookup import version
 from hardtrain.training.loop import Method, nothing
-from hardtrain.training.memory import BatchLog, DistanceLog, SmoothedScores, SumsByPhase
-from hardtrain.training.pieces import (
-    Attached,
-    augmented_batches,
-    class_losses,
-    endless,
-    mean_objective,
-    sample_losses,
-    uniform_batches,
-)
+from hardtrain.training.pieces import mean_objective, sample_losses, uniform_batches
 from hardtrain.training.randomness import derived_seed, generator
 
 
@@ -58,9 +50,7 @@ def trimming(
     falls linearly by epoch from ``start`` to ``end``."""
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
-    kept = SumsByPhase(
-        "counts", len(data), run.epochs, dtype=torch.int32, device=data.labels.device
-    )
+    kept = memory.SumsByPhase("counts", run, data, torch.int32)
 
     def start_epoch(epoch: int) -> None:
         trimmed.set_epoch(epoch)
@@ -110,8 +100,8 @@ def hard_batches(
         drop_last=run.drop_last,
         generator=generator(run.seed, "order") if shuffled else None,
     )
-    batches = augmented_batches(run, data, sampler, augmentation)
-    log = BatchLog(sampler, model, data, batches.transform.without_augmentation(), run.precision)
+    batches = pieces.augmented_batches(run, data, sampler, augmentation)
+    log = memory.BatchLog(run, model, batches)
     logging = "batch_log" in run.keep
 
     def observe(indices: Tensor, losses: Tensor) -> None:
@@ -138,7 +128,7 @@ def gradient_noise(
     batches, state = uniform_batches(run, data)
     draws = torch.Generator(data.images.device).manual_seed(derived_seed(run.seed, "noise"))
     options = {"alpha": alpha, "gamma": gamma, "generator": draws}
-    noise = Attached(lambda optimizer: GradientNoise(optimizer, **options))
+    noise = pieces.Attached(lambda optimizer: GradientNoise(optimizer, **options))
     return Method(batches, mean_objective, hooks=[noise.attach], state=state | {"noise": noise})
 
 
@@ -174,13 +164,13 @@ def distribution_matching(
     scales = [2**power for power in range(num_scales)]
     batches, state = uniform_batches(run, data)
     partners, partner_state = uniform_batches(run, data, prefix="second ")
-    partner = endless(partners)
+    partner = pieces.endless(partners)
 
     def distance(x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
         classes = (x_labels, y_labels, data.num_classes) if by_class else ()
-        # None: the median as printed, over the pairs i < j
-        is_code = reading == "code"
-        bandwidth = median_bandwidth(x, y, *classes, diagonal=True) if is_code else None
+        bandwidth = None  # the median as printed, over the pairs i < j
+        if reading == "code":
+            bandwidth = median_bandwidth(x, y, *classes, diagonal=True)
         if not by_class:
             return mmd(x, y, scales=scales, bandwidth=bandwidth)
         sides = (x, x_labels, y, y_labels)
@@ -190,7 +180,7 @@ def distribution_matching(
         if weight == 0:
             return mean_objective(model, batch)
         features = model.features(batch.inputs)
-        losses = class_losses(model.classifier(features), batch.targets)
+        losses = pieces.class_losses(model.classifier(features), batch.targets)
         second = next(partner)
         with torch.set_grad_enabled(not stop_gradient):
             second_features = model.features(second.inputs)
@@ -200,7 +190,7 @@ def distribution_matching(
     return Method(
         batches,
         objective,
-        log=DistanceLog(run, data, model) if log_distance else dict,
+        log=memory.DistanceLog(run, data, model) if log_distance else dict,
         state=state | partner_state,
     )
 
@@ -255,9 +245,9 @@ def active_bias(
     if form != "weighted":
         batches.batch_sampler = sampler
     first_epoch = 0 if score is None else max(2, round(burn_in * run.epochs))
-    scores = SmoothedScores(num_samples, device, score, smoothing)
+    scores = memory.SmoothedScores(data, score, smoothing)
     weights = torch.ones(num_samples, device=device)
-    emphasis = SumsByPhase("emphasis", num_samples, run.epochs, dtype=torch.float32, device=device)
+    emphasis = memory.SumsByPhase("emphasis", run, data, torch.float32)
 
     def start_epoch(epoch: int) -> None:
         emphasis.start_epoch(epoch)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import colours, save_set, small_set
+from helpers import colours, save_set, seeded, small_set
 
 from hardtrain import DataError, ImageDataset, ParameterError, load_dataset
 from hardtrain.data import downloads
@@ -125,6 +125,22 @@ def test_subset_of_size_zero_is_the_whole_set():
 def test_subset_rejects_a_size_that_is_no_count(size, message):
     with pytest.raises(ParameterError, match=f"size = {size} {message}"):
         small_set().subset(size)
+
+
+def test_label_noise_replaces_the_stated_part_by_other_classes():
+    train = small_set(num=60, classes=3)
+    noisy = train.with_label_noise(0.25, seeded(0))
+    changed = noisy.labels != train.labels
+    assert changed.sum() == 15
+    assert set(noisy.labels.tolist()) <= {0, 1, 2}
+    assert torch.equal(noisy.images, train.images)
+    again = train.with_label_noise(0.25, seeded(0))
+    assert torch.equal(noisy.labels, again.labels)
+    other = train.with_label_noise(0.25, seeded(1))
+    assert not torch.equal(noisy.labels, other.labels)
+    everything = train.with_label_noise(1.0, seeded(0))
+    assert (everything.labels != train.labels).all()
+    assert {int(n) for n in (everything.labels - train.labels).remainder(3)} == {1, 2}
 
 
 # ---- names and files

@@ -3,10 +3,12 @@
 The log of hard mini-batches is tested in ``test_methods_hard_batches``, with its training.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from helpers import copied, interrupt_after
+from helpers import copied, interrupt_after, small_set
 from torch import nn
 
 from hardtrain import ParameterError, Run, RunStore, load_artefact, run_missing
@@ -21,7 +23,7 @@ from hardtrain.training.randomness import derived_seed
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32], ids=["counts", "weights"])
 def test_sums_by_phase_are_those_of_a_loop_with_repetitions(dtype):
     def empty():
-        return SumsByPhase("sums", 7, 9, dtype=dtype, device=torch.device("cpu"))
+        return SumsByPhase("sums", SimpleNamespace(epochs=9), small_set(num=7), dtype)
 
     draws = torch.Generator().manual_seed(0)
     noted, table = empty(), np.zeros((NUM_PHASES, 7))

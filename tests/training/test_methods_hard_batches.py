@@ -1,16 +1,16 @@
-"""Methods in the loop: hard mini-batches against a slow reference, their log, their pauses."""
+"""Hard mini-batches in the loop: against a slow reference, their log, their pauses."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from helpers import interrupt_after
+from helpers import interrupt_after, same
 from torch.nn.functional import cross_entropy
 
 from hardtrain import build_network, load_artefact, load_history, run_missing
 from hardtrain.runs.train import load_data
-from hardtrain.training import evaluation, lookup, loop, methods, pieces, randomness
+from hardtrain.training import lookup, loop, methods, pieces, randomness
 
 
 @pytest.fixture
@@ -62,10 +62,6 @@ def reference(run, delta, order):
             if order == "index":
                 selected.sort()
     return model, taken
-
-
-def same(a, b):
-    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
 
 
 @pytest.mark.parametrize("order", ["loss", "index"])
@@ -160,88 +156,6 @@ def test_bad_options_of_hard_batches_are_refused_before_training(hard_run, store
     assert not store.path.exists()
 
 
-def test_evaluate_train_adds_the_training_set_and_intervals_over_batches(hard_run, store):
-    run = hard_run(0.5, evaluate_train=True, keep=("final_weights",))
-    results = run_missing([run], store)
-    history = load_history(results, store)
-    train, test, _ = load_data(run)
-    transform = pieces.train_transform(run, train)
-    model = build_network("cnn_small", 3, 1, image_size=8)
-    weights = load_artefact(run, "final_weights", store)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    for name, data in (("train_set", train), ("test", test)):
-        found = evaluation.evaluate(model, data, transform)
-        assert history[f"{name}_error"].iloc[-1] == pytest.approx(found.error)
-        assert results[f"{name}_error"][0] == pytest.approx(found.error)
-        right = (found.predictions == data.labels).double()
-        if name == "test":
-            parts = torch.arange(20).split(8)
-        else:
-            order = randomness.generator(run.seed, "order")
-            parts = torch.randperm(60, generator=order).split(8)
-        values = np.array([right[part].mean().item() for part in parts])
-        assert results[f"{name}_accuracy_by_batch"][0] == pytest.approx(values.mean())
-        half = values.std(ddof=1) / np.sqrt(len(values))
-        quantile = {8: 2.3646243, 3: 4.3026527}[len(values)]
-        assert results[f"{name}_half_width_by_batch"][0] == pytest.approx(quantile * half, rel=1e-5)
-
-
-def test_the_interval_over_batches_has_the_batch_that_was_left_out(hard_run, store):
-    run = hard_run(0.5, evaluate_train=True, drop_last=True)
-    train, _, _ = load_data(run)
-    method = methods.hard_batches(run, train, None, **run.options)
-    assert len(method.batches.batch_sampler.batches) == 7
-    assert len(method.batches.batch_sampler.left_out) == 4
-    results = run_missing([run], store)
-    accuracy = 1 - results["train_set_error"][0]
-    by_batch = results["train_set_accuracy_by_batch"][0]
-    # 7 of 8 images and 1 of 4: 60 images, but eight equal weights
-    assert by_batch * 8 == pytest.approx(round(by_batch * 32) / 4, abs=1e-9)
-    assert accuracy * 60 == pytest.approx(round(accuracy * 60), abs=1e-9)
-
-
-def test_label_noise_replaces_the_stated_part_by_other_classes(tiny_run):
-    train, _, _ = load_data(tiny_run())
-    noisy = train.with_label_noise(0.25, torch.Generator().manual_seed(0))
-    changed = noisy.labels != train.labels
-    assert changed.sum() == 15
-    assert set(noisy.labels.tolist()) <= {0, 1, 2}
-    assert torch.equal(noisy.images, train.images)
-    again = train.with_label_noise(0.25, torch.Generator().manual_seed(0))
-    assert torch.equal(noisy.labels, again.labels)
-    other = train.with_label_noise(0.25, torch.Generator().manual_seed(1))
-    assert not torch.equal(noisy.labels, other.labels)
-    everything = train.with_label_noise(1.0, torch.Generator().manual_seed(0))
-    assert (everything.labels != train.labels).all()
-    assert {int(n) for n in (everything.labels - train.labels).remainder(3)} == {1, 2}
-
-
-def test_label_noise_of_a_run_reaches_the_training_and_not_the_test_set(tiny_run, store):
-    clean, noisy = tiny_run(epochs=6), tiny_run(epochs=6, label_noise=0.5)
-    results = run_missing([clean, noisy], store)
-    assert results["train_loss"][1] > results["train_loss"][0] + 0.2
-    none = run_missing([tiny_run(epochs=6, label_noise=0)], store)
-    assert none["key"][0] == results["key"][0]
-
-
-def test_evaluation_with_batch_statistics_is_that_of_the_training_mode(tiny_run):
-    train, test, _ = load_data(tiny_run())
-    model = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 3)
-    )
-    transform = pieces.train_transform(tiny_run(), train)
-    found = evaluation.evaluate(model, test, transform, batch_size=10, batch_statistics=True)
-    inputs = transform(test.images)
-    expected = torch.cat([
-        cross_entropy(model(part), labels, reduction="none")
-        for part, labels in zip(inputs.split(10), test.labels.split(10), strict=True)
-    ])  # fmt: skip
-    assert torch.allclose(found.losses, expected.detach(), atol=1e-6)
-    running = evaluation.evaluate(model, test, transform, batch_size=10)
-    assert not torch.allclose(found.losses, running.losses, atol=1e-3)
-    assert model.training
-
-
 def test_the_log_leaves_batch_norms_running_statistics_alone(hard_run):
     train, _, _ = load_data(hard_run())
     model = torch.nn.Sequential(
@@ -258,51 +172,3 @@ def test_the_log_leaves_batch_norms_running_statistics_alone(hard_run):
     now = cross_entropy(model(inputs), train.labels[batch]).item()  # statistics of the batch
     log = method.artefacts["batch_log"]()
     assert log["recomputed"][0, 0].item() == pytest.approx(now, rel=1e-5)
-
-
-def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store, tmp_path):
-    for split, side in (("train", 8), ("test", 10)):
-        images = np.zeros((12, side, side), np.uint8)
-        np.savez(tmp_path / f"odd_{split}.npz", images=images, labels=np.arange(12) % 3)
-    with pytest.raises(ValueError, match=r"\(1, 8, 8\) in train, \(1, 10, 10\) in test"):
-        run_missing([tiny_run(dataset=str(tmp_path / "odd"))], store)
-    assert not store.path.exists()
-
-
-def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store):
-    # 60 training images leave no batch of one, 17 test images do
-    run = tiny_run(network="resnet18", batch_norm="batch", test_size=17)
-    with pytest.raises(ValueError, match="gives a batch of one sample"):
-        run_missing([run], store)
-    assert not store.path.exists()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"precision": "bfloat16"},
-        {"batch_norm": "batch", "batch_size": 10},
-        {"ghost_batch_size": 4, "channels_last": True},
-    ],
-    ids=["plain", "bfloat16", "batch", "ghost"],
-)
-def test_kept_logits_are_those_of_the_recorded_metrics(tiny_run, store, changes):
-    keep = ["logits", "features", "final_weights"]
-    run = tiny_run(network="cnn_small_bn", epochs=3, keep=keep, **changes)
-    row = run_missing([run], store).iloc[0]
-    found = load_artefact(run, "logits", store)
-    recorded = load_artefact(run, "features", store)
-    logits, labels = torch.from_numpy(found["logits"]), torch.from_numpy(found["labels"])
-    assert found.keys() == {"logits", "labels"}
-    assert logits.shape == (20, 3)
-    assert np.array_equal(labels, load_data(run)[1].labels)
-    assert np.array_equal(logits.argmax(dim=1), recorded["predictions"])
-    assert (logits.argmax(dim=1) != labels).double().mean() == row["test_error"]
-    assert cross_entropy(logits.double(), labels) == pytest.approx(row["test_loss"], rel=1e-5)
-    # and they leave the weights and statistics as they were
-    other = type(store)(store.path / "other")
-    alone = load_artefact(tiny_run(**run.as_dict() | {"keep": ["final_weights"]}),
-                          "final_weights", other)  # fmt: skip
-    weights = load_artefact(run, "final_weights", store)
-    assert all(np.array_equal(alone[name], weights[name]) for name in alone)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
+from numbers import Integral
 
 import torch
 
@@ -12,20 +13,20 @@ MAX_SEED = 2**63 - 1
 
 
 def integer(name: str, value: object, low: int, high: int = MAX_SEED) -> int:
-    """``value`` as an int in [low, high]; a bool, a float or a text is refused.
+    """``value`` as an int in [low, high], from numpy too; a bool, a float or a text is refused.
 
     Example:
         >>> integer("epochs", 0, low=1)
         Traceback (most recent call last):
         hardtrain.errors.ParameterError: epochs = 0 is less than 1
     """
-    if type(value) is not int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not int")
     if value < low:
         raise ParameterError(f"{name} = {value} is less than {low}")
     if value > high:
         raise ParameterError(f"{name} = {value} is more than {high}")
-    return value
+    return int(value)
 
 
 def number(

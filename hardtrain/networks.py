@@ -1,31 +1,21 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
-import itertools
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from hardtrain import checks
-from hardtrain.errors import DataError, ParameterError, unknown_name
+from hardtrain.errors import DataError, ParameterError
 
 VERSION = 1  # raise it when a change here changes what a figure shows
 
 STEMS = ("cifar", "imagenet")
-# Smallest image side in pixels with each stem: the product of all strides, below which a network
-# fails or looks mostly at its own padding. cnn2 and cnn5 take the sizes of the ITDM paper alone.
-_SMALLEST = dict.fromkeys(("resnet18", "resnet34", "resnet50", "densenet121"), (8, 32))
-_SMALLEST |= {"vgg13": (32, 32), "mobilenet": (16, 32), "efficientnet_b4": (16, 32)}
-_SMALLEST |= {"efficientnetv2_s": (16, 32), "mobilenetv3_small": (16, 32)}
-_SMALLEST |= {"cnn2": (28, 28), "cnn5": (28, 28)}
-_SMALLEST |= dict.fromkeys(("cnn_small", "cnn_small_bn", "mlp"), (8, 8))
-_ONLY = {"cnn2": (28, 32), "cnn5": (28, 32)}
-_TIMM = {"vgg13": "vgg13_bn", "mobilenet": "mobilenetv1_100"}  # where the names differ
-_TIMM |= {"mobilenetv3_small": "mobilenetv3_small_100"}
-NETWORKS = tuple(_SMALLEST)
+Body = tuple[nn.Module, int]  # what comes before the classifier, and the width D in which it ends
 
 
 class Network(nn.Module):
@@ -53,12 +43,7 @@ class Network(nn.Module):
             )
         if not inputs.is_floating_point():
             raise DataError(f"inputs of {self.name} must be scaled to float; got {inputs.dtype}")
-        _check_size(self.name, self.stem, inputs.shape[-2], inputs.shape[-1])
-        if self.name == "mlp" and inputs.shape[1:].numel() != self.body[1].in_features:
-            raise DataError(
-                f"mlp was built for images of {self.body[1].in_features} values; "
-                f"got {tuple(inputs.shape)}"
-            )
+        _check_size(self.name, self.stem, *inputs.shape[2:])
         return self.body(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -93,8 +78,8 @@ def build_network(
         in_channels: 1 or 3.
         stem: ``"cifar"``: first convolution 3x3 with stride 1 and no pooling after it;
             ``"imagenet"``: the library's own, which divides the sides by 2 or 4.
-        image_size: side in pixels, or ``(height, width)``; only checked. ``None``: checked when
-            the first inputs come. ``mlp`` cannot be built without.
+        image_size: side in pixels, or ``(height, width)``; only checked, before anything is built.
+            ``None``: checked when the first inputs come. ``mlp`` cannot be built without.
 
     Returns:
         A module with ``features(inputs) -> (B, D)``, what its last linear layer ``classifier``
@@ -116,67 +101,24 @@ def build_network(
         >>> images = torch.zeros(2, 1, 8, 8)
         >>> model.features(images).shape, model(images).shape
         (torch.Size([2, 64]), torch.Size([2, 10]))
-    """
-    _check_name(name, stem)
-    if not _is_count(num_classes):
-        raise ParameterError(f"num_classes must be an integer >= 1; got {num_classes!r}")
-    _check_channels(in_channels)
-    if image_size is not None:
-        check_network_input(name, image_size, in_channels, stem=stem)
-    own = {"cnn2": _cnn2, "cnn5": _cnn5, "cnn_small": _cnn_small, "cnn_small_bn": _cnn_small_bn}
-    own |= {"vgg13": _vgg13} if stem == "cifar" else {}
-    own |= {"mlp": partial(_mlp, image_size=image_size)}
-    if name in own:
-        body, num_features = own[name](in_channels)
-        classifier = nn.Linear(num_features, num_classes)
-    else:
-        body, classifier = _from_timm(name, num_classes, in_channels, stem)
-    return Network(body, classifier, name, stem, in_channels)
-
-
-def minimum_size(name: str, stem: str = "cifar") -> int:
-    """Side in pixels of the smallest square image that a network takes with this stem.
-
-    Raises:
-        ParameterError: an unknown name or stem.
-
-    Example:
-        >>> minimum_size("resnet18"), minimum_size("resnet18", stem="imagenet")
-        (8, 32)
-    """
-    _check_name(name, stem)
-    return _SMALLEST[name][STEMS.index(stem)]
-
-
-def check_network_input(
-    name: str, image_size: int | tuple[int, int], in_channels: int, *, stem: str = "cifar"
-) -> None:
-    """Refuse images that a network cannot take; at once, nothing is built.
-
-    Args:
-        name: one of ``NETWORKS``.
-        image_size: side in pixels, or ``(height, width)``.
-        in_channels: of the images, 1 or 3.
-        stem: ``"cifar"`` or ``"imagenet"``.
-
-    Raises:
-        ParameterError: an unknown name or stem, or numbers that no image can have.
-        DataError: the images are too small, or not of the sizes that the network is made for.
-
-    Example:
-        >>> check_network_input("cnn5", 32, 3)
-        >>> check_network_input("cnn5", 8, 1)
+        >>> build_network("cnn5", num_classes=10, in_channels=1, image_size=8)
         Traceback (most recent call last):
         hardtrain.errors.DataError: cnn5 takes 28x28 or 32x32; got 8x8
     """
-    _check_name(name, stem)
-    _check_channels(in_channels)
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if len(sides) != 2 or not all(_is_count(side) for side in sides):
-        raise ParameterError(
-            f"image_size must be an integer >= 1 or (height, width); got {image_size!r}"
-        )
-    _check_size(name, stem, *sides)
+    checks.choice("network", name, NETWORKS)
+    checks.choice("stem", stem, STEMS)
+    checks.integer("num_classes", num_classes, low=1)
+    if checks.integer("in_channels", in_channels, low=1) not in (1, 3):
+        raise ParameterError(f"in_channels = {in_channels} is not 1 or 3")
+    if image_size is not None:
+        _check_size(name, stem, *_sides(image_size))
+    entry = _NETWORKS[name]
+    if entry.own is not None and (stem == "cifar" or not entry.timm):
+        body, num_features = entry.own(in_channels, image_size)
+        classifier = nn.Linear(num_features, num_classes)
+    else:
+        body, classifier = _from_timm(entry, num_classes, in_channels, stem)
+    return Network(body, classifier, name, stem, in_channels)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -199,7 +141,9 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def network_size(name: str, num_classes: int, image_size: int, *, stem: str = "imagenet") -> dict:
+def network_size(
+    name: str, num_classes: int, image_size: int, *, stem: str = "imagenet"
+) -> dict[str, int]:
     """Parameters, and floating-point operations of one image's forward pass.
 
     An operation is a multiplication or an addition, so a multiply-add counts as two; convolutions
@@ -223,71 +167,64 @@ def network_size(name: str, num_classes: int, image_size: int, *, stem: str = "i
     return {"parameters": num_parameters(model), "flops": counter.get_total_flops()}
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
-
-
-def _check_name(name: str, stem: str) -> None:
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
-    if stem not in STEMS:
-        raise unknown_name("stem", stem, STEMS)
-
-
-def _check_channels(in_channels: int) -> None:
-    if not _is_count(in_channels) or in_channels not in (1, 3):
-        raise ParameterError(f"in_channels must be 1 or 3; got {in_channels!r}")
+def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2:
+        raise ParameterError(f"image_size = {image_size} is neither a side nor (height, width)")
+    height, width = (checks.integer("image_size", side, low=1) for side in sides)
+    return height, width
 
 
 def _check_size(name: str, stem: str, height: int, width: int) -> None:
-    if name in _ONLY:
-        fits = height == width and height in _ONLY[name]
-        allowed = " or ".join(f"{side}x{side}" for side in _ONLY[name])
-    else:
-        smallest = _SMALLEST[name][STEMS.index(stem)]
-        fits = min(height, width) >= smallest
-        allowed = f"{smallest}x{smallest} and larger"
-        if len(set(_SMALLEST[name])) > 1:
-            allowed += f" with stem={stem!r}"
+    entry = _NETWORKS[name]
+    smallest = entry.smallest[STEMS.index(stem)]
+    fits, allowed = min(height, width) >= smallest, f"{smallest}x{smallest} and larger"
+    if entry.only:
+        fits = height == width and height in entry.only
+        allowed = " or ".join(f"{side}x{side}" for side in entry.only)
+    elif len(set(entry.smallest)) > 1:
+        allowed += f" with stem={stem!r}"
     if not fits:
         raise DataError(f"{name} takes {allowed}; got {height}x{width}")
 
 
 def _from_timm(
-    name: str, num_classes: int, in_channels: int, stem: str
+    entry: "_Entry", num_classes: int, in_channels: int, stem: str
 ) -> tuple[nn.Module, nn.Linear]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of progress bars that it never shows
         with torch.device("cpu"):  # torchvision's registrations fail on the device "meta"
             import timm  # takes seconds, and cnn_small does without
 
-    kwargs = {"act_layer": "relu"} if (name, stem) == ("mobilenet", "cifar") else {}
-    body = timm.create_model(
-        _TIMM.get(name, name), num_classes=num_classes, in_chans=in_channels, **kwargs
-    )
+    options = {"num_classes": num_classes, "in_chans": in_channels}
+    if stem == "cifar" and entry.cifar_activation:
+        options["act_layer"] = entry.cifar_activation
+    body = timm.create_model(entry.timm, **options)
     classifier = body.get_classifier()
     body.reset_classifier(0)  # from here on body(inputs) ends where the classifier began
     if stem == "cifar":
         if hasattr(body, "conv_stem"):  # EfficientNet, MobileNet: 3x3 already
             body.conv_stem.stride = (1, 1)
         else:
-            layers = body.features if name == "densenet121" else body
-            first, pool = ("conv0", "pool0") if name == "densenet121" else ("conv1", "maxpool")
+            is_densenet = hasattr(body, "features")
+            layers = body.features if is_densenet else body
+            first, pool = ("conv0", "pool0") if is_densenet else ("conv1", "maxpool")
             setattr(layers, first, nn.Conv2d(in_channels, 64, 3, padding=1, bias=False))
             setattr(layers, pool, nn.Identity())
     return body, classifier
 
 
-# Each of these gives the body and the width D of the features in which it ends.
+# --- our own ------------------------------------------------------------------------------------
 
 
-def _cnn2(in_channels: int) -> tuple[nn.Module, int]:
+def _cnn2(in_channels: int, image_size: object) -> Body:
     body = [nn.Conv2d(in_channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]  # 28 -> 24 -> 12
     body += [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2), _MaxPoolTo(4)]  # 12 -> 8 -> 4
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(800, 100), nn.ReLU()), 100
 
 
-def _cnn5(in_channels: int) -> tuple[nn.Module, int]:
+def _cnn5(in_channels: int, image_size: object) -> Body:
     body, channels = [], in_channels
     for width, padding in ((32, 0), (64, 0), (128, 1), (256, 0), (512, 0)):
         body += [nn.Conv2d(channels, width, 3, padding=padding), nn.ReLU(), nn.BatchNorm2d(width)]
@@ -296,30 +233,26 @@ def _cnn5(in_channels: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*body, _MaxPoolTo(1), nn.Flatten()), 512
 
 
-def _cnn_small(in_channels: int) -> tuple[nn.Module, int]:
-    body = [nn.Conv2d(in_channels, 32, 3, stride=2, padding=1), nn.ReLU()]
-    body += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), _MaxPoolTo(2)]
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
+def _cnn_small(in_channels: int, image_size: object, *, batch_norm: bool = False) -> Body:
+    body = []
+    for channels, width, stride in ((in_channels, 32, 2), (32, 64, 1)):
+        body += [nn.Conv2d(channels, width, 3, stride=stride, padding=1)]
+        body += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
+    return nn.Sequential(*body, _MaxPoolTo(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
 
 
-def _cnn_small_bn(in_channels: int) -> tuple[nn.Module, int]:
-    body = [nn.Conv2d(in_channels, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()]
-    body += [nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), _MaxPoolTo(2)]
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
-
-
-def _mlp(in_channels: int, image_size: int | tuple[int, int] | None) -> tuple[nn.Module, int]:
+def _mlp(in_channels: int, image_size: int | tuple[int, int] | None) -> Body:
     if image_size is None:
         raise ParameterError("image_size = None: mlp takes images of one size and must know it")
-    height, width = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
-    widths = [in_channels * height * width, 128, 128, 128]
-    body = [nn.Flatten()]
-    for before, after in itertools.pairwise(widths):
-        body += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*body), widths[-1]
+    height, width = _sides(image_size)
+    num_values = in_channels * height * width
+    body = [_FlattenTo(num_values)]
+    for size in (num_values, 128, 128):
+        body += [nn.Linear(size, 128), nn.ReLU()]
+    return nn.Sequential(*body), 128
 
 
-def _vgg13(in_channels: int) -> tuple[nn.Module, int]:
+def _vgg13(in_channels: int, image_size: object) -> Body:
     body, channels = [], in_channels
     for width in (64, 128, 256, 512, 512):
         for _ in range(2):
@@ -341,6 +274,64 @@ class _MaxPoolTo(nn.Module):
         stride = [n // self.side for n in inputs.shape[-2:]]
         window = [n - (self.side - 1) * s for n, s in zip(inputs.shape[-2:], stride, strict=True)]
         return max_pool2d(inputs, window, stride)
+
+
+class _FlattenTo(nn.Module):
+    """Flattens images of ``num_values`` values, and refuses others."""
+
+    def __init__(self, num_values: int):
+        super().__init__()
+        self.num_values = num_values
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.shape[1:].numel() != self.num_values:
+            raise DataError(
+                f"mlp was built for images of {self.num_values} values; got {tuple(inputs.shape)}"
+            )
+        return inputs.flatten(1)
+
+
+# --- the table: to add a network, add an entry ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A network by name: where it comes from, and the images that it takes.
+
+    ``smallest``: image side in pixels with each of ``STEMS``: the product of all strides, below
+    which a network fails or looks mostly at its own padding. ``only``: the sides that it takes, if
+    not all from there on. ``timm``: its name there. ``own``: of this module, with both stems, or
+    with the CIFAR stem alone where ``timm`` has the other. ``cifar_activation``: with that stem in
+    place of timm's.
+    """
+
+    smallest: tuple[int, int]
+    timm: str = ""
+    own: Callable[..., Body] | None = None
+    only: tuple[int, ...] = ()
+    cifar_activation: str = ""
+
+
+_NETWORKS = {
+    "resnet18": _Entry((8, 32), "resnet18"),
+    "resnet34": _Entry((8, 32), "resnet34"),
+    "resnet50": _Entry((8, 32), "resnet50"),
+    "densenet121": _Entry((8, 32), "densenet121"),
+    "vgg13": _Entry((32, 32), "vgg13_bn", own=_vgg13),
+    "mobilenet": _Entry((16, 32), "mobilenetv1_100", cifar_activation="relu"),
+    "efficientnet_b4": _Entry((16, 32), "efficientnet_b4"),
+    "efficientnetv2_s": _Entry((16, 32), "efficientnetv2_s"),
+    "mobilenetv3_small": _Entry((16, 32), "mobilenetv3_small_100"),
+    "cnn2": _Entry((28, 28), own=_cnn2, only=(28, 32)),
+    "cnn5": _Entry((28, 28), own=_cnn5, only=(28, 32)),
+    "cnn_small": _Entry((8, 8), own=_cnn_small),
+    "cnn_small_bn": _Entry((8, 8), own=partial(_cnn_small, batch_norm=True)),
+    "mlp": _Entry((8, 8), own=_mlp),
+}
+NETWORKS: tuple[str, ...] = tuple(_NETWORKS)
+
+
+# --- ghost batch-norm ----------------------------------------------------------------------------
 
 
 class GhostBatchNorm(nn.Module):
@@ -382,13 +373,13 @@ def use_ghost_batch_norm(model: nn.Module, size: int) -> None:
     Raises:
         ParameterError: the model has none.
     """
-    found = {
+    norms = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if name and isinstance(module, nn.modules.batchnorm._BatchNorm)
     }
-    if not found:
+    if not norms:
         raise ParameterError(f"ghost_batch_size = {size}: the network has no batch-norm")
-    for name, norm in found.items():
+    for name, norm in norms.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, GhostBatchNorm(norm, size))

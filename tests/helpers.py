@@ -1,12 +1,13 @@
-"""What several test files compare and interrupt with."""
+"""What several test files compare, interrupt and read with."""
 
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from hardtrain import run_missing
+from hardtrain import ImageDataset, run_missing
 from hardtrain.training import loop
 
 
@@ -64,3 +65,30 @@ def alter_cell(monkeypatch, module, table, column, text, **where):
         return frame
 
     monkeypatch.setattr(module, "printed_table", printed)
+
+
+# --- small image sets ----------------------------------------------------------------------------
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def colours(num=20, side=8, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
+    return images, np.arange(num) % classes
+
+
+def small_set(**kwargs):
+    return ImageDataset.from_arrays(*colours(**kwargs))
+
+
+def save_set(path, images=None, labels=None, **more):
+    default = colours()
+    arrays = {
+        "images": default[0] if images is None else images,
+        "labels": default[1] if labels is None else labels,
+    }
+    np.savez(path, **arrays, **more)
+    return path

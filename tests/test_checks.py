@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from hardtrain import HardtrainError, ParameterError, checks
@@ -12,6 +13,14 @@ from hardtrain.networks import NETWORKS
 @pytest.mark.parametrize("value", [1, 7, 10])
 def test_integer_gives_back_what_is_in_range(value):
     assert checks.integer("epochs", value, low=1, high=10) is value
+
+
+def test_integer_takes_numpys_integers_as_ints():
+    value = checks.integer("num_classes", np.arange(10).max() + 1, low=1)
+    assert value == 10
+    assert type(value) is int
+    with pytest.raises(ParameterError, match="bool, not int"):
+        checks.integer("epochs", np.bool_(True), low=1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-import csv
+"""The papers' networks: what they print of them, what every network does, what is refused."""
+
 import functools
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,50 +11,63 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import hardtrain
 from hardtrain import DataError, ParameterError, build_network
 from hardtrain.networks import (
     NETWORKS,
-    check_network_input,
     has_batch_norm,
-    minimum_size,
     network_size,
     num_parameters,
 )
 from hardtrain.papers import load_table, network_name
 
 STEMS = ("cifar", "imagenet")
-CNNS = ("cnn2", "cnn5", "cnn_small", "cnn_small_bn", "mlp")  # one stem only
-LARGE = tuple(name for name in NETWORKS if name not in CNNS)
-PRINTED = {
-    "ResNet-18": "resnet18",
-    "ResNet-50": "resnet50",
-    "EfficientNet-B4": "efficientnet_b4",
-    "EfficientNetV2-S": "efficientnetv2_s",
-    "MobilenetV3-S": "mobilenetv3_small",
+SMALLEST = {  # image side in pixels with each stem
+    "resnet18": (8, 32),
+    "resnet34": (8, 32),
+    "resnet50": (8, 32),
+    "densenet121": (8, 32),
+    "vgg13": (32, 32),
+    "mobilenet": (16, 32),
+    "efficientnet_b4": (16, 32),
+    "efficientnetv2_s": (16, 32),
+    "mobilenetv3_small": (16, 32),
 }
+ONE_STEM = {"cnn2": 28, "cnn5": 28, "cnn_small": 8, "cnn_small_bn": 8, "mlp": 8}
+BOTH_STEMS = [(name, stem) for name in SMALLEST for stem in STEMS]
+EVERY = [*BOTH_STEMS, *((name, "cifar") for name in ONE_STEM)]
 
 
 @pytest.fixture(autouse=True)
-def _own_random_state_and_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two samples a batch: more threads only wait for each other
+def _own_random_state():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-    torch.set_num_threads(threads)
-
-
-@functools.cache
-def shapes_only(name, stem, size=32):
-    """The network for 3 channels and 10 classes, without values; for tests that change nothing."""
-    with torch.device("meta"):
-        return build_network(name, 10, 3, stem=stem, image_size=size_of(name, size))
 
 
 def size_of(name, size=32):
     """What must be said to ``mlp`` alone."""
     return size if name == "mlp" else None
+
+
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def network(request):
+    """Each network once, for 3 channels and 7 classes, in evaluation mode, without the zeros with
+    which timm starts a residual block."""
+    name, stem = request.param
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_network(name, 7, 3, stem=stem, image_size=32).eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.ones_(module.weight)
+    return model
+
+
+@functools.cache
+def shapes_only(name, stem, size=32, channels=3):
+    """The network for 10 classes, without values; for tests that change nothing."""
+    with torch.device("meta"):
+        return build_network(name, 10, channels, stem=stem, image_size=size_of(name, size))
 
 
 def outputs_of(model, inputs, kind=nn.Module):
@@ -75,19 +88,21 @@ def outputs_of(model, inputs, kind=nn.Module):
     return sizes
 
 
+def test_the_table_holds_the_networks_of_the_papers():
+    assert set(NETWORKS) == {*SMALLEST, *ONE_STEM}
+
+
 # What the papers print
 
 
-def test_parameter_counts_are_those_of_hard_mini_batches_table_2():
-    path = Path(hardtrain.__file__).parent / "papers" / "hard_minibatches_table2.csv"
-    with path.open(newline="") as file:
-        printed = {row["network"]: row["params_M"] for row in csv.DictReader(file)}
-    assert set(printed) == set(PRINTED)
-    for network, params in printed.items():
-        with torch.device("meta"):
-            model = build_network(PRINTED[network], 10, 3, stem="imagenet", image_size=128)
+def test_network_size_agrees_with_hard_mini_batches_table_2():
+    printed = load_table("hard_minibatches_table2")
+    assert len(printed) == 5
+    for line in printed.itertuples():
+        size = network_size(network_name(line.network), 10, 128)
         # the paper cuts after two decimals: MobileNetV3 has 1.528 M, printed as 1.52
-        assert num_parameters(model) // 10_000 == round(float(params) * 100), network
+        assert size["parameters"] // 10_000 == round(line.params_M * 100), line.network
+        assert size["flops"] / 1e9 == pytest.approx(line.flops_G, abs=0.022)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +117,7 @@ def test_parameter_counts_are_those_of_hard_mini_batches_table_2():
     ],
 )
 def test_parameter_counts_of_the_small_image_networks(name, channels, expected):
-    with torch.device("meta"):
-        assert num_parameters(build_network(name, 10, channels)) == expected
+    assert num_parameters(shapes_only(name, "cifar", channels=channels)) == expected
 
 
 @pytest.mark.parametrize(
@@ -121,9 +135,13 @@ def test_parameter_counts_with_the_imagenet_stem_are_the_published(name, publish
 
 
 def test_mobilenet_has_the_activation_of_its_version():
-    kinds = [{type(m) for m in shapes_only("mobilenet", stem).modules()} for stem in STEMS]
-    assert [nn.ReLU in found for found in kinds] == [True, False]
-    assert [nn.ReLU6 in found for found in kinds] == [False, True]
+    cifar, imagenet = (
+        {type(module) for module in shapes_only("mobilenet", stem).modules()} for stem in STEMS
+    )
+    assert nn.ReLU in cifar
+    assert nn.ReLU6 not in cifar
+    assert nn.ReLU6 in imagenet
+    assert nn.ReLU not in imagenet
 
 
 @pytest.mark.parametrize("size", [28, 32])
@@ -165,50 +183,63 @@ def test_cnn5_matches_the_network_written_out(size):
 # Every network
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_forward_is_the_classifier_on_the_features(name, stem, channels):
-    model = build_network(name, 7, channels, stem=stem, image_size=32).eval()
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    seen = []
-    last.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
-    inputs = torch.randn(2, channels, 32, 32)
+def test_forward_is_the_classifier_on_the_features(network):
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    calls = []
+    hook = last.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))
+    inputs = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        logits = model(inputs)
-        features = model.features(inputs)
-    assert len(seen) == 1, "features must end before the classifier"
-    assert torch.equal(features, seen[0][0])
-    assert torch.equal(logits, seen[0][1])
+        logits = network(inputs)
+        features = network.features(inputs)
+    hook.remove()
+    assert len(calls) == 1, "features must end before the classifier"
+    assert torch.equal(features, calls[0][0])
+    assert torch.equal(logits, calls[0][1])
     assert logits.shape == (2, 7)
     assert features.shape == (2, last.in_features)
     torch.testing.assert_close(logits, features @ last.weight.T + last.bias)
     assert not torch.allclose(features[0], features[1])  # it looks at the image
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_reaches_every_parameter(name, stem):
-    model = build_network(name, 7, 3, stem=stem, image_size=size_of(name)).eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.ones_(module.weight)  # timm starts the last one of a residual block at 0
-    F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 3])).backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.any(), parameter_name
+def test_gradient_reaches_every_parameter(network):
+    F.cross_entropy(network(torch.randn(2, 3, 32, 32)), torch.tensor([0, 3])).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_training_mode_draws_nothing(name, stem):
+def test_training_mode_draws_nothing(network):
     # no dropout, no stochastic depth: also in training mode features are what the classifier gets
-    for module in shapes_only(name, stem).modules():
+    for module in network.modules():
         rates = {getattr(module, key, 0) or 0 for key in ("p", "drop_rate", "drop_prob")}
         assert rates == {0}, module
 
 
-@pytest.mark.parametrize("name", LARGE)
+def test_has_batch_norm_of_every_network(network):
+    assert has_batch_norm(network) == (network.name not in ("cnn2", "cnn_small", "mlp"))
+
+
+@pytest.mark.parametrize(("name", "stem"), EVERY)
+def test_one_channel_is_taken_where_the_image_has_one(name, stem):
+    model = shapes_only(name, stem, channels=1)
+    assert model(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 10)
+    extra = [num_parameters(shapes_only(name, stem)) - num_parameters(model)]
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    assert extra == [2 * first.weight.numel()]  # of three channels, where there was one
+
+
+@pytest.mark.parametrize("name", ONE_STEM)
+def test_the_stem_changes_nothing_in_networks_that_have_one(name):
+    def built(stem):
+        torch.manual_seed(1)
+        return build_network(name, 10, 1, stem=stem, image_size=size_of(name))
+
+    cifar, imagenet = (built(stem).state_dict() for stem in STEMS)
+    assert cifar.keys() == imagenet.keys()
+    assert all(torch.equal(cifar[key], imagenet[key]) for key in cifar)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
 def test_cifar_stem_keeps_the_size_in_the_first_layer(name):
     model = shapes_only(name, "cifar")
     inputs = torch.empty(2, 3, 32, 32, device="meta")
@@ -219,7 +250,7 @@ def test_cifar_stem_keeps_the_size_in_the_first_layer(name):
     assert first.stride == (1, 1)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_imagenet_stem_is_the_librarys(name):
     model = shapes_only(name, "imagenet")
     inputs = torch.empty(2, 3, 64, 64, device="meta")
@@ -232,29 +263,25 @@ def test_imagenet_stem_is_the_librarys(name):
         assert (after, second) == ((32, 32), (32, 32))
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", LARGE)
-def test_minimum_size_is_the_product_of_the_strides(name, stem):
-    side = 4 * minimum_size(name, stem)
+@pytest.mark.parametrize(("name", "stem"), BOTH_STEMS)
+def test_the_smallest_size_is_the_product_of_the_strides(name, stem):
+    side = 4 * SMALLEST[name][STEMS.index(stem)]
     model = shapes_only(name, stem)
     sizes = outputs_of(model, torch.empty(2, 3, side, side, device="meta"))
     assert [after for _, after in sizes if after != (1, 1)][-1] == (4, 4)
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_minimum_size_works_and_one_pixel_less_is_refused(name, stem):
-    side = minimum_size(name, stem)
+@pytest.mark.parametrize(
+    ("name", "stem"), [*BOTH_STEMS, *((n, s) for n in ONE_STEM for s in STEMS)]
+)
+def test_the_smallest_size_works_and_one_pixel_less_is_refused(name, stem):
+    side = ONE_STEM[name] if name in ONE_STEM else SMALLEST[name][STEMS.index(stem)]
     model = (shapes_only(name, stem, side) if name == "mlp" else shapes_only(name, stem)).train()
     assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 10)
-    check_network_input(name, (side, side), 3, stem=stem)
-    for small in (side - 1, (side, side - 1), (side - 1, side)):
-        height, width = small if isinstance(small, tuple) else (small, small)
+    for height, width in ((side - 1, side - 1), (side, side - 1), (side - 1, side)):
         message = f"{name} takes .*{side}x{side}.*got {height}x{width}"
         with pytest.raises(DataError, match=message):
-            check_network_input(name, small, 3, stem=stem)
-        with pytest.raises(DataError, match=message):
-            build_network(name, 10, 3, stem=stem, image_size=small)
+            build_network(name, 10, 3, stem=stem, image_size=(height, width))
         with pytest.raises(DataError, match=message):
             model(torch.empty(2, 3, height, width, device="meta"))
 
@@ -304,15 +331,15 @@ def test_cnn_small_learns_the_digits():
     order = torch.randperm(len(labels))
     train, test = order[:1437], order[1437:]
     model = build_network("cnn_small", 10, 1, image_size=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(20):
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(4):
         for batch in train[torch.randperm(len(train))].split(32):
             loss = F.cross_entropy(model(images[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     accuracy = (model(images[test]).argmax(1) == labels[test]).float().mean().item()
-    assert accuracy > 0.97  # seeds 0-3, four splits: 0.981 to 0.989
+    assert accuracy > 0.94  # seeds 0-4, five splits: 0.958 to 0.981; guessing: 0.1
 
 
 def test_cnn_small_needs_no_timm():
@@ -393,12 +420,6 @@ def test_network_size_of_mlp_counts_its_four_layers():
 # Helpers
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_has_batch_norm_of_every_network(name, stem):
-    assert has_batch_norm(shapes_only(name, stem)) == (name not in ("cnn2", "cnn_small", "mlp"))
-
-
 def test_has_batch_norm_knows_derived_layers_and_no_others():
     from timm.layers import BatchNormAct2d
 
@@ -412,22 +433,17 @@ def test_num_parameters_counts_a_shared_layer_once():
     assert num_parameters(nn.Sequential(layer, nn.BatchNorm1d(3), layer)) == 12 + 6
 
 
-# Refusals (numbers of the fault catalogue)
+# Refusals
 
 
 @pytest.mark.parametrize("given", ["resnet-18", "ResNet18", "resnet_18", "RESNET18", "resnet 18"])
-def test_catalogue_a23_unknown_network_suggests_the_nearest(given):
+def test_unknown_network_suggests_the_nearest(given):
     message = re.escape(f"unknown network '{given}'; did you mean 'resnet18'? known: resnet18,")
-    for call in (
-        lambda: build_network(given, 10, 3),
-        lambda: minimum_size(given),
-        lambda: check_network_input(given, 32, 3),
-    ):
-        with pytest.raises(ParameterError, match=message):
-            call()
+    with pytest.raises(ParameterError, match=message):
+        build_network(given, 10, 3)
 
 
-def test_catalogue_a23_single_typos_suggest_the_original():
+def test_single_typos_suggest_the_original():
     right, total = 0, 0
     for name in NETWORKS:
         typos = {name[:i] + name[i + 1 :] for i in range(len(name))}
@@ -435,52 +451,44 @@ def test_catalogue_a23_single_typos_suggest_the_original():
         typos |= {name[:i] + c + name[i + 1 :] for i in range(len(name)) for c in "axz017_"}
         for typo in typos - set(NETWORKS):
             with pytest.raises(ParameterError) as caught:
-                minimum_size(typo)
+                build_network(typo, 10, 3)
             right += f"did you mean {name!r}?" in str(caught.value)
             total += 1
     assert total > 500
     assert right / total >= 0.95  # 'cnn7' is as near to cnn2 as to cnn5
 
 
-@pytest.mark.parametrize("name", [None, 18, "", "alexnet"])
-def test_catalogue_a23_anything_else_is_refused_with_the_names(name):
-    with pytest.raises(ParameterError, match=r"unknown network .*known: .*cnn_small"):
-        build_network(name, 10, 3)
+def test_anything_else_is_no_network():
+    for name in ("", "alexnet"):
+        with pytest.raises(ParameterError, match=r"unknown network .*known: .*cnn_small"):
+            build_network(name, 10, 3)
+    with pytest.raises(ParameterError, match="network = 18 is int, not text"):
+        build_network(18, 10, 3)
 
 
 @pytest.mark.parametrize(("given", "nearest"), [("cifar10", "cifar"), ("ImageNet", "imagenet")])
-def test_catalogue_a23_unknown_stem_suggests_the_nearest(given, nearest):
+def test_unknown_stem_suggests_the_nearest(given, nearest):
     for name in ("resnet18", "cnn2"):
         with pytest.raises(ParameterError, match=f"unknown stem .*did you mean '{nearest}'"):
             build_network(name, 10, 3, stem=given)
-    with pytest.raises(ParameterError, match="unknown stem"):
-        minimum_size("resnet18", given)
-    with pytest.raises(ParameterError, match="unknown stem"):
-        check_network_input("resnet18", 32, 3, stem=given)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, 10.0, True, "10", None, float("nan")])
+@pytest.mark.parametrize("value", [0, 2.5, True])
 def test_build_network_rejects_num_classes(value):
-    with pytest.raises(ParameterError, match=f"num_classes .*>= 1; got {value!r}"):
+    with pytest.raises(ParameterError, match=f"num_classes = {value!r} is "):
         build_network("cnn_small", value, 1)
 
 
-@pytest.mark.parametrize("value", [0, 2, 4, -1, 3.0, True, "3", None])
-def test_catalogue_b5_in_channels_is_one_or_three(value):
-    for call in (
-        lambda: build_network("cnn_small", 10, value),
-        lambda: check_network_input("cnn_small", 8, value),
-    ):
-        with pytest.raises(ParameterError, match=f"in_channels must be 1 or 3; got {value!r}"):
-            call()
+@pytest.mark.parametrize("value", [0, 2, 4, 3.0])
+def test_in_channels_is_one_or_three(value):
+    with pytest.raises(ParameterError, match=f"in_channels = {value!r} is "):
+        build_network("cnn_small", 10, value)
 
 
-@pytest.mark.parametrize("value", [0, -8, 8.0, True, "32", (32,), (32, 32, 3), (32, 0)])
+@pytest.mark.parametrize("value", [0, 8.0, "32", (32,), (32, 32, 3), (32, 0)])
 def test_image_size_must_be_a_size(value):
-    message = re.escape(f"got {value!r}")
-    with pytest.raises(ParameterError, match=f"image_size .*{message}"):
-        check_network_input("cnn_small", value, 1)
-    with pytest.raises(ParameterError, match=f"image_size .*{message}"):
+    message = "image_size = .* (less than 1|not int|neither a side nor)"
+    with pytest.raises(ParameterError, match=message):
         build_network("cnn_small", 10, 1, image_size=value)
 
 
@@ -491,24 +499,24 @@ def test_numbers_may_come_from_numpy():
 
 @pytest.mark.parametrize("size", [8, 27, 29, 31, 33, 64, (28, 32)])
 @pytest.mark.parametrize("name", ["cnn2", "cnn5"])
-def test_catalogue_b4_the_itdm_networks_take_two_sizes(name, size):
+def test_the_itdm_networks_take_two_sizes(name, size):
     height, width = size if isinstance(size, tuple) else (size, size)
     message = f"^{name} takes 28x28 or 32x32; got {height}x{width}$"
     with pytest.raises(DataError, match=message):
-        check_network_input(name, size, 1)
+        build_network(name, 10, 1, image_size=size)
     with pytest.raises(DataError, match=message):
         build_network(name, 10, 1)(torch.zeros(2, 1, height, width))
 
 
-def test_catalogue_b4_names_the_stem_where_it_matters():
+def test_a_refusal_names_the_stem_where_it_matters():
     with pytest.raises(DataError, match=r"^resnet18 takes 32x32 and larger with stem='imagenet'"):
-        check_network_input("resnet18", 28, 1, stem="imagenet")
+        build_network("resnet18", 10, 1, image_size=28, stem="imagenet")
     with pytest.raises(DataError, match=r"^cnn_small takes 8x8 and larger; got 4x4$"):
-        check_network_input("cnn_small", 4, 1)
+        build_network("cnn_small", 10, 1, image_size=4)
 
 
 @pytest.mark.parametrize("call", ["features", "forward"])
-def test_catalogue_b5_inputs_that_do_not_fit_are_refused(call):
+def test_inputs_that_do_not_fit_are_refused(call):
     model = getattr(build_network("cnn_small", 10, 3), call)
     with pytest.raises(DataError, match=r"\(B, 3, H, W\); got \(2, 1, 8, 8\)"):
         model(torch.zeros(2, 1, 8, 8))
@@ -522,11 +530,3 @@ def test_network_size_counts_two_operations_for_each_multiply_add():
     convolutions = 16 * 16 * 32 * 27 + 16 * 16 * 64 * 288
     matrices = 256 * 64 + 64 * 10
     assert network_size("cnn_small", 10, 32)["flops"] == 2 * (convolutions + matrices)
-
-
-def test_network_size_agrees_with_the_printed_table():
-    printed = load_table("hard_minibatches_table2")
-    for line in printed.itertuples():
-        found = network_size(network_name(line.network), 10, 128)
-        assert int(found["parameters"] / 1e4) / 100 == line.params_M
-        assert found["flops"] / 1e9 == pytest.approx(line.flops_G, abs=0.022)

@@ -24,10 +24,8 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from hardtrain import checks
-from hardtrain.data.images import ImageDataset, check_whole
+from hardtrain.data.images import ImageDataset
 from hardtrain.errors import ParameterError
-
-# ---- batches
 
 
 class Batch(NamedTuple):
@@ -72,17 +70,15 @@ class Transform:
     crop_padding: int = 0
     flip: bool = False
 
-    def __post_init__(self):
-        check_whole("size", self.size, 0)
-        check_whole("crop_padding", self.crop_padding, 0)
-        if not isinstance(self.flip, bool):
-            raise ParameterError(f"flip = {self.flip!r} is not True or False")
+    def __post_init__(self) -> None:
+        checks.integer("size", self.size, low=0)
+        checks.integer("crop_padding", self.crop_padding, low=0)
+        checks.flag("flip", self.flip)
         if len(self.mean) != len(self.std) or not self.mean:
             raise ParameterError(f"mean has {len(self.mean)} channels, std {len(self.std)}")
-        if not all(math.isfinite(m) for m in self.mean):
-            raise ParameterError(f"mean = {self.mean} is not finite")
-        if not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise ParameterError(f"std = {self.std} is not finite and > 0")
+        for mean, std in zip(self.mean, self.std, strict=True):
+            checks.number("mean", mean)
+            checks.number("std", std, low=0, above=True)
 
     @classmethod
     def of(
@@ -93,11 +89,10 @@ class Transform:
         They come from exact integer sums, so every device gives the same bits. A channel of one
         value gets std 1.
         """
-        values, mean, std = range(256), [], []
+        levels, mean, std = torch.arange(256), [], []
         for channel in dataset.images.unbind(1):
-            counts = torch.bincount(channel.flatten(), minlength=256).tolist()
-            total = sum(n * v for n, v in zip(counts, values, strict=True))
-            squares = sum(n * v * v for n, v in zip(counts, values, strict=True))
+            counts = torch.bincount(channel.flatten(), minlength=256).cpu()
+            total, squares = ((counts * levels**power).sum().item() for power in (1, 2))
             scale = 255 * channel.numel()
             mean.append(total / scale)
             std.append(math.sqrt(channel.numel() * squares - total * total) / scale or 1.0)
@@ -210,27 +205,22 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         images, labels = self.dataset.images, self.dataset.labels
         for positions in self.batch_sampler:
-            indices = self._check(torch.as_tensor(positions)).to(images.device, non_blocking=True)
+            indices = torch.as_tensor(positions)
+            is_integer = not indices.is_floating_point() and indices.dtype != torch.bool
+            if indices.ndim != 1 or len(indices) == 0 or not is_integer:
+                raise ParameterError(
+                    f"a batch of indices is {indices.dtype} {tuple(indices.shape)}; "
+                    "wanted integers (B,), B >= 1"
+                )
+            indices = indices.to(images.device, torch.int64, non_blocking=True)
             try:
                 chosen = images.index_select(0, indices)
             except IndexError:  # a CPU looks by itself; on a GPU, looking would mean waiting
-                raise self._outside(indices) from None
+                low, high = indices.min().item(), indices.max().item()
+                raise ParameterError(
+                    f"index {low if low < 0 else high} is not in 0..{len(images) - 1}"
+                ) from None
             inputs = self.transform(chosen, self.generator)
             if self.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             yield Batch(inputs, labels.index_select(0, indices), indices)
-
-    def _check(self, indices: Tensor) -> Tensor:
-        if indices.ndim != 1 or len(indices) == 0 or indices.dtype == torch.bool:
-            raise ParameterError(
-                f"a batch of indices is {indices.dtype} {tuple(indices.shape)}; "
-                "wanted integers (B,), B >= 1"
-            )
-        if indices.is_floating_point():
-            raise ParameterError(f"indices are {indices.dtype}; wanted integers")
-        return indices.to(torch.int64)
-
-    def _outside(self, indices: Tensor) -> ParameterError:
-        low, high = indices.min().item(), indices.max().item()
-        last = len(self.dataset) - 1
-        return ParameterError(f"index {low if low < 0 else high} is not in 0..{last}")

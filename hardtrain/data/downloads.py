@@ -1,8 +1,6 @@
-"""Image sets on disk: the ``.npz`` form, its checks, and downloads turned into it, once.
+"""The named sets: ``ROOT/NAME_train.npz`` and ``ROOT/NAME_test.npz``, downloaded once.
 
-A set is ``ROOT/NAME_train.npz`` and ``ROOT/NAME_test.npz``, each with ``images`` uint8
-``(N, H, W)`` or ``(N, H, W, 3)``, ``labels`` integers ``(N,)`` from 0, and optionally
-``class_names`` ``(K,)``.
+Torchvision downloads and checks a set; it is then written in the form of `npz`.
 """
 
 import os
@@ -11,13 +9,15 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import platformdirs
 from filelock import FileLock
 from PIL import Image
 
-from hardtrain.data.npz import FORMAT, SPLITS, check_pair, check_range, pick_per_class, write_npz
+from hardtrain.data.npz import FORMAT, SPLITS, Arrays, check_pair, write_npz
+from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError
 
 TIMEOUT = 20.0  # seconds that one silent connection may last
@@ -25,41 +25,47 @@ TIMEOUT = 20.0  # seconds that one silent connection may last
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder of the named sets: ``root``, else ``$HARDTRAIN_DATA``, else the user's cache."""
-    chosen = root or os.environ.get("HARDTRAIN_DATA")
-    return (
-        Path(chosen or platformdirs.user_cache_path("hardtrain") / "data").expanduser().absolute()
-    )
+    folder = root or os.environ.get("HARDTRAIN_DATA")
+    folder = folder or platformdirs.user_cache_path("hardtrain") / "data"
+    return Path(folder).expanduser().absolute()
 
 
-# ---- downloads: class of torchvision.datasets, folder, split -> images, labels, class names
+def files_of(name: str, root: str | os.PathLike | None = None) -> dict[str, Path]:
+    """Where the files of a named set are or would be, ``{"train": path, "test": path}``."""
+    return {split: data_root(root) / f"{name}_{split}.npz" for split in SPLITS}
 
 
-def _by_train_flag(cls: type, folder: Path, split: str):
-    part = cls(folder, train=split == "train", download=True)
+# ---- from a class of torchvision.datasets, a folder for its downloads and a split
+
+
+def _by_train_flag(source: type, folder: Path, split: str) -> Arrays:
+    part = source(folder, train=split == "train", download=True)
     labels = np.asarray(part.targets)
-    # QMNIST's targets are (N, 8): the class, then who wrote it where
-    return np.asarray(part.data), labels[:, 0] if labels.ndim == 2 else labels, part.classes
+    if labels.ndim == 2:  # QMNIST's targets are (N, 8): the class, then who wrote it where
+        labels = labels[:, 0]
+    return Arrays(np.asarray(part.data), labels, part.classes)
 
 
-def _by_split_name(cls: type, folder: Path, split: str):
-    part = cls(folder, split=split, download=True)
-    names = getattr(part, "classes", None) or [str(digit) for digit in range(10)]  # SVHN has none
-    return np.asarray(part.data).transpose(0, 2, 3, 1), np.asarray(part.labels), names
+def _by_split_name(source: type, folder: Path, split: str) -> Arrays:
+    part = source(folder, split=split, download=True)
+    class_names = getattr(part, "classes", None) or tuple(map(str, range(10)))  # SVHN has none
+    images = np.asarray(part.data).transpose(0, 2, 3, 1)
+    return Arrays(images, np.asarray(part.labels), class_names)
 
 
-def _by_folders(cls: type, folder: Path, split: str):
+def _by_folders(source: type, folder: Path, split: str) -> Arrays:
     # torchvision leaves the background folder out; the papers count it as a class
-    top = Path(cls(folder, download=True).root) / "101_ObjectCategories"
+    top = Path(source(folder, download=True).root) / "101_ObjectCategories"
     classes = sorted(path.name for path in top.iterdir() if path.is_dir())
-    files = [sorted((top / name).glob("*.jpg"), key=lambda path: path.name) for name in classes]
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    files = [
+        (k, path) for k, name in enumerate(classes) for path in sorted((top / name).glob("*.jpg"))
+    ]
+    labels = np.array([k for k, _ in files])
     count = np.bincount(labels, minlength=len(classes))
     chosen = pick_per_class(labels, (3 * count + 3) // 4)  # ceil(0.75 n) for training
     if split == "test":
         chosen = np.setdiff1d(np.arange(len(labels)), chosen)
-    flat = [path for found in files for path in found]
-    images = np.stack([_square(flat[i]) for i in chosen])
-    return images, labels[chosen], classes
+    return Arrays(np.stack([_square(files[i][1]) for i in chosen]), labels[chosen], classes)
 
 
 def _square(path: Path, shorter: int = 144, side: int = 128) -> np.ndarray:
@@ -73,7 +79,7 @@ def _square(path: Path, shorter: int = 144, side: int = 128) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + side, top + side)))
 
 
-SOURCES: dict[str, tuple[str, Callable]] = {
+SOURCES: dict[str, tuple[str, Callable[[type, Path, str], Arrays]]] = {
     "mnist": ("MNIST", _by_train_flag),
     "fashion-mnist": ("FashionMNIST", _by_train_flag),
     "kmnist": ("KMNIST", _by_train_flag),
@@ -86,7 +92,7 @@ SOURCES: dict[str, tuple[str, Callable]] = {
 }
 
 
-def _torchvision_datasets():
+def _torchvision_datasets() -> ModuleType:
     import torchvision.datasets  # here, so that data at hand needs no torchvision
 
     return torchvision.datasets
@@ -105,7 +111,7 @@ def _bounded_sockets() -> Iterator[None]:
 def named_files(
     name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
 ) -> dict[str, Path]:
-    """The files of a named set, ``{"train": path, "test": path}``; that of ``split`` exists.
+    """`files_of` a named set, of which that of ``split`` exists.
 
     If it does not exist yet, torchvision downloads (if ``download``) and checks the set in a
     folder of its own, and both splits are written whole or not at all; of several processes one
@@ -114,8 +120,7 @@ def named_files(
     Raises:
         DataError: no file and no download; says what is missing, where, and how to put it there.
     """
-    folder = data_root(root)
-    files = {part: folder / f"{name}_{part}.npz" for part in SPLITS}
+    folder, files = data_root(root), files_of(name, root)
     if files[split].exists():
         return files
     if not download:
@@ -146,13 +151,11 @@ def _download(name: str, files: dict[str, Path]) -> None:
     class_name, convert = SOURCES[name]
     try:
         with _bounded_sockets():
+            source = getattr(_torchvision_datasets(), class_name)
             for split in SPLITS:
-                images, labels, names = convert(
-                    getattr(_torchvision_datasets(), class_name), raw, split
-                )
-                labels = check_pair(f"{name} {split}", images, np.asarray(labels))
-                check_range(f"{name} {split}", labels, len(names))
+                images, labels, class_names = convert(source, raw, split)
+                labels = check_pair(f"{name} {split}", images, labels, len(class_names))
                 if not files[split].exists():
-                    write_npz(files[split], images, labels, names)
+                    write_npz(files[split], images, labels, class_names)
     finally:
         shutil.rmtree(raw, ignore_errors=True)

@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
 
 from hardtrain import checks
 from hardtrain.data import downloads, npz
-from hardtrain.data.downloads import SOURCES, named_files
-from hardtrain.data.npz import SPLITS, check_range, class_numbers, pick_per_class, read_npz
+from hardtrain.data.stratify import eighty_twenty, pick_per_class, proportional
 from hardtrain.errors import DataError, ParameterError, unknown_name
 
 DATASETS: tuple[str, ...] = ("digits", *downloads.SOURCES)
@@ -89,29 +84,22 @@ class ImageDataset:
             >>> ImageDataset.from_arrays(np.zeros((3, 8, 8), np.uint8), np.array([0, 1, 1]))
             ImageDataset(arrays train: 3 images 1x8x8, 2 classes, cpu)
         """
-        where = f"{name} ({split})"
+        source = f"{name} ({split})"
         images = np.asarray(images)
-        labels = npz.check_pair(where, images, np.asarray(labels))
+        labels = npz.check_pair(source, images, np.asarray(labels))
         if class_names is None:
-            class_names = npz.class_numbers(where, labels)
+            class_names = npz.class_numbers(source, labels)
         names = tuple(map(str, class_names))
-        npz.check_range(where, labels, len(names))
+        npz.check_labels(source, labels, len(names))
         pixels = torch.tensor(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
         pixels = pixels.contiguous()
         digest = hashlib.sha256(json.dumps([pixels.shape, names]).encode())
         digest.update(pixels.numpy())
         digest.update(labels.astype("<i8"))
-        target = resolve_device(device)
-        return cls(
-            name,
-            split,
-            pixels.to(target),
-            torch.from_numpy(labels).to(target),
-            names,
-            digest.hexdigest(),
-        )
+        dataset = cls(name, split, pixels, torch.from_numpy(labels), names, digest.hexdigest())
+        return dataset.to(device)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise DataError(
                 f"{self.name}: images are {self.images.dtype} {tuple(self.images.shape)}; "
@@ -161,18 +149,18 @@ class ImageDataset:
         indices of the batches count within the subset. ``size`` 0 is the whole set.
 
         Raises:
-            ParameterError: ``size`` is no integer in 0..N.
+            ParameterError: ``size`` is no integer, or not in 0..N.
 
         Example:
             >>> load_dataset("digits", "train").subset(100).labels.bincount()
             tensor([10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
         """
-        check_whole("size", size, 0, len(self))
+        size = checks.integer("size", size, low=0, high=len(self))
         if size in (0, len(self)):
             return self
         labels = self.labels.cpu().numpy()
-        quota = _proportional(np.bincount(labels, minlength=self.num_classes), int(size))
-        return self.take(npz.pick_per_class(labels, quota))
+        quota = proportional(np.bincount(labels, minlength=self.num_classes), size)
+        return self.take(pick_per_class(labels, quota))
 
     def take(self, indices: np.ndarray | Tensor) -> "ImageDataset":
         """The samples at ``indices``, integers ``(n,)`` in 0..N-1; the fingerprint stays."""
@@ -210,30 +198,6 @@ class ImageDataset:
         device = resolve_device(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def as_torch_dataset(self) -> Dataset:
-        """For a ``DataLoader``: items are (image float32 ``(C, H, W)`` in [0, 1], label, index).
-
-        The images lie on the CPU, so that worker processes can read them.
-
-        Example:
-            >>> image, label, index = load_dataset("digits", "test").as_torch_dataset()[7]
-            >>> image.shape, type(label), index
-            (torch.Size([1, 8, 8]), <class 'int'>, 7)
-        """
-        return _Items(self.images.cpu(), self.labels.tolist())
-
-
-class _Items(Dataset):
-    def __init__(self, images: Tensor, labels: list[int]):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        index = range(len(self))[index]
-        return self.images[index].float() / 255, self.labels[index], index
-
 
 def load_dataset(
     name_or_path: str | os.PathLike,
@@ -266,17 +230,21 @@ def load_dataset(
         >>> load_dataset("digits", "train")
         ImageDataset(digits train: 1438 images 1x8x8, 10 classes, cpu)
     """
-    if split not in npz.SPLITS:
-        raise unknown_name("split", split, npz.SPLITS)
+    checks.choice("split", split, npz.SPLITS)
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise unknown_name("data set", name_or_path, DATASETS)
     device = resolve_device(device)  # before anything is downloaded
-    images, labels, names, name = read_split(
-        os.fspath(name_or_path), split, root, download=download
-    )
-    return ImageDataset.from_arrays(
-        images, labels, class_names=names, name=name, split=split, device=device
-    )
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if name == "digits":
+        arrays = _digits(split)
+    elif name in downloads.SOURCES:
+        arrays = npz.read_pair(downloads.named_files(name, split, root, download=download), split)
+    elif path.is_file():
+        arrays, name = npz.read_one(path, split), path.stem
+    else:
+        arrays, name = npz.read_pair(_own_files(name, path), split), path.name
+    return ImageDataset.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
 
 
 def is_at_hand(name: str, root: str | os.PathLike | None = None) -> bool:
@@ -286,92 +254,26 @@ def is_at_hand(name: str, root: str | os.PathLike | None = None) -> bool:
         >>> is_at_hand("digits"), is_at_hand("svhn", "an/empty/folder")
         (True, False)
     """
-    if name == "digits":
-        return True
-    try:
-        files = [downloads.named_files(name, s, root, download=False) for s in npz.SPLITS]
-    except DataError:
-        return False
-    return len(files) == len(npz.SPLITS)
+    files = downloads.files_of(name, root).values()
+    return name == "digits" or all(path.exists() for path in files)
 
 
-def _proportional(counts: np.ndarray, size: int) -> np.ndarray:
-    """``size`` shared out like ``counts``: largest remainders, and one each where size allows."""
-    quota, remainder = np.divmod(counts * size, counts.sum())
-    most = np.argsort(-remainder, kind="stable")[: size - quota.sum()]
-    quota[most] += 1
-    if size >= np.count_nonzero(counts):
-        for k in np.flatnonzero((quota == 0) & (counts > 0)):
-            quota[k], quota[quota.argmax()] = 1, quota.max() - 1
-    return quota
-
-
-def check_whole(name: str, value: object, low: int, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
-        allowed = f">= {low}" if high == math.inf else f"in {low}..{high}"
-        raise ParameterError(f"{name} = {value!r} is not an integer {allowed}")
-
-
-def read_split(
-    name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], str]:
-    """Images, labels, class names and the short name of what ``load_dataset`` was asked for."""
-    path = Path(name).expanduser()
-    if name == "digits":
-        images, labels, names = _digits()
-        return *_eighty_twenty(images, labels, split), names, name
-    if name in SOURCES:
-        return *_from_pair(named_files(name, split, root, download=download), split), name
-    if path.is_file():
-        for part, other in (SPLITS, SPLITS[::-1]):
-            twin = path.with_name(f"{path.stem.removesuffix(part)}{other}.npz")
-            if path.stem.endswith(part) and twin.is_file():
-                raise DataError(
-                    f"{path} is one split of two and would be split again; give "
-                    f"{str(path).removesuffix(f'{part}.npz').rstrip('_')!r}, or rename {twin.name}"
-                )
-        images, labels, names = read_npz(path)
-        names = names or class_numbers(path, labels)
-        return *_eighty_twenty(images, labels, split), names, path.stem
-    prefix = f"{path}{os.sep}" if path.is_dir() else f"{path}_"
-    files = {part: Path(f"{prefix}{part}.npz") for part in SPLITS}
-    if not (path.is_dir() or any(file.is_file() for file in files.values())):
-        raise ParameterError(
-            f"{unknown_name('data set', name, ('digits', *SOURCES))}; nor is there a file or "
-            f"folder {path}, or a file {files['train']}"
-        )
-    return *_from_pair(files, split), path.name
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _digits(split: str) -> npz.Arrays:
     from sklearn.datasets import load_digits  # slow to import, and only this set needs it
 
     data = load_digits()
-    images = (data.images.astype(np.int64) * 255 + 8) // 16
-    return images.astype(np.uint8), data.target, tuple(map(str, range(10)))
+    images = ((data.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
+    chosen = eighty_twenty(data.target, split)
+    return npz.Arrays(images[chosen], data.target[chosen], tuple(map(str, range(10))))
 
 
-def _eighty_twenty(images: np.ndarray, labels: np.ndarray, split: str):
-    """The training or test part; of n samples of a class, n/5 to the nearest are for testing."""
-    test = pick_per_class(labels, (np.bincount(labels) + 2) // 5)
-    chosen = test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
-    return images[chosen], labels[chosen]
-
-
-def _from_pair(files: dict[str, Path], split: str):
-    """One split, with the classes of both where both are there."""
-    images, labels, names = read_npz(files[split])
-    other = files["test" if split == "train" else "train"]
-    if not other.exists():
-        return images, labels, names or class_numbers(files[split], labels)
-    _, other_labels, other_names = read_npz(other, with_images=False)
-    if names and other_names and names != other_names:
-        pairs = enumerate(zip_longest(names, other_names))
-        k, (here, there) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
-        raise DataError(f"{files[split]} and {other} disagree: class {k} is {here!r} and {there!r}")
-    names = names or other_names
-    if not names:
-        names = class_numbers(files[split], np.concatenate([labels, other_labels]))
-    check_range(files[split], labels, len(names))
-    check_range(other, other_labels, len(names))
-    return images, labels, names
+def _own_files(name: str, path: Path) -> dict[str, Path]:
+    """The pair of files in a folder, or of a prefix of which one file exists."""
+    prefix = f"{path}{os.sep}" if path.is_dir() else f"{path}_"
+    files = {split: Path(f"{prefix}{split}.npz") for split in npz.SPLITS}
+    if not path.is_dir() and not any(file.is_file() for file in files.values()):
+        raise ParameterError(
+            f"{unknown_name('data set', name, DATASETS)}; nor is there a file or folder {path}, "
+            f"or a file {files['train']}"
+        )
+    return files

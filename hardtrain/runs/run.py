@@ -13,7 +13,7 @@ from hardtrain.errors import ParameterError
 from hardtrain.files import sha256
 from hardtrain.networks import NETWORKS
 from hardtrain.runs import subsets
-from hardtrain.training import loop, methods
+from hardtrain.training import lookup, loop
 
 ARTEFACTS = (
     "final_weights",
@@ -35,8 +35,8 @@ class Run:
     Args:
         dataset: a name or path that ``load_dataset`` takes.
         network: a name that ``build_network`` takes.
-        method: a function of ``hardtrain.methods``; its keyword arguments come as ``options``,
-            a mapping.
+        method: a function of ``training.methods``, or ``"module:function"`` of anyone's own (see
+            ``training.lookup``); its keyword arguments come as ``options``, a mapping.
         seed: of initialisation, order, augmentation and whatever else is drawn.
         epochs, batch_size, drop_last: the batches; the last short one is kept by default.
         train_size, test_size: stratified subsets; 0 is all.
@@ -119,7 +119,7 @@ class Run:
         for names, check in _CHECKS.items():
             for name in names.split():
                 object.__setattr__(self, name, check(name, getattr(self, name)))
-        options = methods.checked_options(self.method, self.options)
+        options = lookup.checked_options(self.method, self.options)
         object.__setattr__(self, "options", _Options(options))
         if self.nesterov and self.momentum == 0:
             raise ParameterError("nesterov = True needs momentum > 0; got momentum = 0.0")
@@ -142,9 +142,9 @@ class Run:
             for name, value in self.as_dict().items()
             if name not in _NOT_IN_KEY and value != _DEFAULTS[name]
         }
-        defaults = methods.default_options(self.method)
+        defaults = lookup.default_options(self.method)
         described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
-        described["versions"] = [loop.VERSION, methods.find_method(self.method).VERSION]
+        described["versions"] = [loop.VERSION, lookup.find_method(self.method).VERSION]
         return sha256(json.dumps(described, sort_keys=True).encode())[:20]
 
     def as_dict(self) -> dict:
@@ -181,7 +181,7 @@ def _folder(name: str, value: object) -> str:
 _CHECKS = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
-    "method": lambda name, value: methods.find_method(checks.text(name, value)).__name__,
+    "method": checks.text,  # found with its options
     "seed train_size test_size image_size warmup_epochs ghost_batch_size": partial(
         checks.integer, low=0
     ),

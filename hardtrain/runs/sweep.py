@@ -24,7 +24,7 @@ from hardtrain.runs.train import (
     load_data,
     training_set,
 )
-from hardtrain.training import loop
+from hardtrain.training import randomness
 
 
 def _distinct(runs: Iterable[Run]) -> list[Run]:
@@ -83,7 +83,7 @@ def run_missing(
             load_data(run)
         for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
             train, test, _ = load_data(run)
-            with loop.isolated_randomness(0, torch.device("cpu")):
+            with randomness.isolated_randomness(0, torch.device("cpu")):
                 build(run, training_set(run, train), test)
         store.open()
         with Progress(missing) as progress, ended_by_sigterm():

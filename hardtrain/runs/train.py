@@ -26,7 +26,7 @@ from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.statistics import mean_interval
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
 
@@ -35,7 +35,8 @@ def train_run(run: Run, store: RunStore, progress: Progress | None = None) -> di
     training = _Training(run, store)
     run, checkpoint = training.run, training.checkpoint
     record = {"key": run.key, "fingerprint": training.fingerprint, "run": run.as_dict()}
-    with loop.isolated_randomness(pieces.derived_seed(run.seed, "torch"), training.device):
+    seed = randomness.derived_seed(run.seed, "torch")
+    with randomness.isolated_randomness(seed, training.device):
         model, method = training.build()
         if progress is not None and checkpoint:
             progress(run, checkpoint["epoch"])
@@ -227,7 +228,7 @@ def training_set(run: Run, train: ImageDataset) -> ImageDataset:
     """What a run trains on: its data set with its wrong labels, and of that its subset."""
     if run.label_noise:
         seed = run.seed if run.label_noise_seed is None else run.label_noise_seed
-        train = train.with_label_noise(run.label_noise, pieces.generator(seed, "label noise"))
+        train = train.with_label_noise(run.label_noise, randomness.generator(seed, "label noise"))
     if run.subset:
         train = train.take(subsets.unpack(run.subset, len(train)))
     return train
@@ -270,7 +271,7 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     if run.channels_last:
         model = model.to(memory_format=torch.channels_last)
     try:
-        method = methods.find_method(run.method)(run, train, model, **run.options)
+        method = lookup.find_method(run.method)(run, train, model, **run.options)
     except ValueError as error:
         raise ParameterError(f"{run}: {error}") from error
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):

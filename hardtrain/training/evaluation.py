@@ -1,8 +1,8 @@
 """Loss, error, features and logits of a network on a whole set."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain.data.batches import Transform
 from hardtrain.data.images import ImageDataset
+from hardtrain.training.pieces import precision_context
 
 
 class Evaluation(NamedTuple):
@@ -37,20 +38,10 @@ def evaluate(
     mode, where batch-norm uses each batch's statistics and also updates its running ones. The
     model's mode is restored; one synchronisation in all.
     """
-    was_training = model.training
-    model.train(batch_statistics)
-    losses, predictions = [], []
-    autocast = precision_context(precision, dataset.images.device)
-    with torch.no_grad(), autocast():
-        for images, labels in zip(
-            dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True
-        ):
-            logits = model(transform(images)).float()
-            losses.append(cross_entropy(logits, labels, reduction="none"))
-            predictions.append(logits.argmax(dim=1))
-    model.train(was_training)
-    losses, predictions = torch.cat(losses).cpu(), torch.cat(predictions).cpu()
-    labels = dataset.labels.cpu()
+    with precision_context(precision, dataset.images.device):
+        logits = _outputs(model, model, dataset, transform, batch_size, batch_statistics)
+    losses = cross_entropy(logits, dataset.labels, reduction="none").cpu()
+    predictions, labels = logits.argmax(dim=1).cpu(), dataset.labels.cpu()
     wrong = (predictions != labels).double()
     counts = torch.bincount(labels, minlength=dataset.num_classes).tolist()
     misses = torch.bincount(labels, wrong, minlength=dataset.num_classes).tolist()
@@ -67,7 +58,7 @@ def extract_features(
     model: nn.Module, dataset: ImageDataset, transform: Transform, *, batch_size: int = 1000
 ) -> Tensor:
     """The last hidden layer's features ``(N, D)`` of a set, in evaluation mode, on the CPU."""
-    return _outputs(model, model.features, dataset, transform, batch_size)
+    return _outputs(model, model.features, dataset, transform, batch_size).cpu()
 
 
 def extract_logits(
@@ -81,32 +72,42 @@ def extract_logits(
 ) -> Tensor:
     """The logits ``(N, K)`` of a set from which `evaluate` has its numbers, on the CPU; they
     leave batch-norm's running statistics alone."""
+    with buffers_restored(model), precision_context(precision, dataset.images.device):
+        return _outputs(model, model, dataset, transform, batch_size, batch_statistics).cpu()
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in training or evaluation mode, without gradients; afterwards in its own mode."""
+    was_training = model.training
+    model.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Whatever runs inside, batch-norm's running statistics are as before when it ends."""
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with precision_context(precision, dataset.images.device)():
-        logits = _outputs(model, model, dataset, transform, batch_size, batch_statistics)
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    return logits
+    try:
+        yield
+    finally:
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _outputs(
     model: nn.Module,
-    function: Callable,
+    function: Callable[[Tensor], Tensor],
     dataset: ImageDataset,
     transform: Transform,
-    size: int,
+    batch_size: int,
     training: bool = False,
 ) -> Tensor:
-    was_training = model.training
-    model.train(training)
-    with torch.no_grad():
-        parts = [function(transform(images)).float().cpu() for images in dataset.images.split(size)]
-    model.train(was_training)
-    return torch.cat(parts)
-
-
-def precision_context(precision: str, device: torch.device) -> Callable[[], Any]:
-    """A maker of the context in which a forward pass runs: bf16 autocast, or nothing."""
-    if precision == "bfloat16":
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext
+    """``function`` of all images, in float32, on their device."""
+    with in_mode(model, training=training):
+        batches = dataset.images.split(batch_size)
+        return torch.cat([function(transform(images)).float() for images in batches])

@@ -1,10 +1,9 @@
 """One plain training loop."""
 
-import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +11,14 @@ from torch import Tensor, nn
 
 from hardtrain.data.batches import Batch, Batches
 from hardtrain.errors import DivergedError, ParameterError
-from hardtrain.training.evaluation import precision_context
+from hardtrain.training.pieces import endless, precision_context
+from hardtrain.training.randomness import global_state, set_global_state
 
 VERSION = 1  # raise it when a change of the loop, the schedules or the seeding changes numbers
+
+
+def nothing(*_: Any) -> None:
+    """In a socket that a method leaves empty."""
 
 
 @dataclass
@@ -37,16 +41,16 @@ class Method:
 
     batches: Batches
     objective: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
-    observe: Callable[[Tensor, Tensor], None] | None = None
+    observe: Callable[[Tensor, Tensor], None] = nothing
     hooks: Sequence[Callable[[torch.optim.Optimizer], Any]] = ()
-    start_epoch: Callable[[int], None] | None = None
+    start_epoch: Callable[[int], None] = nothing
     log: Callable[[], Mapping[str, float]] = dict
     state: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
 
 
 def fit(
-    run,
+    run: Any,
     model: nn.Module,
     method: Method,
     evaluate: Callable[[nn.Module], Mapping[str, float]],
@@ -92,66 +96,47 @@ def fit(
             f"{len(method.batches.dataset)} training samples, and drop_last is set"
         )
     num_steps = run.epochs * steps_per_epoch
-    trace = _Trace()
+    evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
+    trace = _Trace(run, steps_per_epoch, device)
+    parts = {"model": model, "optimizer": optimizer, "trace": trace}
     history: list[dict] = []
     first_epoch = 0
     # before the checkpoint is loaded, which may hold the hooks' state
     handles = [hook(optimizer) for hook in method.hooks]
     if checkpoint is not None:
         first_epoch = checkpoint["epoch"]
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
         history += checkpoint["history"]
-        trace.load_state_dict(checkpoint["trace"], device)
+        _load_states(parts, checkpoint)
         _load_states(method.state, checkpoint["method"])
-        _set_global_rng(checkpoint["rng"], device)
-    evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
-    autocast = precision_context(run.precision, device)
-    stream = itertools.chain.from_iterable(itertools.repeat(method.batches))
+        set_global_state(checkpoint["rng"], device)
+    batches = endless(method.batches)
     model.train()
     try:
         for epoch in range(first_epoch, run.epochs):
-            if method.start_epoch is not None:
-                method.start_epoch(epoch)
-            start = epoch * steps_per_epoch
-            # the range comes first: when it ends, no batch has been drawn for nothing
-            for step, batch in zip(range(start, start + steps_per_epoch), stream, strict=False):
-                rate = learning_rate(run, step, steps_per_epoch)
+            method.start_epoch(epoch)
+            first_step = epoch * steps_per_epoch
+            for step, batch in enumerate(islice(batches, steps_per_epoch), first_step):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with autocast():
+                    group["lr"] = learning_rate(run, step, steps_per_epoch)
+                with precision_context(run.precision, device):
                     losses, loss = method.objective(model, batch)
-                if step == first_epoch * steps_per_epoch and not loss.requires_grad:
-                    raise ParameterError(
-                        f"method {run.method!r} gave a loss that depends on no parameter"
-                    )
+                _require_gradient(run, loss)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses = losses.detach()
-                trace.add(losses, loss)
-                if method.observe is not None:
-                    method.observe(batch.indices, losses)
-                done = step + 1
-                if done % evaluate_steps == 0 or done == num_steps:
-                    row = {"epoch": done / steps_per_epoch, "step": done, "lr": rate}
-                    row |= trace.read(run, done, steps_per_epoch)
-                    found = dict(evaluate(model))
-                    _require_finite(run, sum(found.values()), done - 1, steps_per_epoch)
-                    history.append(row | found | dict(method.log()))
+                method.observe(batch.indices, losses.detach())
+                trace.add(losses.detach(), loss.detach())
+                if (step + 1) % evaluate_steps == 0 or step + 1 == num_steps:
+                    row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
+                    row["lr"] = learning_rate(run, step, steps_per_epoch)
+                    row |= trace.read(step)
+                    scores = dict(evaluate(model))
+                    trace.require_finite(sum(scores.values()), step)
+                    history.append(row | scores | dict(method.log()))
             if save_checkpoint is not None and epoch + 1 < run.epochs:
-                trace.check(run, (epoch + 1) * steps_per_epoch, steps_per_epoch)
-                save_checkpoint(
-                    {
-                        "epoch": epoch + 1,
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "history": history,
-                        "trace": trace.state_dict(),
-                        "method": {name: _state(item) for name, item in method.state.items()},
-                        "rng": _global_rng(device),
-                    }
-                )
+                trace.check(step)
+                state = {"epoch": epoch + 1, "history": history, "rng": global_state(device)}
+                save_checkpoint(state | _states(parts) | {"method": _states(method.state)})
             if progress is not None:
                 progress(epoch + 1)
     except DivergedError as error:
@@ -204,37 +189,26 @@ def learning_rate(run, step: int, steps_per_epoch: int) -> float:
     return run.lr
 
 
-@contextlib.contextmanager
-def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for one run, ask cuDNN for repeatable kernels, and leave
-    both as they were found."""
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-    ):
-        # not torch.manual_seed, which would seed all GPUs
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+def _require_gradient(run: Any, loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise ParameterError(f"method {run.method!r} gave a loss that depends on no parameter")
 
 
 class _Trace:
     """Losses since the last evaluation, left on the device until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Any, steps_per_epoch: int, device: torch.device):
+        self.run, self.steps_per_epoch, self.device = run, steps_per_epoch, device
         self.losses: list[Tensor] = []
         self.objectives: list[Tensor] = []
 
     def add(self, losses: Tensor, objective: Tensor) -> None:
         self.losses.append(losses)
-        self.objectives.append(objective.detach())
+        self.objectives.append(objective)
 
-    def read(self, run, done: int, steps_per_epoch: int) -> dict[str, float]:
-        """Means over what was added, which is then forgotten."""
-        self.check(run, done, steps_per_epoch)
+    def read(self, step: int) -> dict[str, float]:
+        """Means over what was added up to ``step``, which is then forgotten."""
+        self.check(step)
         row = {
             "train_loss": torch.cat(self.losses).cpu().double().mean().item(),
             "objective": torch.stack(self.objectives).cpu().double().mean().item(),
@@ -242,56 +216,45 @@ class _Trace:
         self.losses, self.objectives = [], []
         return row
 
-    def check(self, run, done: int, steps_per_epoch: int) -> None:
-        """Raise if a loss was not finite; ``done`` steps are finished."""
+    def check(self, step: int) -> None:
+        """Raise if a loss was not finite; ``step`` is the last."""
         if not self.losses:
             return
         if torch.cat([*self.losses, torch.stack(self.objectives)]).isfinite().all():
             return
-        for step, values in enumerate(
-            zip(self.losses, self.objectives, strict=True), start=done - len(self.losses)
-        ):
+        first = step + 1 - len(self.losses)
+        for bad, values in enumerate(zip(self.losses, self.objectives, strict=True), first):
             if not all(value.isfinite().all() for value in values):
-                _require_finite(run, math.nan, step, steps_per_epoch)
+                self.require_finite(math.nan, bad)
+
+    def require_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            epoch = step // self.steps_per_epoch
+            raise DivergedError(
+                f"{self.run}: the loss is not finite, first in epoch {epoch}, step {step} "
+                "(both from 0)",
+                epoch=epoch,
+                step=step,
+            )
 
     def state_dict(self) -> dict:
         return {"losses": list(self.losses), "objectives": list(self.objectives)}
 
-    def load_state_dict(self, state: Mapping, device: torch.device) -> None:
-        self.losses = [losses.to(device) for losses in state["losses"]]
-        self.objectives = [objective.to(device) for objective in state["objectives"]]
+    def load_state_dict(self, state: Mapping) -> None:
+        self.losses = [losses.to(self.device) for losses in state["losses"]]
+        self.objectives = [objective.to(self.device) for objective in state["objectives"]]
 
 
-def _require_finite(run, loss: float, step: int, steps_per_epoch: int) -> None:
-    if not math.isfinite(loss):
-        epoch = step // steps_per_epoch
-        raise DivergedError(
-            f"{run}: the loss is not finite, first in epoch {epoch}, step {step} (both from 0)",
-            epoch=epoch,
-            step=step,
-        )
+def _states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in parts.items()
+    }
 
 
-def _state(item: Any) -> Any:
-    return item.get_state() if isinstance(item, torch.Generator) else item.state_dict()
-
-
-def _load_states(items: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    for name, item in items.items():
-        if isinstance(item, torch.Generator):
-            item.set_state(states[name])
+def _load_states(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            part.set_state(states[name])
         else:
-            item.load_state_dict(states[name])
-
-
-def _global_rng(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_global_rng(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:  # not if the pause was on a CPU
-        torch.cuda.set_rng_state(state["cuda"], device)
+            part.load_state_dict(states[name])

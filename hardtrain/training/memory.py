@@ -1,53 +1,43 @@
 """What trainings note down beside their history, for the artefacts that figures need."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from hardtrain.data.batches import Transform
+from hardtrain.data.batches import Batches
 from hardtrain.data.images import ImageDataset
 from hardtrain.errors import ParameterError
 from hardtrain.strategies.active_bias import PredictionHistory
 from hardtrain.strategies.distribution_matching import class_conditional_mmd, mmd
-from hardtrain.strategies.hard_batches import HardBatchSampler
-from hardtrain.training.evaluation import precision_context
-from hardtrain.training.pieces import generator, train_transform
+from hardtrain.training.evaluation import buffers_restored, in_mode
+from hardtrain.training.pieces import class_losses, precision_context, train_transform
+from hardtrain.training.randomness import generator
 
 NUM_PHASES = 4  # what is noted down by phase is noted for each quarter of a training
+NUM_LOGGED_PAIRS = 4  # of mini-batches whose distance distribution matching can log
 
 
-class SampleCounts:
-    """How often each sample counted, by phase of the training: ``counts (P, N)``."""
+class SumsByPhase:
+    """What each sample got, summed in each quarter of a training: ``(NUM_PHASES, N)``.
 
-    def __init__(self, num_samples: int, device: torch.device):
-        self.counts = torch.zeros(NUM_PHASES, num_samples, dtype=torch.int32, device=device)
+    ``name`` is the array's in the artefact; ``dtype`` int32 for counts, float32 for weights.
+    """
 
-    def add(self, phase: int, indices: Tensor) -> None:
-        self.counts[phase].index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
+    def __init__(self, name: str, run: Any, data: ImageDataset, dtype: torch.dtype):
+        self.name, self.num_epochs, self.phase = name, run.epochs, 0
+        self.sums = torch.zeros(NUM_PHASES, len(data), dtype=dtype, device=data.labels.device)
 
-    def arrays(self) -> dict[str, Tensor]:
-        return {"counts": self.counts.cpu()}
+    def start_epoch(self, epoch: int) -> None:
+        self.phase = NUM_PHASES * epoch // self.num_epochs
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"counts": self.counts}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.counts.copy_(state["counts"])
-
-
-class Emphasis:
-    """The sum of the weights with which each sample's loss counted, by phase: ``(P, N)``."""
-
-    def __init__(self, num_samples: int, device: torch.device):
-        self.sums = torch.zeros(NUM_PHASES, num_samples, device=device)
-
-    def add(self, phase: int, indices: Tensor, weights: Tensor) -> None:
-        self.sums[phase].index_add_(0, indices, weights)
+    def add(self, indices: Tensor, amounts: Tensor) -> None:
+        """Add ``amounts (B,)`` to the samples ``indices (B,)``; one that occurs twice gets both."""
+        self.sums[self.phase].index_add_(0, indices, amounts.to(self.sums.dtype))
 
     def arrays(self) -> dict[str, Tensor]:
-        return {"emphasis": self.sums.cpu()}
+        return {self.name: self.sums.cpu()}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self.sums}
@@ -103,16 +93,9 @@ class BatchLog:
     """Which batch each update took, and at each epoch's start the stored loss of every batch
     beside the loss that the model would have on it now, in training mode as the stored one."""
 
-    def __init__(
-        self,
-        sampler: HardBatchSampler,
-        model,
-        data: ImageDataset,
-        transform: Transform,
-        precision: str,
-    ):
-        self.sampler, self.model, self.data, self.transform = sampler, model, data, transform
-        self.autocast = precision_context(precision, data.images.device)
+    def __init__(self, run: Any, model: nn.Module, batches: Batches):
+        self.model, self.data, self.sampler = model, batches.dataset, batches.batch_sampler
+        self.transform, self.precision = batches.transform.without_augmentation(), run.precision
         self.ids: list[int] = []  # of the rounds begun, so the last ones may not be taken
         self.num_rounds = self.num_updates = 0
         self.stored: list[Tensor] = []
@@ -127,28 +110,25 @@ class BatchLog:
     def compare(self, epoch: int) -> None:
         if epoch == 0:  # nothing is stored yet
             return
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        with torch.no_grad(), self.autocast():
+        autocast = precision_context(self.precision, self.data.images.device)
+        with buffers_restored(self.model), in_mode(self.model, training=True), autocast:
             losses = [self._loss_now(batch) for batch in self.sampler.batches]
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)  # batch-norm's running statistics saw nothing of this
         self.stored.append(self.sampler.losses.clone().cpu())
         self.recomputed.append(torch.stack(losses).cpu())
 
     def _loss_now(self, batch: list[int]) -> Tensor:
         indices = torch.tensor(batch, device=self.data.images.device)
         inputs = self.transform(self.data.images.index_select(0, indices))
-        logits = self.model(inputs).float()
-        return cross_entropy(logits, self.data.labels[indices], reduction="none").mean()
+        return class_losses(self.model(inputs), self.data.labels[indices]).mean()
 
     def arrays(self) -> dict[str, Tensor]:
         """``ids (E N,)`` of the batches by update; ``stored``, ``recomputed (E - 1, N)``, nats."""
         empty = torch.zeros(0, self.sampler.num_batches)
-        stored, recomputed = (
-            torch.stack(losses) if losses else empty for losses in (self.stored, self.recomputed)
-        )
-        ids = torch.tensor(self.ids[: self.num_updates])
-        return {"ids": ids, "stored": stored, "recomputed": recomputed}
+        return {
+            "ids": torch.tensor(self.ids[: self.num_updates]),
+            "stored": torch.stack(self.stored) if self.stored else empty,
+            "recomputed": torch.stack(self.recomputed) if self.recomputed else empty,
+        }
 
     def state_dict(self) -> dict:
         names = ("ids", "num_rounds", "num_updates", "stored", "recomputed")
@@ -159,15 +139,17 @@ class BatchLog:
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
 
-NUM_LOGGED_PAIRS = 4  # of mini-batches whose distance distribution matching can log
-
-
 class SmoothedScores:
     """A history of predictions, and the scores that follow from it, with the constant that is
     added to them: a multiple of the mean score when it is first asked for."""
 
-    def __init__(self, num_samples: int, device: torch.device, score: Callable, smoothing: float):
-        self.history = PredictionHistory(num_samples, device=device)
+    def __init__(
+        self,
+        data: ImageDataset,
+        score: Callable[[PredictionHistory], Tensor] | None,
+        smoothing: float,
+    ):
+        self.history = PredictionHistory(len(data), device=data.labels.device)
         self.score, self.smoothing, self.epsilon = score, smoothing, None
 
     def now(self) -> tuple[Tensor, Tensor]:
@@ -197,24 +179,21 @@ class SmoothedScores:
 class DistanceLog:
     """MMD between the features of fixed pairs of mini-batches, in evaluation mode."""
 
-    def __init__(self, run, data: ImageDataset, model):
-        self.data, self.model = data, model
-        self.autocast = precision_context(run.precision, data.images.device)
+    def __init__(self, run: Any, data: ImageDataset, model: nn.Module):
+        self.data, self.model, self.precision = data, model, run.precision
         self.transform = train_transform(run, data).without_augmentation()
         size = min(run.batch_size, len(data) // 2)
-        drawn = generator(run.seed, "logged pairs")
+        pairs = generator(run.seed, "logged pairs")
         self.pairs = [
-            torch.randperm(len(data), generator=drawn)[: 2 * size].to(data.labels.device)
+            torch.randperm(len(data), generator=pairs)[: 2 * size].to(data.labels.device)
             for _ in range(NUM_LOGGED_PAIRS)
         ]
 
     def __call__(self) -> dict[str, float]:
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), self.autocast():
-            found = [self._distances(indices) for indices in self.pairs]
-        self.model.train(was_training)
-        joint, by_class = torch.stack(found).mean(dim=0).tolist()
+        autocast = precision_context(self.precision, self.data.images.device)
+        with in_mode(self.model, training=False), autocast:
+            distances = torch.stack([self._distances(indices) for indices in self.pairs])
+        joint, by_class = distances.mean(dim=0).tolist()
         return {"mmd": joint, "class_mmd": by_class}
 
     def _distances(self, indices: Tensor) -> Tensor:

@@ -1,22 +1,19 @@
 """One short function per method: puts a strategy into the loop's sockets.
 
-A method is ``name(run, data, model, **options) -> Method``; ``Run.method`` is the function's name
-and ``Run.options`` its keyword arguments. ``VERSION`` is part of a run's key: raise it when a
-change here or in the strategy changes a run's numbers.
+A method is ``name(run, data, model, *, option: type = default, ...) -> Method``; ``Run.method`` is
+the function's name and ``Run.options`` its options (one of your own: see `lookup`). Its version is
+part of a run's key: raise it when a change here or in the strategy changes a run's numbers.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import partial
-from itertools import chain, repeat
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hardtrain import checks
-from hardtrain.data.batches import Batches
+from hardtrain.data.batches import Batch
 from hardtrain.data.images import ImageDataset
 from hardtrain.data.samplers import BiasedBatchSampler
-from hardtrain.errors import ParameterError
 from hardtrain.strategies.active_bias import (
     WeightedBatchSampler,
     difficulty,
@@ -31,80 +28,46 @@ from hardtrain.strategies.distribution_matching import class_conditional_mmd, me
 from hardtrain.strategies.gradient_noise import GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler
 from hardtrain.strategies.trimming import TrimmedLoss, num_kept, trim
-from hardtrain.training.loop import Method
-from hardtrain.training.memory import (
-    NUM_PHASES,
-    BatchLog,
-    DistanceLog,
-    Emphasis,
-    SampleCounts,
-    SmoothedScores,
-)
-from hardtrain.training.pieces import (
-    Attached,
-    class_losses,
-    derived_seed,
-    generator,
-    mean_objective,
-    sample_losses,
-    train_transform,
-    uniform_batches,
-)
-
-ACTIVE_BIAS_SCORES = {
-    "D": difficulty,
-    "E": easiness,
-    "PV": prediction_deviation,
-    "TC": threshold_closeness,
-}
-ACTIVE_BIAS_VARIANTS = (
-    "uniform", "SD", "ISD", "SE", "SPV", "STC", "WD", "WE", "WPV", "WTC",
-)  # fmt: skip
-
-
-def version(number: int) -> Callable:
-    """Mark a function as a method, with the version of its numbers."""
-
-    def mark(function: Callable) -> Callable:
-        function.VERSION = number
-        return function
-
-    return mark
+from hardtrain.training import memory, pieces
+from hardtrain.training.lookup import version
+from hardtrain.training.loop import Method, nothing
+from hardtrain.training.pieces import mean_objective, sample_losses, uniform_batches
+from hardtrain.training.randomness import derived_seed, generator
 
 
 @version(1)
-def plain(run, data: ImageDataset, model) -> Method:
+def plain(run: Any, data: ImageDataset, model: nn.Module) -> Method:
     """Ordinary training: the mean cross-entropy of uniformly drawn batches."""
     batches, state = uniform_batches(run, data)
     return Method(batches, mean_objective, state=state)
 
 
 @version(1)
-def trimming(run, data: ImageDataset, model, *, start: float = 1.0, end: float = 0.2) -> Method:
+def trimming(
+    run: Any, data: ImageDataset, model: nn.Module, *, start: float = 1.0, end: float = 0.2
+) -> Method:
     """Mini-batch trimming (Fassold): the mean over the hardest part of each batch, a part that
     falls linearly by epoch from ``start`` to ``end``."""
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
-    kept = SampleCounts(len(data), data.labels.device)
-    phase = 0
+    kept = memory.SumsByPhase("counts", run, data, torch.int32)
 
-    def start_epoch(epoch):
-        nonlocal phase
-        phase = NUM_PHASES * epoch // run.epochs
+    def start_epoch(epoch: int) -> None:
         trimmed.set_epoch(epoch)
+        kept.start_epoch(epoch)
 
-    def objective(model, batch):
+    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = sample_losses(model, batch)
         return losses, trim(losses, trimmed.keep)
 
-    def observe(indices, losses):
-        kept.add(phase, indices[losses.topk(num_kept(trimmed.keep, len(losses))).indices])
+    def count(indices: Tensor, losses: Tensor) -> None:
+        hardest = losses.topk(num_kept(trimmed.keep, len(losses))).indices
+        kept.add(indices[hardest], torch.ones_like(hardest))
 
-    counting = "sample_counts" in run.keep
     return Method(
         batches,
         objective,
-        observe=observe if counting else None,
+        observe=count if "sample_counts" in run.keep else nothing,
         start_epoch=start_epoch,
         log=lambda: {"keep": trimmed.keep},
         state=state | {"kept": kept},
@@ -114,9 +77,9 @@ def trimming(run, data: ImageDataset, model, *, start: float = 1.0, end: float =
 
 @version(1)
 def hard_batches(
-    run,
+    run: Any,
     data: ImageDataset,
-    model,
+    model: nn.Module,
     *,
     delta: float = 0.5,
     order: str = "loss",
@@ -128,23 +91,20 @@ def hard_batches(
     ``shuffled``: one random permutation before the mini-batches are cut, else file order. With
     ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches.
     """
-    drawn, augmentation = generator(run.seed, "order"), generator(run.seed, "augmentation")
+    augmentation = generator(run.seed, "augmentation")
     sampler = HardBatchSampler(
         len(data),
         run.batch_size,
         delta,
         order=order,
         drop_last=run.drop_last,
-        generator=drawn if shuffled else None,
+        generator=generator(run.seed, "order") if shuffled else None,
     )
-    transform = train_transform(run, data)
-    batches = Batches(
-        data, transform, sampler, generator=augmentation, channels_last=run.channels_last
-    )
-    log = BatchLog(sampler, model, data, transform.without_augmentation(), run.precision)
+    batches = pieces.augmented_batches(run, data, sampler, augmentation)
+    log = memory.BatchLog(run, model, batches)
     logging = "batch_log" in run.keep
 
-    def observe(indices, losses):
+    def observe(indices: Tensor, losses: Tensor) -> None:
         if logging:
             log.note_update()
         sampler.update(indices, losses.mean())
@@ -153,7 +113,7 @@ def hard_batches(
         batches,
         mean_objective,
         observe=observe,
-        start_epoch=log.compare if logging else None,
+        start_epoch=log.compare if logging else nothing,
         state={"sampler": sampler, "augmentation": augmentation, "log": log},
         artefacts={"batch_log": log.arrays},
     )
@@ -161,24 +121,22 @@ def hard_batches(
 
 @version(1)
 def gradient_noise(
-    run, data: ImageDataset, model, *, alpha: float = 1e-5, gamma: float = 0.55
+    run: Any, data: ImageDataset, model: nn.Module, *, alpha: float = 1e-5, gamma: float = 0.55
 ) -> Method:
     """Gaussian gradient noise (Jaiswal, Taura): plain training with noise of the variance
     ``alpha / (1 + t) ** gamma`` added to every gradient before step t."""
     batches, state = uniform_batches(run, data)
-    device = data.images.device
-    drawn = torch.Generator(device).manual_seed(derived_seed(run.seed, "noise"))
-    noise = Attached(lambda optimizer: GradientNoise(
-        optimizer, alpha=alpha, gamma=gamma, generator=drawn
-    ))  # fmt: skip
+    draws = torch.Generator(data.images.device).manual_seed(derived_seed(run.seed, "noise"))
+    options = {"alpha": alpha, "gamma": gamma, "generator": draws}
+    noise = pieces.Attached(lambda optimizer: GradientNoise(optimizer, **options))
     return Method(batches, mean_objective, hooks=[noise.attach], state=state | {"noise": noise})
 
 
 @version(1)
 def distribution_matching(
-    run,
+    run: Any,
     data: ImageDataset,
-    model,
+    model: nn.Module,
     *,
     weight: float = 0.8,
     by_class: bool = True,
@@ -206,41 +164,58 @@ def distribution_matching(
     scales = [2**power for power in range(num_scales)]
     batches, state = uniform_batches(run, data)
     partners, partner_state = uniform_batches(run, data, prefix="second ")
-    partner = chain.from_iterable(repeat(partners))
+    partner = pieces.endless(partners)
 
-    def distance(features, labels, other, other_labels):
-        sides, options = (features, other), {"scales": scales}
-        if by_class:
-            sides = (features, labels, other, other_labels, data.num_classes)
+    def distance(x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
+        classes = (x_labels, y_labels, data.num_classes) if by_class else ()
+        bandwidth = None  # the median as printed, over the pairs i < j
         if reading == "code":
-            classes = (labels, other_labels, data.num_classes) if by_class else ()
-            options["bandwidth"] = median_bandwidth(features, other, *classes, diagonal=True)
-        return (class_conditional_mmd if by_class else mmd)(*sides, **options)
+            bandwidth = median_bandwidth(x, y, *classes, diagonal=True)
+        if not by_class:
+            return mmd(x, y, scales=scales, bandwidth=bandwidth)
+        sides = (x, x_labels, y, y_labels)
+        return class_conditional_mmd(*sides, data.num_classes, scales=scales, bandwidth=bandwidth)
 
-    def objective(model, batch):
+    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if weight == 0:
             return mean_objective(model, batch)
         features = model.features(batch.inputs)
-        losses = class_losses(model.classifier(features), batch.targets)
+        losses = pieces.class_losses(model.classifier(features), batch.targets)
         second = next(partner)
         with torch.set_grad_enabled(not stop_gradient):
-            theirs = model.features(second.inputs)
-        match = distance(features, batch.targets, theirs, second.targets)
+            second_features = model.features(second.inputs)
+        match = distance(features, batch.targets, second_features, second.targets)
         return losses, losses.mean() + weight * match
 
     return Method(
         batches,
         objective,
-        log=DistanceLog(run, data, model) if log_distance else dict,
+        log=memory.DistanceLog(run, data, model) if log_distance else dict,
         state=state | partner_state,
     )
 
 
+# variant: the score of a sample's history, and whether samples are "drawn" or "weighted" by it, or
+# drawn, and weighted so that the gradient stays "unbiased"
+ACTIVE_BIAS_VARIANTS = {
+    "uniform": (None, "drawn"),
+    "SD": (difficulty, "drawn"),
+    "ISD": (difficulty, "unbiased"),
+    "SE": (easiness, "drawn"),
+    "SPV": (prediction_deviation, "drawn"),
+    "STC": (threshold_closeness, "drawn"),
+    "WD": (difficulty, "weighted"),
+    "WE": (easiness, "weighted"),
+    "WPV": (prediction_deviation, "weighted"),
+    "WTC": (threshold_closeness, "weighted"),
+}
+
+
 @version(1)
 def active_bias(
-    run,
+    run: Any,
     data: ImageDataset,
-    model,
+    model: nn.Module,
     *,
     variant: str = "WPV",
     smoothing: float = 1.0,
@@ -260,46 +235,43 @@ def active_bias(
     checks.choice("variant", variant, ACTIVE_BIAS_VARIANTS)
     checks.number("smoothing", smoothing, low=0)
     checks.number("burn_in", burn_in, low=0, below=1)
+    score, form = ACTIVE_BIAS_VARIANTS[variant]
     num_samples, device = len(data), data.labels.device
     batches, state = uniform_batches(run, data)
-    uniform = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64, device=device)
     draws = generator(run.seed, "draws")
+    uniform = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64, device=device)
     drawn = WeightedBatchSampler(uniform, run.batch_size, generator=draws)
     sampler = BiasedBatchSampler(batches.batch_sampler, drawn)
-    weighting = variant.startswith("W")
-    if not weighting:
+    if form != "weighted":
         batches.batch_sampler = sampler
-    score = ACTIVE_BIAS_SCORES.get(variant.lstrip("ISW"))
-    scores = SmoothedScores(num_samples, device, score, smoothing)
-    remembering = score is not None or "prediction_history" in run.keep
-    emphasis = Emphasis(num_samples, device)
     first_epoch = 0 if score is None else max(2, round(burn_in * run.epochs))
-    weights, phase = torch.ones(num_samples, device=device), 0
+    scores = memory.SmoothedScores(data, score, smoothing)
+    weights = torch.ones(num_samples, device=device)
+    emphasis = memory.SumsByPhase("emphasis", run, data, torch.float32)
 
-    def start_epoch(epoch):
-        nonlocal weights, phase
-        phase = NUM_PHASES * epoch // run.epochs
+    def start_epoch(epoch: int) -> None:
+        emphasis.start_epoch(epoch)
         sampler.biased = epoch >= first_epoch
-        if epoch < first_epoch or score is None:
+        if not sampler.biased or score is None:
             return
-        found, epsilon = scores.now()
-        if weighting:
-            weights = sample_weights(found, epsilon)
-        else:
-            drawn.probabilities = sampling_probabilities(found, epsilon)
-            if variant == "ISD":
-                weights = importance_weights(drawn.probabilities)
+        values, epsilon = scores.now()
+        if form == "weighted":
+            weights.copy_(sample_weights(values, epsilon))
+            return
+        drawn.probabilities = sampling_probabilities(values, epsilon)
+        if form == "unbiased":
+            weights.copy_(importance_weights(drawn.probabilities))
 
-    def objective(model, batch):
+    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = sample_losses(model, batch)
         return losses, (weights[batch.indices] * losses).mean()
 
-    def observe(indices, losses):
-        if remembering:
+    def observe(indices: Tensor, losses: Tensor) -> None:
+        if score is not None or "prediction_history" in run.keep:
             # a loss that is not a number is the loop's to find, at its next look at the losses
             scores.history.update(indices, torch.exp(-losses).nan_to_num().clamp(max=1))
         if "emphasis" in run.keep:
-            emphasis.add(phase, indices, weights[indices])
+            emphasis.add(indices, weights[indices])
 
     return Method(
         batches,
@@ -309,42 +281,3 @@ def active_bias(
         state=state | {"draws": draws, "scores": scores, "emphasis": emphasis},
         artefacts={"emphasis": emphasis.arrays, "prediction_history": scores.arrays},
     )
-
-
-# --- look-up by name ----------------------------------------------------------------------------
-
-
-def methods() -> dict[str, Callable]:
-    """Every method of this module by name."""
-    return {name: f for name, f in globals().items() if hasattr(f, "VERSION")}
-
-
-def find_method(name: str) -> Callable:
-    """The method called ``name``; the error names the nearest one."""
-    known = methods()
-    return known[checks.choice("method", name, known)]
-
-
-def default_options(name: str) -> dict:
-    """A method's options and their defaults."""
-    parameters = inspect.signature(find_method(name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def checked_options(name: str, options: Mapping) -> dict:
-    """A method's options, its defaults where ``options`` says nothing, in the order of their
-    names and each in the type of its default; refuses one that the method does not have."""
-    known = default_options(name)
-    if not isinstance(options, Mapping):
-        raise ParameterError(f"options = {options!r} is not a mapping of option names to values")
-    for option in options:
-        if not known:
-            raise ParameterError(f"method {name!r} has no options; got {option!r}")
-        checks.choice(f"option of method {name!r}", option, known)
-    check = {float: checks.number, bool: checks.flag, str: checks.text}
-    return {
-        option: check.get(type(default), partial(checks.integer, low=0))(
-            option, options.get(option, default)
-        )
-        for option, default in sorted(known.items())
-    }

@@ -1,20 +1,20 @@
-"""Pieces that the methods share."""
+"""Pieces that the methods, the loop and the evaluation share."""
 
-import hashlib
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hardtrain.data.batches import Batches, Transform
+from hardtrain.data.batches import Batch, Batches, Transform
 from hardtrain.data.images import ImageDataset
 from hardtrain.data.samplers import BalancedBatchSampler, UniformBatchSampler
+from hardtrain.training.randomness import generator
 
-# --- pieces that methods share ------------------------------------------------------------------
 
-
-def sample_losses(model, batch) -> Tensor:
+def sample_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of each sample of a batch ``(B,)``, in float32 under autocast too."""
     return class_losses(model(batch.inputs), batch.targets)
 
@@ -24,13 +24,24 @@ def class_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def mean_objective(model, batch) -> tuple[Tensor, Tensor]:
+def mean_objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The losses of a batch and their mean: what plain training minimises."""
     losses = sample_losses(model, batch)
     return losses, losses.mean()
 
 
-def uniform_batches(run, data: ImageDataset, *, prefix: str = "") -> tuple[Batches, dict]:
+def precision_context(
+    precision: str, device: torch.device
+) -> contextlib.AbstractContextManager[None]:
+    """The context in which a forward pass runs: autocast for ``"bfloat16"``, else nothing."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def uniform_batches(
+    run: Any, data: ImageDataset, *, prefix: str = ""
+) -> tuple[Batches, dict[str, torch.Generator]]:
     """Batches drawn without replacement, with the classes alike if the run wants ``balanced``
     ones, and the generators that a checkpoint must hold; ``prefix`` makes further, independent
     ones."""
@@ -41,45 +52,42 @@ def uniform_batches(run, data: ImageDataset, *, prefix: str = "") -> tuple[Batch
         sampler = BalancedBatchSampler(data.labels, run.batch_size, **options)
     else:
         sampler = UniformBatchSampler(len(data), run.batch_size, **options)
-    batches = Batches(
+    state = {f"{prefix}order": order, f"{prefix}augmentation": augmentation}
+    return augmented_batches(run, data, sampler, augmentation), state
+
+
+def augmented_batches(
+    run: Any, data: ImageDataset, batch_sampler: Iterable, augmentation: torch.Generator
+) -> Batches:
+    """The run's augmented batches of the samples that ``batch_sampler`` names."""
+    return Batches(
         data,
         train_transform(run, data),
-        sampler,
+        batch_sampler,
         generator=augmentation,
         channels_last=run.channels_last,
     )
-    return batches, {f"{prefix}order": order, f"{prefix}augmentation": augmentation}
 
 
-def train_transform(run, data: ImageDataset) -> Transform:
+def train_transform(run: Any, data: ImageDataset) -> Transform:
     """The run's resize, augmentation and normalisation, from the training images."""
     crop, flip = "crop" in run.augment, "flip" in run.augment
     return Transform.of(data, size=run.image_size, crop_padding=4 if crop else 0, flip=flip)
 
 
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose of one run; different purposes are independent."""
-    return torch.Generator().manual_seed(derived_seed(seed, purpose))
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    """A 63-bit seed from a run's seed and a purpose.
-
-    Example:
-        >>> derived_seed(0, "order") == derived_seed(0, "order") != derived_seed(0, "noise")
-        True
-    """
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of one pass after another."""
+    while True:
+        yield from batches
 
 
 class Attached:
     """A hook that exists only once the optimiser does, as a part of a method's state."""
 
-    def __init__(self, make: Callable):
+    def __init__(self, make: Callable[[torch.optim.Optimizer], Any]):
         self.make, self.hook = make, None
 
-    def attach(self, optimizer: torch.optim.Optimizer):
+    def attach(self, optimizer: torch.optim.Optimizer) -> Any:
         self.hook = self.make(optimizer)
         return self.hook
 

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from helpers import seeded
 
 from hardtrain import ParameterError, run_missing
 from hardtrain.data.samplers import BalancedBatchSampler, BiasedBatchSampler, UniformBatchSampler
 from hardtrain.runs.train import load_data
 from hardtrain.training import pieces
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 # --- UniformBatchSampler -------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """The loop against a bare one, pauses, schedules, evaluation, divergence."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +8,10 @@ from helpers import copied, same
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from hardtrain import DivergedError, ImageDataset, ParameterError, build_network
-from hardtrain.data.batches import Batch, Transform
+from hardtrain import DivergedError, ParameterError
+from hardtrain.data.batches import Batch
 from hardtrain.runs.train import load_data
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, lookup, loop, methods, pieces, randomness
 
 
 class Network(nn.Module):
@@ -38,9 +37,9 @@ def trained(run, *, model=None, pause_after=None, **changes):
     checkpoints = {}
 
     def once(checkpoint=None):
-        with loop.isolated_randomness(run.seed, torch.device("cpu")):
+        with randomness.isolated_randomness(run.seed, torch.device("cpu")):
             network = Network(dropout=0.3) if model is None else model()
-            method = methods.find_method(run.method)(run, train, network, **run.options)
+            method = lookup.find_method(run.method)(run, train, network, **run.options)
             for name, value in changes.items():
                 setattr(method, name, value)
             history = loop.fit(
@@ -65,10 +64,10 @@ def test_fit_matches_a_bare_loop_bit_for_bit(tiny_run):
     run = tiny_run(epochs=3, optimizer="sgd", momentum=0.9, weight_decay=1e-3)
     network, history, _ = trained(run)
     train, _, _ = load_data(run)
-    with loop.isolated_randomness(run.seed, torch.device("cpu")):
+    with randomness.isolated_randomness(run.seed, torch.device("cpu")):
         bare = Network(dropout=0.3)
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-        order = pieces.generator(run.seed, "order")
+        order = randomness.generator(run.seed, "order")
         inputs = pieces.train_transform(run, train)(train.images)
         for epoch in range(3):
             total = 0.0
@@ -307,105 +306,3 @@ def test_make_optimizer_takes_the_runs_settings(tiny_run):
         made = loop.make_optimizer(tiny_run(optimizer=name, weight_decay=0.2), model)
         assert type(made) is kind
         assert made.param_groups[0]["weight_decay"] == 0.2
-
-
-def make_set(labels, num_classes=3):
-    labels = torch.tensor(labels)
-    images = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.arange(len(labels))
-    return ImageDataset("made", "test", images, labels, ("a", "b", "c")[:num_classes], "")
-
-
-def test_evaluate_counts_errors_by_class_in_evaluation_mode():
-    dataset = make_set([0, 0, 1, 1, 1])
-    logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 2, 0], [2, 0, 0]])
-
-    class Fixed(nn.Module):
-        modes = []  # noqa: RUF012
-
-        def forward(self, inputs):
-            self.modes.append(self.training)
-            return logits[inputs.flatten().long()]
-
-    model = Fixed().train()
-    found = evaluation.evaluate(model, dataset, Transform((0.0,), (1 / 255,)), batch_size=2)
-    assert found.error == pytest.approx(2 / 5)
-    assert found.per_class_error == [0.5, pytest.approx(1 / 3), None]
-    right, wrong = [math.log(math.e**2 + 2) - s for s in (2, 0)]
-    assert found.losses.tolist() == pytest.approx([right, wrong, right, right, wrong])
-    assert found.loss == pytest.approx((3 * right + 2 * wrong) / 5)
-    assert found.predictions.tolist() == [0, 1, 1, 1, 0]
-    assert Fixed.modes == [False] * 3
-    assert model.training
-
-
-def test_evaluate_gives_a_loss_that_is_not_finite_for_logits_that_are_not():
-    found = evaluation.evaluate(
-        lambda_module(lambda inputs: torch.full((len(inputs), 3), math.nan)),
-        make_set([0, 0, 1]),
-        Transform((0.0,), (1.0,)),
-    )
-    assert math.isnan(found.loss)
-
-
-def lambda_module(function):
-    module = nn.Module()
-    module.forward = function
-    return module
-
-
-def test_precision_context_runs_the_forward_in_bfloat16():
-    layer, inputs = nn.Linear(4, 4), torch.randn(2, 4)
-    with evaluation.precision_context("bfloat16", torch.device("cpu"))():
-        assert layer(inputs).dtype == torch.bfloat16
-    with evaluation.precision_context("float32", torch.device("cpu"))():
-        assert layer(inputs).dtype == torch.float32
-
-
-def test_sample_losses_are_float32_under_autocast():
-    model = build_network("cnn_small", 3, 1, image_size=8)
-    batch = SimpleNamespace(inputs=torch.randn(4, 1, 8, 8), targets=torch.tensor([0, 1, 2, 0]))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert pieces.sample_losses(model, batch).dtype == torch.float32
-
-
-def test_extract_features_gives_the_last_hidden_layer_in_order(tiny_run):
-    _, test, _ = load_data(tiny_run())
-    model = build_network("cnn_small", 3, 1, image_size=8)
-    transform = Transform.of(test)
-    found = evaluation.extract_features(model, test, transform, batch_size=7)
-    assert torch.allclose(found, model.features(transform(test.images)), atol=1e-6)
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"batch_size": 7},
-        {"precision": "bfloat16"},
-        {"batch_size": 10, "batch_statistics": True},
-    ],
-    ids=["plain", "parts", "bfloat16", "batch"],
-)
-def test_extract_logits_gives_those_of_the_evaluation_to_the_bit(tiny_run, how):
-    _, test, _ = load_data(tiny_run())
-    model = build_network("cnn_small_bn", 3, 1, image_size=8)
-    for norm in (model.body[1], model.body[4]):
-        nn.init.uniform_(norm.running_mean, generator=torch.Generator().manual_seed(0))
-    transform = Transform.of(test)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits = evaluation.extract_logits(model, test, transform, **how)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert model.training
-    assert logits.shape == (20, 3)
-    assert logits.dtype == torch.float32
-    found = evaluation.evaluate(model, test, transform, **how)
-    assert torch.equal(logits.argmax(dim=1), found.predictions)
-    assert torch.equal(cross_entropy(logits, test.labels, reduction="none"), found.losses)
-    others = [{}] if how and how != {"batch_size": 7} else [{"batch_statistics": True}]
-    for other in others:
-        assert not torch.equal(evaluation.extract_logits(model, test, transform, **other), logits)
-    model.eval()
-    evaluation.extract_logits(model, test, transform, **how)
-    assert not model.training

@@ -1,43 +1,49 @@
 """What trainings note down: copies of the weights, counts and weights of samples by phase.
 
-The log of hard mini-batches is tested in ``test_methods``, with its training.
+The log of hard mini-batches is tested in ``test_methods_hard_batches``, with its training.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import copied, interrupt_after
+from helpers import copied, interrupt_after, small_set
 from torch import nn
 
 from hardtrain import ParameterError, Run, RunStore, load_artefact, run_missing
 from hardtrain.runs.train import build, load_data
-from hardtrain.training import loop
-from hardtrain.training.memory import NUM_PHASES, Emphasis, SampleCounts, Snapshots
-from hardtrain.training.pieces import derived_seed
+from hardtrain.training import loop, randomness
+from hardtrain.training.memory import NUM_PHASES, Snapshots, SumsByPhase
+from hardtrain.training.randomness import derived_seed
 
-# --- counts and emphasis -------------------------------------------------------------------------
+# --- sums by phase -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [SampleCounts, Emphasis])
-def test_counts_and_emphasis_are_those_of_a_loop_with_repetitions(kind):
-    generator = torch.Generator().manual_seed(0)
-    noted, table = kind(7, torch.device("cpu")), np.zeros((NUM_PHASES, 7))
-    for number in range(40):
-        phase = number // 10
-        indices = torch.randint(6, (8,), generator=generator)  # repeats some, never 6
-        weights = torch.rand(8, generator=generator) if kind is Emphasis else torch.ones(8)
-        noted.add(phase, indices, *([weights] if kind is Emphasis else []))
-        for i, weight in zip(indices.tolist(), weights.tolist(), strict=True):
-            table[phase, i] += weight
-        if number == 25:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32], ids=["counts", "weights"])
+def test_sums_by_phase_are_those_of_a_loop_with_repetitions(dtype):
+    def empty():
+        return SumsByPhase("sums", SimpleNamespace(epochs=9), small_set(num=7), dtype)
+
+    draws = torch.Generator().manual_seed(0)
+    noted, table = empty(), np.zeros((NUM_PHASES, 7))
+    for epoch in range(9):
+        noted.start_epoch(epoch)
+        for _ in range(5):
+            indices = torch.randint(6, (8,), generator=draws)  # repeats some, never 6
+            amounts = torch.rand(8, generator=draws) if dtype.is_floating_point else torch.ones(8)
+            noted.add(indices, amounts)
+            for i, amount in zip(indices.tolist(), amounts.tolist(), strict=True):
+                table[[0, 0, 0, 1, 1, 2, 2, 3, 3][epoch], i] += amount
+        if epoch == 5:
             state = copied(noted.state_dict())
-            noted = kind(7, torch.device("cpu"))
+            noted = empty()
             noted.load_state_dict(state)
-    (found,) = noted.arrays().values()
-    assert found.dtype == (torch.float32 if kind is Emphasis else torch.int32)
-    assert found.numpy() == pytest.approx(table, rel=1e-5)
-    assert (found[:, 6] == 0).all()
-    assert list(noted.arrays()) == ["emphasis" if kind is Emphasis else "counts"]
+    arrays = noted.arrays()
+    assert list(arrays) == ["sums"]
+    assert arrays["sums"].dtype == dtype
+    assert arrays["sums"].numpy() == pytest.approx(table, rel=1e-5)
+    assert (arrays["sums"][:, 6] == 0).all()
 
 
 # --- Snapshots -----------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def weights_after(run, num_steps):
     class Stop(Exception):
         pass
 
-    with loop.isolated_randomness(derived_seed(run.seed, "torch"), torch.device("cpu")):
+    with randomness.isolated_randomness(derived_seed(run.seed, "torch"), torch.device("cpu")):
         model, method = build(run, train, test)
         objective = method.objective
 

@@ -30,8 +30,7 @@ from hardtrain.papers.gradient_noise.landscape import (
 )
 from hardtrain.report import plotting
 from hardtrain.report.notebook import sample_images
-from hardtrain.training.loop import isolated_randomness
-from hardtrain.training.pieces import derived_seed
+from hardtrain.training.randomness import derived_seed, isolated_randomness
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 READINGS = ("re-estimated", "interpolated")  # of the batch-norm statistics between two networks

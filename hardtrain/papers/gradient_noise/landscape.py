@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from hardtrain.data.batches import Transform
 from hardtrain.data.images import ImageDataset
 from hardtrain.training.evaluation import evaluate
-from hardtrain.training.loop import isolated_randomness
+from hardtrain.training.randomness import isolated_randomness
 
 
 def interpolate(

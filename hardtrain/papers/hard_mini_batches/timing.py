@@ -8,8 +8,9 @@ import numpy as np
 from hardtrain.data.images import ImageDataset, resolve_device
 from hardtrain.report.timing import machine, relative_times, small_cnn
 from hardtrain.runs.run import Run
-from hardtrain.training import methods
-from hardtrain.training.loop import fit, isolated_randomness
+from hardtrain.training import lookup
+from hardtrain.training.loop import fit
+from hardtrain.training.randomness import isolated_randomness
 
 
 def hard_batch_step_times(
@@ -38,5 +39,5 @@ def hard_batch_step_times(
 def _train(run: Run, data: ImageDataset) -> None:
     with isolated_randomness(0, data.images.device):
         model = small_cnn(batch_norm=True).to(data.images.device)
-        method = methods.find_method(run.method)(run, data, model, **run.options)
+        method = lookup.find_method(run.method)(run, data, model, **run.options)
         fit(run, model, method, lambda model: {})

@@ -21,7 +21,7 @@ from hardtrain.strategies import subset_selection
 from hardtrain.strategies.subset_selection import EnsembleTally
 from hardtrain.training import pieces
 from hardtrain.training.evaluation import extract_logits
-from hardtrain.training.loop import isolated_randomness
+from hardtrain.training.randomness import isolated_randomness
 
 ACQUISITIONS = ("predictive_entropy", "mutual_information", "variation_ratio", "error_count")
 SPOKEN = {name: name.replace("_", " ") for name in ACQUISITIONS}  # in tables and legends

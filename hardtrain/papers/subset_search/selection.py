@@ -20,7 +20,7 @@ from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import load_data, training_set
 from hardtrain.strategies.subset_selection import select_subset
-from hardtrain.training import pieces
+from hardtrain.training import randomness
 
 
 def subsets_by_members(
@@ -146,7 +146,7 @@ def choose(
         array([1, 2])
     """
     # raw bits: the same with every version of NumPy, so that committed runs are found again
-    bits = np.random.PCG64(pieces.derived_seed(seed, "equal scores")).random_raw(len(scores))
+    bits = np.random.PCG64(randomness.derived_seed(seed, "equal scores")).random_raw(len(scores))
     order = bits.argsort(kind="stable")
     values = torch.from_numpy(np.asarray(scores, dtype=np.float64)[order])
     if labels is not None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import copied, interrupt_after, same
+from helpers import copied, interrupt_after, same, small_set
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.torch_version import TorchVersion
@@ -27,7 +27,7 @@ from hardtrain.data.samplers import BiasedBatchSampler, UniformBatchSampler
 from hardtrain.runs.train import build, load_data, training_set
 from hardtrain.strategies import _checks
 from hardtrain.strategies.active_bias import difficulty, easiness, prediction_deviation
-from hardtrain.training import loop, methods, pieces
+from hardtrain.training import loop, methods, pieces, randomness
 from hardtrain.training.memory import SmoothedScores
 from hardtrain.training.methods import ACTIVE_BIAS_VARIANTS
 
@@ -58,7 +58,7 @@ def trained(run, *, checkpoint=None, epochs=None):
     train, test, _ = load_data(run)
     train = training_set(run, train)
     steps, states = [], {}
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         model, method = build(run, train, test)
         objective = method.objective
 
@@ -100,11 +100,11 @@ def reference(run):
     inputs = pieces.train_transform(run, train)(train.images)
     num, size = len(train), run.batch_size
     num_steps = num // size if run.drop_last else -(-num // size)
-    scan, draws = (pieces.generator(run.seed, purpose) for purpose in ("order", "draws"))
+    scan, draws = (randomness.generator(run.seed, purpose) for purpose in ("order", "draws"))
     first_biased = 0 if variant == "uniform" else max(2, round(burn_in * run.epochs))
     lists, emphasis = [[] for _ in range(num)], np.zeros((4, num))
     steps, epsilon, unseen = [], None, 0
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         model = build_network("cnn_small", 3, 1, image_size=8)
         optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum)
         for epoch in range(run.epochs):
@@ -148,15 +148,17 @@ def reference(run):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("variant", "changes"),
     [
-        {"smoothing": 1.0},
-        {"smoothing": 0.0, "burn_in": 0.0},
-        {"smoothing": 0.25, "burn_in": 0.5, "drop_last": True, "seed": 1},
+        *((variant, {}) for variant in ACTIVE_BIAS_VARIANTS),
+        *((variant, {"smoothing": 0.0, "burn_in": 0.0}) for variant in ("ISD", "WPV")),
+        *(
+            (variant, {"smoothing": 0.25, "burn_in": 0.5, "drop_last": True, "seed": 1})
+            for variant in ("SPV", "ISD", "WTC")
+        ),
     ],
-    ids=["default", "no smoothing", "drop_last"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
 )
-@pytest.mark.parametrize("variant", ACTIVE_BIAS_VARIANTS)
 def test_active_bias_follows_a_loop_over_lists(biased_run, variant, changes):
     run = biased_run(variant, keep=KEEP, **changes)
     model, method, history, _, steps = trained(run)
@@ -197,7 +199,7 @@ def test_samples_that_the_burn_in_never_saw_have_the_mean_score_of_the_others(bi
     steps = trained(run)[4]
     for found, right in zip(steps, reference(run)[1], strict=True):
         assert found[2] == pytest.approx(right[2], rel=1e-3)
-    scores = SmoothedScores(4, CPU, difficulty, 0.5)
+    scores = SmoothedScores(small_set(num=4), difficulty, 0.5)
     scores.history.update(torch.tensor([0, 2]), torch.tensor([0.2, 0.6]))
     found, epsilon = scores.now()
     assert found.tolist() == pytest.approx([0.8, 0.6, 0.4, 0.6], rel=1e-6)
@@ -206,7 +208,7 @@ def test_samples_that_the_burn_in_never_saw_have_the_mean_score_of_the_others(bi
 
 @pytest.mark.parametrize(("burn_in", "epochs", "scans"), [(0.0, 4, 2), (0.1, 8, 2), (0.5, 8, 4),
                                                           (0.3, 10, 3), (0.9, 3, 3)])  # fmt: skip
-@pytest.mark.parametrize("variant", ["SPV", "WD", "ISD"])
+@pytest.mark.parametrize("variant", ["ISD", "WD"])
 def test_the_burn_in_scans_for_its_part_of_the_epochs_and_at_least_two(
     biased_run, variant, burn_in, epochs, scans
 ):
@@ -220,7 +222,7 @@ def test_the_burn_in_scans_for_its_part_of_the_epochs_and_at_least_two(
         assert scanned == (epoch < scans or variant == "WD")
 
 
-@pytest.mark.parametrize("variant", [*SAMPLING, *WEIGHTING])
+@pytest.mark.parametrize("variant", ["SPV", "ISD", "WE"])
 def test_the_burn_in_is_plain_training_bit_for_bit(biased_run, variant):
     run = biased_run(variant, epochs=2, augment="crop+flip")
     plain = dataclasses.replace(run, method="plain", options={})
@@ -252,7 +254,7 @@ def test_epsilon_is_found_once_at_the_end_of_the_burn_in(biased_run):
         found = [states[epoch]["method"]["scores"]["epsilon"] for epoch in range(1, 8)]
         assert found[:3] == [None] * 3
         score = {"SD": difficulty, "WPV": prediction_deviation}[variant]
-        ended = SmoothedScores(60, CPU, score, 0.7)
+        ended = SmoothedScores(small_set(num=60), score, 0.7)
         ended.load_state_dict(states[3]["method"]["scores"])
         expected = 0.7 * score(ended.history).mean().item()
         assert expected > 0
@@ -305,11 +307,11 @@ def gradients(variant, biased_run, num_batches):
 def test_the_expected_gradient_of_isd_is_that_of_plain_training(biased_run):
     def deviation(variant):
         """Of the mean gradient from the plain one, in standard errors."""
-        found, expected = gradients(variant, biased_run, 1500)
+        found, expected = gradients(variant, biased_run, 400)
         return (found.mean(0) - expected) / (found.std(0) / len(found) ** 0.5)
 
     assert deviation("ISD").abs().max() < 4
-    assert deviation("SD").abs().max() > 8  # a biased draw would be noticed
+    assert deviation("SD").abs().max() > 6  # a biased draw would be noticed
 
 
 def test_the_weights_of_isd_undo_its_probabilities(biased_run):
@@ -348,7 +350,7 @@ def test_easy_and_difficult_samples_are_emphasised_as_the_names_say(biased_run):
 # --- pauses --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["uniform", "SPV", "ISD", "STC", "WPV", "WE"])
+@pytest.mark.parametrize("variant", ["uniform", "SPV", "ISD", "WE"])
 def test_active_bias_goes_on_after_every_epoch_with_the_same_bits(biased_run, variant):
     run = biased_run(variant, epochs=6, burn_in=0.5, augment="crop+flip", keep=KEEP)
     model, method, history, states, steps = trained(run)
@@ -405,9 +407,8 @@ def test_wrong_labels_look_difficult(biased_run, store):
     assert emphasis[wrong].mean() > 1.2 * emphasis[~wrong].mean()
 
 
-@pytest.mark.parametrize("variant", WEIGHTING)
-def test_weights_go_with_balanced_batches(biased_run, variant):
-    run = biased_run(variant, balanced=True, batch_size=15)
+def test_weights_go_with_balanced_batches(biased_run):
+    run = biased_run("WPV", balanced=True, batch_size=15)
     _, method, _, _, steps = trained(run)
     labels = load_data(run)[0].labels
     assert all(labels[batch].bincount().tolist() == [5, 5, 5] for batch, _, _ in steps)
@@ -440,7 +441,7 @@ def test_bad_options_are_refused_before_training(tiny_run, store, options, text)
     assert not store.path.exists()
 
 
-@pytest.mark.parametrize("variant", ACTIVE_BIAS_VARIANTS)
+@pytest.mark.parametrize("variant", ["uniform", "ISD", "WPV"])
 def test_a_training_that_diverges_is_a_result(biased_run, store, variant):
     run = biased_run(variant, lr=1e30, evaluate_every=8, keep=KEEP)
     frame = run_missing([run], store)
@@ -453,7 +454,7 @@ def test_a_training_whose_losses_are_no_numbers_is_left_to_the_loop(biased_run):
     for variant in ("SE", "WTC", "SPV", "ISD"):
         run = biased_run(variant, lr=1e30, evaluate_every=8)
         train, test, _ = load_data(run)
-        with loop.isolated_randomness(3, CPU):
+        with randomness.isolated_randomness(3, CPU):
             model, method = build(run, train, test)
             with pytest.raises(errors.DivergedError, match=r"step [12] "):
                 loop.fit(run, model, method, lambda model: {})
@@ -461,7 +462,7 @@ def test_a_training_whose_losses_are_no_numbers_is_left_to_the_loop(biased_run):
 
 @pytest.mark.parametrize("score", [easiness, prediction_deviation])
 def test_scores_that_are_all_zero_are_taken_as_equal(score):
-    scores = SmoothedScores(3, CPU, score, 1.0)
+    scores = SmoothedScores(small_set(num=3), score, 1.0)
     for _ in range(2):
         scores.history.update(torch.arange(3), torch.zeros(3))
     found, epsilon = scores.now()
@@ -500,7 +501,7 @@ def test_a_step_looks_at_no_value(biased_run, monkeypatch, looks, variant):
     not torch.cuda.is_available() and torch.__version__ < TorchVersion("2.15"),
     reason="fake CUDA tensors abort the process without a GPU in torch 2.6; seen to work in 2.15",
 )
-@pytest.mark.parametrize("variant", ACTIVE_BIAS_VARIANTS)
+@pytest.mark.parametrize("variant", ["uniform", "ISD", "SE", "SPV", "WTC"])  # every score
 def test_nothing_waits_for_a_gpu(biased_run, monkeypatch, variant):
     # fake tensors hold no values: whatever would read one on the host raises
     run = biased_run(variant, keep=KEEP)

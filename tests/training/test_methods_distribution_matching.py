@@ -22,7 +22,7 @@ from hardtrain import (
 from hardtrain.data.batches import Transform
 from hardtrain.networks import use_ghost_batch_norm
 from hardtrain.runs.train import build, load_data
-from hardtrain.training import evaluation, loop, methods, pieces
+from hardtrain.training import evaluation, loop, methods, pieces, randomness
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def matching_run(tiny_run):
 def made(run):
     """The run's network and method, not trained."""
     train, test, _ = load_data(run)
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         return build(run, train, test)
 
 
@@ -55,7 +55,7 @@ def trained(run, *, checkpoint=None, change=lambda model, method: None):
         found = evaluation.evaluate(model, test, transform)
         return {"test_loss": found.loss, "test_error": found.error}
 
-    with loop.isolated_randomness(3, CPU):
+    with randomness.isolated_randomness(3, CPU):
         model, method = build(run, train, test)
         change(model, method)
         history = loop.fit(
@@ -125,7 +125,7 @@ def both_batches(run):
     inputs = pieces.train_transform(run, train)(train.images)
     batches = []
     for purpose in ("order", "second order"):
-        drawn = pieces.generator(run.seed, purpose)
+        drawn = randomness.generator(run.seed, purpose)
         if run.balanced:
             labels = train.labels
             members = [(labels == k).nonzero().flatten() for k in range(3)]
@@ -365,7 +365,7 @@ def test_the_logged_distances_are_means_over_fixed_pairs_in_evaluation_mode(
     model.eval()
     train, _, _ = load_data(run)
     inputs = pieces.train_transform(run, train).without_augmentation()(train.images)
-    drawn = pieces.generator(run.seed, "logged pairs")
+    drawn = randomness.generator(run.seed, "logged pairs")
     size, joint, by_class = min(batch_size, 30), [], []
     for _ in range(4):
         chosen = torch.randperm(60, generator=drawn)[: 2 * size]

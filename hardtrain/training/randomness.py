@@ -1,0 +1,56 @@
+"""Where a training's random numbers come from: its seed, and nothing that the caller shares."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed from a run's seed and a purpose.
+
+    Example:
+        >>> derived_seed(0, "order") == derived_seed(0, "order") != derived_seed(0, "noise")
+        True
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose of one run; different purposes are independent."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose))
+
+
+@contextlib.contextmanager
+def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for one run, ask cuDNN for repeatable kernels, and leave
+    both as they were found."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        # not torch.manual_seed, which would seed all GPUs
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def global_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's global generators, of the CPU and of ``device``."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what `global_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:  # not if the pause was on a CPU
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,117 @@
+"""Evaluations that a run asks for: of the training set, by batches, of kept logits."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from hardtrain import build_network, load_artefact, load_history, run_missing
+from hardtrain.runs.train import load_data
+from hardtrain.training import evaluation, methods, pieces, randomness
+
+
+@pytest.fixture
+def hard_run(tiny_run):
+    """60 images in 8 mini-batches of 8 (the last has 4)."""
+
+    def make(delta=0.5, order="loss", **changes):
+        fields = {"method": "hard_batches", "options": {"delta": delta, "order": order}}
+        return tiny_run(**fields | {"epochs": 5, "batch_size": 8, "momentum": 0.9} | changes)
+
+    return make
+
+
+def test_evaluate_train_adds_the_training_set_and_intervals_over_batches(hard_run, store):
+    run = hard_run(0.5, evaluate_train=True, keep=("final_weights",))
+    results = run_missing([run], store)
+    history = load_history(results, store)
+    train, test, _ = load_data(run)
+    transform = pieces.train_transform(run, train)
+    model = build_network("cnn_small", 3, 1, image_size=8)
+    weights = load_artefact(run, "final_weights", store)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    for name, data in (("train_set", train), ("test", test)):
+        found = evaluation.evaluate(model, data, transform)
+        assert history[f"{name}_error"].iloc[-1] == pytest.approx(found.error)
+        assert results[f"{name}_error"][0] == pytest.approx(found.error)
+        right = (found.predictions == data.labels).double()
+        if name == "test":
+            parts = torch.arange(20).split(8)
+        else:
+            order = randomness.generator(run.seed, "order")
+            parts = torch.randperm(60, generator=order).split(8)
+        values = np.array([right[part].mean().item() for part in parts])
+        assert results[f"{name}_accuracy_by_batch"][0] == pytest.approx(values.mean())
+        half = values.std(ddof=1) / np.sqrt(len(values))
+        quantile = {8: 2.3646243, 3: 4.3026527}[len(values)]
+        assert results[f"{name}_half_width_by_batch"][0] == pytest.approx(quantile * half, rel=1e-5)
+
+
+def test_the_interval_over_batches_has_the_batch_that_was_left_out(hard_run, store):
+    run = hard_run(0.5, evaluate_train=True, drop_last=True)
+    train, _, _ = load_data(run)
+    method = methods.hard_batches(run, train, None, **run.options)
+    assert len(method.batches.batch_sampler.batches) == 7
+    assert len(method.batches.batch_sampler.left_out) == 4
+    results = run_missing([run], store)
+    accuracy = 1 - results["train_set_error"][0]
+    by_batch = results["train_set_accuracy_by_batch"][0]
+    # 7 of 8 images and 1 of 4: 60 images, but eight equal weights
+    assert by_batch * 8 == pytest.approx(round(by_batch * 32) / 4, abs=1e-9)
+    assert accuracy * 60 == pytest.approx(round(accuracy * 60), abs=1e-9)
+
+
+def test_label_noise_of_a_run_reaches_the_training_and_not_the_test_set(tiny_run, store):
+    clean, noisy = tiny_run(epochs=6), tiny_run(epochs=6, label_noise=0.5)
+    results = run_missing([clean, noisy], store)
+    assert results["train_loss"][1] > results["train_loss"][0] + 0.2
+    none = run_missing([tiny_run(epochs=6, label_noise=0)], store)
+    assert none["key"][0] == results["key"][0]
+
+
+def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store, tmp_path):
+    for split, side in (("train", 8), ("test", 10)):
+        images = np.zeros((12, side, side), np.uint8)
+        np.savez(tmp_path / f"odd_{split}.npz", images=images, labels=np.arange(12) % 3)
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\) in train, \(1, 10, 10\) in test"):
+        run_missing([tiny_run(dataset=str(tmp_path / "odd"))], store)
+    assert not store.path.exists()
+
+
+def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store):
+    # 60 training images leave no batch of one, 17 test images do
+    run = tiny_run(network="resnet18", batch_norm="batch", test_size=17)
+    with pytest.raises(ValueError, match="gives a batch of one sample"):
+        run_missing([run], store)
+    assert not store.path.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"batch_norm": "batch", "batch_size": 10},
+        {"ghost_batch_size": 4, "channels_last": True},
+    ],
+    ids=["plain", "bfloat16", "batch", "ghost"],
+)
+def test_kept_logits_are_those_of_the_recorded_metrics(tiny_run, store, changes):
+    keep = ["logits", "features", "final_weights"]
+    run = tiny_run(network="cnn_small_bn", epochs=3, keep=keep, **changes)
+    row = run_missing([run], store).iloc[0]
+    found = load_artefact(run, "logits", store)
+    recorded = load_artefact(run, "features", store)
+    logits, labels = torch.from_numpy(found["logits"]), torch.from_numpy(found["labels"])
+    assert found.keys() == {"logits", "labels"}
+    assert logits.shape == (20, 3)
+    assert np.array_equal(labels, load_data(run)[1].labels)
+    assert np.array_equal(logits.argmax(dim=1), recorded["predictions"])
+    assert (logits.argmax(dim=1) != labels).double().mean() == row["test_error"]
+    assert cross_entropy(logits.double(), labels) == pytest.approx(row["test_loss"], rel=1e-5)
+    # and they leave the weights and statistics as they were
+    other = type(store)(store.path / "other")
+    alone = load_artefact(tiny_run(**run.as_dict() | {"keep": ["final_weights"]}),
+                          "final_weights", other)  # fmt: skip
+    weights = load_artefact(run, "final_weights", store)
+    assert all(np.array_equal(alone[name], weights[name]) for name in alone)

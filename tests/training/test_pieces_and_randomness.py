@@ -1,0 +1,78 @@
+"""What methods, loop and evaluation share: losses, precision, generators, states of generators."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hardtrain import build_network
+from hardtrain.training import pieces, randomness
+
+CPU = torch.device("cpu")
+
+
+def test_precision_context_runs_the_forward_in_bfloat16():
+    layer, inputs = nn.Linear(4, 4), torch.randn(2, 4)
+    with pieces.precision_context("bfloat16", torch.device("cpu")):
+        assert layer(inputs).dtype == torch.bfloat16
+    with pieces.precision_context("float32", torch.device("cpu")):
+        assert layer(inputs).dtype == torch.float32
+
+
+def test_sample_losses_are_float32_under_autocast():
+    model = build_network("cnn_small", 3, 1, image_size=8)
+    batch = SimpleNamespace(inputs=torch.randn(4, 1, 8, 8), targets=torch.tensor([0, 1, 2, 0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pieces.sample_losses(model, batch).dtype == torch.float32
+
+
+def test_generators_of_one_seed_differ_by_purpose_and_repeat():
+    def draw(seed, purpose):
+        return torch.rand(4, generator=randomness.generator(seed, purpose)).tolist()
+
+    draws = [draw(seed, purpose) for seed in (0, 1) for purpose in ("order", "augmentation")]
+    assert len(set(map(tuple, draws))) == 4
+    assert draw(1, "order") == draws[2]
+    # a change here changes every run
+    assert randomness.derived_seed(0, "order") == 5231958647509549229
+
+
+def test_isolated_randomness_seeds_and_leaves_the_callers_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with randomness.isolated_randomness(3, CPU):
+        first = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(9)
+    with randomness.isolated_randomness(3, CPU):
+        assert torch.equal(torch.rand(4), first)
+        state = randomness.global_state(CPU)
+        after = torch.rand(4)
+        randomness.set_global_state(state, CPU)
+        assert torch.equal(torch.rand(4), after)
+    with randomness.isolated_randomness(4, CPU):
+        assert not torch.equal(torch.rand(4), first)
+
+
+def test_isolated_randomness_restores_the_state_after_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), randomness.isolated_randomness(3, CPU):
+        torch.rand(1).item() / 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_endless_begins_a_pass_only_when_a_batch_of_it_is_wanted():
+    begun = []
+
+    class Passes:
+        def __iter__(self):
+            begun.append(len(begun))
+            return iter([1, 2])
+
+    batches = pieces.endless(Passes())
+    assert begun == []
+    assert [next(batches), next(batches)] == [1, 2]
+    assert begun == [0]  # a generator that draws at a pass's begin is not ahead of a resumed one's
+    assert next(batches) == 1
+    assert begun == [0, 1]

@@ -11,10 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hardtrain.papers.data_parallelism.regimes import Regimes, fit_regimes
+from hardtrain.papers.data_parallelism.regimes import fit_regimes
 from hardtrain.statistics import percentile_bounds, steps_to_goal
 
-QUANTITIES = ("min_steps", "min_samples", "critical_batch_size", "perfect_until", "flat_from")
+QUANTITIES = {  # attributes of `Regimes`, in words
+    "min_steps": "fewest steps",
+    "min_samples": "fewest images",
+    "critical_batch_size": "critical B",
+    "perfect_until": "perfect scaling up to B",
+    "flat_from": "flat from B",
+}
 
 
 class Estimate(NamedTuple):
@@ -24,8 +30,24 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-    def includes(self, number: float) -> bool:
-        return self.low <= number <= self.high
+
+def with_resamples(
+    values: Sequence[float], generator: np.random.Generator, num_resamples: int
+) -> np.ndarray:
+    """The minimum of ``values (n,)``, and behind it those of ``R`` resamples with replacement.
+
+    Example:
+        >>> with_resamples([2.0, 2.0], np.random.default_rng(0), 3).tolist()
+        [2.0, 2.0, 2.0, 2.0]
+    """
+    values = np.asarray(values)
+    drawn = generator.integers(0, len(values), (num_resamples, len(values)))
+    return np.append(values.min(), values[drawn].min(axis=1))
+
+
+def estimate(statistics: np.ndarray) -> Estimate:
+    """The first of ``statistics (1 + R, ...)``, with percentile bounds from the others."""
+    return Estimate(statistics[0], *percentile_bounds(statistics[1:]))
 
 
 def measured_errors(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
@@ -134,28 +156,21 @@ def regime_arrays(
         >>> arrays["value"].round(1).tolist()  # of the flat part nothing was seen
         [[0.0, 640.0, inf, inf, inf]]
     """
-    fits, bounds = [], []
+    fits, estimates = [], []
     for curve in curves:
         sizes = [size for size, _ in curve]
-        fits.append(fit_regimes(sizes, [min(steps) for _, steps in curve]))
-        drawn = [
-            resampled_minima(np.array(steps), np.random.default_rng([seed, size]), num_resamples)
+        fewest = [
+            with_resamples(steps, np.random.default_rng([seed, size]), num_resamples)
             for size, steps in curve
         ]
         # many resamples have the same minima
-        distinct, inverse = np.unique(np.stack(drawn, axis=1), axis=0, return_inverse=True)
-        refits = np.array([_quantities(fit_regimes(sizes, steps)) for steps in distinct])
-        bounds.append(percentile_bounds(refits[inverse.ravel()]))
-    return {
-        "fits": np.array(fits, dtype=float),
-        "value": np.array([_quantities(fit) for fit in fits]),
-        "low": np.array([low for low, _ in bounds]),
-        "high": np.array([high for _, high in bounds]),
-    }
-
-
-def _quantities(fit: Regimes) -> list[float]:
-    return [getattr(fit, name) for name in QUANTITIES]
+        distinct, which = np.unique(np.stack(fewest, axis=1), axis=0, return_inverse=True)
+        refits = [fit_regimes(sizes, steps) for steps in distinct]
+        quantities = np.array([[getattr(fit, name) for name in QUANTITIES] for fit in refits])
+        fits.append(refits[which.ravel()[0]])
+        estimates.append(estimate(quantities[which.ravel()]))
+    value, low, high = np.moveaxis(np.array(estimates), 1, 0)
+    return {"fits": np.array(fits, dtype=float), "value": value, "low": low, "high": high}
 
 
 def best_at_budgets(measured: pd.DataFrame, budgets: Mapping[str, float]) -> pd.DataFrame:
@@ -186,21 +201,8 @@ def best_at_budgets(measured: pd.DataFrame, budgets: Mapping[str, float]) -> pd.
         for unit, budget in budgets.items():
             errors = part["error"].where(part[unit] <= budget).groupby(part["trial"]).min()
             errors = np.sort(errors.fillna(math.inf))  # so that the draws depend on no names
-            low = high = math.nan
-            if len(errors) > 1:
-                drawn = resampled_minima(errors, np.random.default_rng(int(size)), 1000)
-                low, high = map(float, percentile_bounds(drawn))
-            rows.append((int(size), unit, float(errors[0]), low, high))
+            best = estimate(with_resamples(errors, np.random.default_rng(int(size)), 1000))
+            if len(errors) == 1:
+                best = Estimate(best.value, math.nan, math.nan)
+            rows.append((int(size), unit, *map(float, best)))
     return pd.DataFrame(rows, columns=["batch_size", "budget", "value", "low", "high"])
-
-
-def resampled_minima(
-    values: np.ndarray, generator: np.random.Generator, num_resamples: int
-) -> np.ndarray:
-    """The minimum of each of ``R`` resamples of ``values (n,)``, drawn with replacement: ``(R,)``.
-
-    Example:
-        >>> resampled_minima(np.array([1.0, 1.0]), np.random.default_rng(0), 3).tolist()
-        [1.0, 1.0, 1.0]
-    """
-    return values[generator.integers(0, len(values), (num_resamples, len(values)))].min(axis=1)

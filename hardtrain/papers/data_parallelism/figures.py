@@ -1,5 +1,6 @@
 """Parts of the figures of the study of batch sizes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
-from hardtrain.papers.data_parallelism.measures import NOT_REACHED, spread
+from hardtrain.papers.data_parallelism import measures
 from hardtrain.papers.data_parallelism.regimes import Regimes
 from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve
 from hardtrain.report.plotting import log_axis, variant_styles
@@ -19,7 +20,7 @@ STYLES = {
 }
 OUTCOMES = {
     "reached": {"marker": "o", "color": "#0072B2"},
-    NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
+    measures.NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
     "diverged": {"marker": "x", "color": "#D55E00"},
 }
 
@@ -52,13 +53,11 @@ def draw_points(ax, frame: pd.DataFrame, **style) -> None:
     sizes, values, low, high = columns[reached].T
     (line,) = ax.plot(sizes, values, **style)
     bars = {"linestyle": "none", "color": line.get_color(), "elinewidth": 0.9, "capsize": 2}
-    bounded, endless = np.isfinite(low) & np.isfinite(high), np.isinf(high)
-    if bounded.any():
-        sides = np.abs(np.stack([low, high]) - values)[:, bounded]
-        ax.errorbar(sizes[bounded], values[bounded], yerr=sides, **bars)
-    if endless.any():
-        arrows = {"yerr": 0.35 * values[endless], "lolims": True}
-        ax.errorbar(sizes[endless], values[endless], **arrows, **bars)
+    endless, known = np.isinf(high), ~np.isnan(high)
+    if known.any():
+        sides = np.abs([values - low, np.where(endless, 0.35 * values, high - values)])
+        bars |= {"yerr": sides[:, known], "lolims": endless[known]}
+        ax.errorbar(sizes[known], values[known], **bars)
     if not reached.all():
         at_edge = {"transform": ax.get_xaxis_transform(), "clip_on": False}
         lost = columns[~reached, 0]
@@ -144,9 +143,9 @@ def draw_groups(
     fig, axes = panels(len(groups), width=max(4.2, 2.4 * min(3, len(groups))), height=2.3)
     labels = list(dict.fromkeys(c.cells[kind] for curves in groups.values() for c in curves))
     # one style for a label in all panels
-    base = variant_styles("gradient_noise" if kind == "data" else "hard_batches", 8)
-    step = max(1, 7 // max(1, len(labels) - 1))  # far apart
-    styles = {label: base[i * step % 8] for i, label in enumerate(labels)}
+    method = "gradient_noise" if kind == "data" else "hard_batches"
+    looks = itertools.cycle(variant_styles(method, min(8, len(labels))))
+    styles = dict(zip(labels, looks, strict=False))
     styles |= {OPTIMIZERS[optimizer]: style for optimizer, style in STYLES.items()}
     for ax, (title, curves) in zip(axes, groups.items(), strict=True):
         for curve in curves:
@@ -167,33 +166,23 @@ def shared_legend(fig, columns: int = 3) -> None:
 
 
 def draw_check(
-    batch_sizes: Sequence[int], num_trials: Sequence[int], arrays: Mapping[str, np.ndarray]
-):
+    axes, batch_sizes: Sequence[int], num_trials: Sequence[int], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Steps and effective learning rates on the noisy quadratic: exact ones as lines, and of the
     searches with the fewest trials the median, lowest and highest.
 
     Args:
+        axes: two to draw on.
         batch_sizes, num_trials: as given to `noisy_quadratic_check`.
         arrays: what it gave.
-
-    Returns:
-        ``matplotlib.figure.Figure``.
     """
-    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
-
-    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.1))
     fewest = int(np.argmin(num_trials))
     for ax, column in zip(axes, ("steps", "effective_lr"), strict=True):
         for kind, (name, shift) in enumerate((("sgd", 0.94), ("momentum", 1.06))):
             exact, line = f"{OPTIMIZERS[name]}, exact", STYLES[name] | {"marker": None}
             ax.plot(batch_sizes, arrays[f"exact_{column}"][kind], label=exact, **line)
-            middle, low, high = spread(arrays[column][kind, fewest].T)
-            found = {"batch_size": shift * np.array(batch_sizes), "value": middle}
-            found = pd.DataFrame(found | {"low": low, "high": high})
+            found = measures.spread(arrays[column][kind, fewest].T)._asdict()
+            found = pd.DataFrame({"batch_size": shift * np.array(batch_sizes)} | found)
             points = STYLES[name] | {"linestyle": "none"}
             draw_points(ax, found, label=f"{OPTIMIZERS[name]}, found", **points)
         size_axis(ax, batch_sizes)
-    axes[0].set_ylabel("steps to the goal")
-    axes[1].set_ylabel("best η / (1 − γ)")
-    shared_legend(fig, columns=4)
-    return fig

@@ -1,20 +1,15 @@
 """The study of batch sizes: what follows from its runs, as numbers."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from hardtrain.papers.data_parallelism.batch_scaling import (
-    Estimate,
-    measured_errors,
-    resampled_minima,
-)
-from hardtrain.papers.data_parallelism.noisy_quadratic import (
-    noisy_quadratic_optimum,
-    noisy_quadratic_steps,
-)
+from hardtrain.papers.data_parallelism import batch_scaling, noisy_quadratic
+from hardtrain.papers.data_parallelism.batch_scaling import Estimate, estimate, with_resamples
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
 from hardtrain.papers.data_parallelism.search import Search, search_together
 from hardtrain.papers.data_parallelism.tuning import LIMITS, Cell, Curve, Tuned
@@ -29,7 +24,7 @@ def measurements(tuned: Tuned) -> dict[Curve, pd.DataFrame]:
     keys: dict[Curve, set[str]] = {}
     for (curve, _), runs in tuned.runs.items():
         keys.setdefault(curve, set()).update(run.key for run in runs)
-    measured = measured_errors(tuned.results, tuned.history)
+    measured = batch_scaling.measured_errors(tuned.results, tuned.history)
     return {curve: measured[measured["trial"].isin(own)] for curve, own in keys.items()}
 
 
@@ -40,15 +35,12 @@ def trial_table(tuned: Tuned, cell: Cell) -> pd.DataFrame:
     lr / (1 - momentum), and ``outcome``: "reached", "not reached" or "diverged" (without having
     reached the goal).
     """
-    search, runs = tuned.searches[cell], tuned.runs[cell]
-    table = search.trials.assign(
-        key=[run.key for run in runs], momentum=[run.momentum for run in runs]
-    )
+    search = tuned.searches[cell]
+    runs = tuned.results.drop_duplicates("key")[["key", "momentum", "status"]]
+    table = search.trials.assign(key=[run.key for run in tuned.runs[cell]]).merge(runs, on="key")
     table["effective_lr"] = table["lr"] / (1 - table["momentum"])
-    status = tuned.results.drop_duplicates("key").set_index("key")["status"]
-    diverged = status[table["key"]].to_numpy() == "diverged"
-    missed = np.where(diverged, "diverged", NOT_REACHED)
-    table["outcome"] = np.where(np.isfinite(table["steps"]), "reached", missed)
+    table["outcome"] = table.pop("status").replace("finished", NOT_REACHED)
+    table.loc[np.isfinite(table["steps"]), "outcome"] = "reached"
     is_best = np.full(len(table), True)
     for name, value in (search.best or {}).items():
         is_best &= (table[name] == value).to_numpy()
@@ -85,7 +77,7 @@ def speed_ups(
     with np.errstate(invalid="ignore", divide="ignore"):  # inf / inf is nan
         for number, curve in enumerate(curves):
             rng, trials = np.random.default_rng([seed, number]), dict(curve)
-            few, many = (_minima(np.array(trials[size]), rng, num_resamples) for size in ends)
+            few, many = (with_resamples(trials[size], rng, num_resamples) for size in ends)
             quotients.append(few / many)
         relative = [_ratio(quotient / quotients[0]) for quotient in quotients[1:]]
     return [_ratio(quotient) for quotient in quotients], relative
@@ -95,11 +87,6 @@ def common_ends(curves: Sequence[Sequence]) -> tuple[int, int]:
     """The smallest and the largest batch size that all of the curves have."""
     common = set.intersection(*({size for size, _ in curve} for curve in curves))
     return min(common), max(common)
-
-
-def _minima(values: np.ndarray, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
-    """The minimum, and behind it those of the resamples."""
-    return np.append(values.min(), resampled_minima(values, rng, num_resamples))
 
 
 def _ratio(quotients: np.ndarray) -> Estimate:
@@ -165,12 +152,10 @@ def best_rates(
         trials = trial_table(tuned, (curve, size))
         values = trials[column].where(np.isfinite(trials["steps"])).to_numpy()
         rng = np.random.default_rng([seed, size])
-        columns.append(values[_minima(np.arange(len(values)), rng, num_resamples)])
+        columns.append(values[with_resamples(range(len(values)), rng, num_resamples)])
     values = np.stack(columns, axis=1)
-    low, high = percentile_bounds(values[1:])
-    frame = pd.DataFrame({"batch_size": sizes, "value": values[0], "low": low, "high": high})
-    slopes = np.array([_slope(np.log2(sizes), row) for row in np.log2(values)])
-    return frame, Estimate(float(slopes[0]), *map(float, percentile_bounds(slopes[1:])))
+    frame = pd.DataFrame({"batch_size": sizes} | estimate(values)._asdict())
+    return frame, estimate(np.array([_slope(np.log2(sizes), row) for row in np.log2(values)]))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -190,7 +175,8 @@ def rules_within(slope: Estimate) -> str:
     """
     if math.isnan(slope.low):
         return "too few points"
-    return " or ".join(name for name, power in RULES.items() if slope.includes(power)) or "none"
+    within = [name for name, power in RULES.items() if slope.low <= power <= slope.high]
+    return " or ".join(within) or "none"
 
 
 def size_effect(within: pd.DataFrame, budget: str) -> str:
@@ -242,34 +228,26 @@ def noisy_quadratic_check(
         ``(2, K, R, B)``; and the critical batch size fitted to the exact curve,
         ``exact_critical (2,)``, and to each search's, ``critical (2, K, R)``.
     """
-    curvature = 1 / np.arange(1.0, num_dimensions + 1)
+    model = {"goal": goal, "curvature": 1 / np.arange(1.0, num_dimensions + 1)}
 
     def evaluate(requests) -> np.ndarray:
         sizes = [size for (_, size), _, _ in requests]
         rates = [point["lr"] for _, _, point in requests]
         momenta = [1 - point.get("one_minus_momentum", 1.0) for _, _, point in requests]
-        limits = {"goal": goal, "max_steps": max_steps}
-        return noisy_quadratic_steps(sizes, rates, momenta, curvature=curvature, **limits)
+        return noisy_quadratic.steps(sizes, rates, momenta, max_steps=max_steps, **model)
 
-    seeds = {
-        (repeat, size): 100_000 * repeat + size
-        for repeat in range(num_searches)
-        for size in batch_sizes
-    }
+    repeats = list(itertools.product(range(num_searches), batch_sizes))
+    seeds = {(repeat, size): 100_000 * repeat + size for repeat, size in repeats}
+    how = {"seeds": seeds, "max_rounds": max_rounds, "upper": LIMITS}
     plain = {"lr": tuple(lr_range)}
     heavy = plain | {"one_minus_momentum": (lowest, 1.0)}
     outcomes, exact = [], []
     for space, momenta in ((plain, 0.0), (heavy, 1 - np.geomspace(lowest, 1, 16))):
-        how = {"seeds": seeds, "max_rounds": max_rounds, "upper": LIMITS}
         for number in num_trials:
-            searches = search_together(dict.fromkeys(seeds, space), number, evaluate, **how)
+            searches = search_together(dict.fromkeys(repeats, space), number, evaluate, **how)
             outcomes.append([_outcome(search) for search in searches.values()])
-        exact.append(
-            [
-                noisy_quadratic_optimum(size, goal=goal, momentum=momenta, curvature=curvature)
-                for size in batch_sizes
-            ]
-        )
+        optimum = partial(noisy_quadratic.optimum, momentum=momenta, **model)
+        exact.append([optimum(size) for size in batch_sizes])
     shape = (2, len(num_trials), num_searches, len(batch_sizes), 4)
     steps, lr, effective_lr, trials = np.moveaxis(np.reshape(outcomes, shape), -1, 0)
     exact_steps, exact_lr, momentum = np.moveaxis(np.array(exact), -1, 0)
@@ -297,13 +275,13 @@ def _critical(steps: np.ndarray, batch_sizes: Sequence[int]) -> float:
     return fit_regimes(batch_sizes, steps).critical_batch_size
 
 
-def spread(values: np.ndarray) -> np.ndarray:
-    """Median, lowest and highest along the last axis, ``(3, ...)``. nan counts as inf; of an even
-    number the lower of the middle two, of which one may be inf.
+def spread(values: np.ndarray) -> Estimate:
+    """Median, lowest and highest along the last axis. nan counts as inf; of an even number the
+    lower of the middle two, of which one may be inf.
 
     Example:
-        >>> spread(np.array([4.0, math.nan, 2.0, 3.0])).tolist()
+        >>> [float(number) for number in spread(np.array([4.0, math.nan, 2.0, 3.0]))]
         [3.0, 2.0, inf]
     """
     values = np.sort(np.where(np.isnan(values), math.inf, values))
-    return np.stack([values[..., (values.shape[-1] - 1) // 2], values[..., 0], values[..., -1]])
+    return Estimate(values[..., (values.shape[-1] - 1) // 2], values[..., 0], values[..., -1])

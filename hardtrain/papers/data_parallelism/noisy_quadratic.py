@@ -74,7 +74,7 @@ def expected_losses(batch_size, lr, momentum, *, curvature) -> Iterator[np.ndarr
             theta_m = product - lr * m2
 
 
-def noisy_quadratic_steps(
+def steps(
     batch_size, lr, momentum, *, goal: float, curvature, max_steps: int = 10_000
 ) -> np.ndarray:
     """Steps after which the expected loss is first at or below ``goal``.
@@ -89,20 +89,20 @@ def noisy_quadratic_steps(
 
     Example:
         >>> rates = [0.5, 1.0, 2.0]
-        >>> noisy_quadratic_steps(math.inf, rates, 0.0, goal=1e-3, curvature=[1.0]).tolist()
+        >>> steps(math.inf, rates, 0.0, goal=1e-3, curvature=[1.0]).tolist()
         [5.0, 1.0, inf]
     """
     losses = expected_losses(batch_size, lr, momentum, curvature=curvature)
     limit = 1e6 * next(losses)  # beyond it an unstable direction rules, and it only grows
-    steps = np.full(limit.shape, math.inf)
+    first = np.full(limit.shape, math.inf)
     for step, loss in enumerate(itertools.islice(losses, max_steps), start=1):
-        steps = np.where((loss <= goal) & np.isinf(steps), step, steps)
-        if (np.isfinite(steps) | ~(loss < limit)).all():
+        first = np.where((loss <= goal) & np.isinf(first), step, first)
+        if (np.isfinite(first) | ~(loss < limit)).all():
             break
-    return steps
+    return first
 
 
-def noisy_quadratic_optimum(batch_size: float, *, goal: float, momentum=0.0, curvature) -> Optimum:
+def optimum(batch_size: float, *, goal: float, momentum=0.0, curvature) -> Optimum:
     """Fewest steps to the goal over a grid of constant learning rates and momenta.
 
     The rates are 200 for each momentum, even in logs, from 1e-5 of the largest that is stable,
@@ -110,7 +110,7 @@ def noisy_quadratic_optimum(batch_size: float, *, goal: float, momentum=0.0, cur
 
     Args:
         batch_size: one number > 0, or inf.
-        goal, curvature: as of `noisy_quadratic_steps`.
+        goal, curvature: as of `steps`.
         momentum: a number, or the grid ``(M,)``.
 
     Returns:
@@ -118,8 +118,8 @@ def noisy_quadratic_optimum(batch_size: float, *, goal: float, momentum=0.0, cur
         of lowest loss.
 
     Example:
-        >>> optimum = noisy_quadratic_optimum(math.inf, goal=1e-9, curvature=[1.0, 0.5])
-        >>> optimum.steps, round(optimum.lr, 1)  # the best rate is near 2 / (1 + 0.5)
+        >>> best = optimum(math.inf, goal=1e-9, curvature=[1.0, 0.5])
+        >>> best.steps, round(best.lr, 1)  # the best rate is near 2 / (1 + 0.5)
         (10.0, 1.3)
     """
     momentum = np.reshape(momentum, (-1, 1))

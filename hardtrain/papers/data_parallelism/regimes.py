@@ -92,15 +92,11 @@ def fit_regimes(batch_sizes, steps) -> Regimes:
         '11.2 200.0'
     """
     sizes, steps = np.asarray(batch_sizes, dtype=float), np.asarray(steps, dtype=float)
-    if sizes.ndim != 1 or sizes.shape != steps.shape or not sizes.size:
+    positive = sizes.shape == steps.shape and ((sizes > 0) & np.isfinite(sizes) & (steps > 0)).all()
+    if sizes.ndim != 1 or not sizes.size or not positive:
         raise ParameterError(
-            f"batch_sizes and steps must have one shape (n,), n >= 1; got {sizes.shape} and "
-            f"{steps.shape}"
-        )
-    if not (np.isfinite(sizes) & (sizes > 0) & (steps > 0)).all():
-        raise ParameterError(
-            "batch_sizes must be finite and above 0, steps above 0 or inf; "
-            f"got {sizes.tolist()} and {steps.tolist()}"
+            "batch_sizes and steps must have one shape (n,), n >= 1, batch_sizes be finite and "
+            f"above 0, steps above 0 or inf; got {sizes.tolist()} and {steps.tolist()}"
         )
     reached = np.isfinite(steps)
     sizes, steps = sizes[reached], steps[reached]
@@ -152,9 +148,7 @@ def _fit(log_b: np.ndarray, log_s: np.ndarray) -> tuple[float, float, float]:
             lambda x: misfits(x[0], np.exp(x[1])),
             [grid[row], log_power],
             bounds=([grid[0], lowest], [grid[-1], highest]),
-            xtol=1e-10,
-            ftol=1e-10,
-            gtol=1e-10,
+            **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-10),
         )
         residual = math.sqrt(2 * best.cost / len(log_b))
         fits.append((float(best.x[0]), float(np.exp(best.x[1])), residual))

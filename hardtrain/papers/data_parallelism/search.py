@@ -67,14 +67,11 @@ def quasi_random(space: Space, num_trials: int, *, seed: int, skip: int = 0) -> 
     checks.integer("skip", skip, 0)
     checks.integer("seed", seed, 0)
     sequence = Halton(len(space), scramble=True, seed=np.random.default_rng(seed))
-    shares = sequence.random(skip + num_trials)[skip:].tolist()
-    return [
-        {
-            name: _rounded(low * (high / low) ** share, low, high)
-            for (name, (low, high)), share in zip(space.items(), point, strict=True)
-        }
-        for point in shares
-    ]
+    points = []
+    for shares in sequence.random(skip + num_trials)[skip:].tolist():
+        places = zip(space.items(), shares, strict=True)
+        points.append({name: _value(share, *bounds) for (name, bounds), share in places})
+    return points
 
 
 def recentred(
@@ -270,8 +267,9 @@ def _position(value: float, low: float, high: float) -> float:
     return math.log(value / low) / math.log(high / low)
 
 
-def _rounded(value: float, low: float, high: float) -> float:
-    return min(max(float(f"{value:.4g}"), low), high)
+def _value(share: float, low: float, high: float) -> float:
+    """The inverse of `_position`, rounded."""
+    return min(max(float(f"{low * (high / low) ** share:.4g}"), low), high)
 
 
 def _checked_space(

@@ -1,25 +1,17 @@
 """Tables of the study of batch sizes."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from hardtrain.papers.data_parallelism import measures
 from hardtrain.papers.data_parallelism.batch_scaling import QUANTITIES, Estimate
-from hardtrain.papers.data_parallelism.measures import (
-    NOT_REACHED,
-    RULES,
-    common_ends,
-    ratio_word,
-    rules_within,
-    size_effect,
-    speed_ups,
-    spread,
-    trial_table,
-)
 from hardtrain.papers.data_parallelism.regimes import Regimes
 from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve, Tuned
+from hardtrain.report.text import format_number
 
 
 def best_table(
@@ -35,9 +27,9 @@ def best_table(
     rows = []
     for curve, frame in frames.items():
         for size, *steps in frame[["batch_size", "value", "low", "high"]].itertuples(index=False):
-            result = tuned.searches[curve, size]
-            trials = trial_table(tuned, (curve, size))
-            best = trials.iloc[0]
+            search, trials = tuned.searches[curve, size], measures.trial_table(tuned, (curve, size))
+            best, outcomes = trials.iloc[0], trials["outcome"].to_list()
+            row = curve.cells | {"B": size, "steps": interval_text(*steps)}
             cells = {
                 "epochs": f"{steps[0] * size / sizes[curve.dataset]:.2f}",
                 "lr": f"{best.lr:.3g}",
@@ -45,13 +37,11 @@ def best_table(
                 "lr / (1 − momentum)": f"{best.effective_lr:.3g}",
                 "final lr / lr": f"{best.get('final_fraction', 1.0):.3g}",
             }
-            optimum = "inside" if result.inside else "at an edge"
-            if result.best is None:
-                cells, optimum = dict.fromkeys(cells, "–"), NOT_REACHED
-            counts = {"trials": len(trials)}
-            counts |= {word: sum(trials["outcome"] == word) for word in ("reached", "diverged")}
-            lead = curve.cells | {"B": size, "steps": interval_text(*steps)}
-            rows.append(lead | cells | counts | {"optimum": optimum})
+            row |= dict.fromkeys(cells, "–") if search.best is None else cells
+            row |= {"trials": len(trials)}
+            row |= {outcome: outcomes.count(outcome) for outcome in ("reached", "diverged")}
+            edge = "inside" if search.inside else "at an edge"
+            rows.append(row | {"optimum": measures.NOT_REACHED if search.best is None else edge})
     return pd.DataFrame(rows)
 
 
@@ -62,24 +52,15 @@ def regimes_table(curves: Sequence[Curve], arrays: Mapping[str, np.ndarray]) -> 
         curves: in the order of the arrays.
         arrays: from `regime_arrays`.
     """
-    titles = {
-        "perfect_until": "perfect scaling up to B",
-        "flat_from": "flat from B",
-        "critical_batch_size": "critical B",
-        "min_steps": "fewest steps",
-        "min_samples": "fewest images",
-    }
     rows = []
     for i, curve in enumerate(curves):
-        row = dict(curve.cells)
-        for name, title in titles.items():
-            k = QUANTITIES.index(name)
-            value, low, high = (arrays[key][i, k] for key in ("value", "low", "high"))
-            unknown = "too few points" if math.isnan(value) else "not seen"
-            row[title] = interval_text(value, low, high, unknown=unknown)
-        fit = Regimes(*arrays["fits"][i])
-        row["sharpness"] = "" if math.isnan(fit.sharpness) else f"{fit.sharpness:.2f}"
-        row["residual (%)"] = "" if math.isnan(fit.residual) else f"{100 * fit.residual:.0f}"
+        row, fit = dict(curve.cells), Regimes(*arrays["fits"][i])
+        numbers = zip(*(arrays[name][i] for name in ("value", "low", "high")), strict=True)
+        for title, interval in zip(QUANTITIES.values(), numbers, strict=True):
+            unknown = "too few points" if math.isnan(fit.min_steps) else "not seen"
+            row[title] = interval_text(*interval, unknown=unknown)
+        row["sharpness"] = format_number(fit.sharpness, 2, missing="")
+        row["residual (%)"] = format_number(100 * fit.residual, 0, missing="")
         rows.append(row | {"points": int(fit.num_points)})
     return pd.DataFrame(rows)
 
@@ -111,7 +92,7 @@ def rules_table(
     for (curve, column), (frame, slope) in rates.items():
         row = rows.setdefault(curve, curve.cells | {"batch sizes": frame["value"].notna().sum()})
         row[f"power of B, {titles[column]}"] = interval_text(*slope, ".2f", unknown="")
-        row[f"rule, {titles[column]}"] = rules_within(slope)
+        row[f"rule, {titles[column]}"] = measures.rules_within(slope)
     return pd.DataFrame(list(rows.values()))
 
 
@@ -125,25 +106,24 @@ def comparison_table(
         steps: `steps_by_size` of each curve.
 
     Returns:
-        Text columns ``compared`` (what differs), ``all else``, ``curve``, ``steps`` (at the
-        smallest and the largest batch size that all of the group have), ``speed-up``, ``relative
-        to the first``, ``result``.
+        Text columns ``compared`` (what differs), what the curve is, ``steps`` (at the smallest and
+        the largest batch size that all of the group have), ``speed-up``, ``relative to the
+        first``, ``result``.
     """
-    columns = ["compared", "all else", "curve", "steps", "speed-up"]
-    columns += ["relative to the first", "result"]
     rows = []
     for kind, members in groups.items():
-        for title, curves in members.items():
-            own, relative = speed_ups([steps[curve] for curve in curves])
-            ends = common_ends([steps[curve] for curve in curves])
-            against_first = [("", "")]
-            against_first += [(interval_text(*r, ".2f"), ratio_word(r)) for r in relative]
-            for curve, ratio, cells in zip(curves, own, against_first, strict=True):
+        for curves in members.values():
+            ends = measures.common_ends([steps[curve] for curve in curves])
+            own, relative = measures.speed_ups([steps[curve] for curve in curves])
+            for curve, ratio, to_first in zip(curves, own, [None, *relative], strict=True):
                 fewest = [min(trials) for size, trials in steps[curve] if size in ends]
-                span = " to ".join(interval_text(n, math.nan, math.nan) for n in fewest)
-                lead = (kind, title, curve.name, span, interval_text(*ratio, ".2f"))
-                rows.append((*lead, *cells))
-    return pd.DataFrame(rows, columns=columns)
+                row = {"compared": kind} | curve.cells
+                row["steps"] = " to ".join(interval_text(n, math.nan, math.nan) for n in fewest)
+                row["speed-up"] = interval_text(*ratio, ".2f")
+                row["relative to the first"] = interval_text(*to_first, ".2f") if to_first else ""
+                row["result"] = measures.ratio_word(to_first) if to_first else ""
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def check_table(
@@ -162,12 +142,10 @@ def check_table(
     rows = []
     for kind, name in enumerate(("sgd", "momentum")):
         for i, size in enumerate([*map(str, batch_sizes), "critical"]):
-            text = (
-                f"B = {exact[kind, i]:.0f}" if size == "critical" else f"{exact[kind, i]:.0f} steps"
-            )
-            row = {"optimiser": OPTIMIZERS[name], "B": size, "exact": text}
+            unit = "B = {:.0f}" if size == "critical" else "{:.0f} steps"
+            row = {"optimiser": OPTIMIZERS[name], "B": size, "exact": unit.format(exact[kind, i])}
             for number, found in zip(num_trials, ratios[kind, :, i], strict=True):
-                cell = interval_text(*spread(found), ".2f", unknown="∞")
+                cell = interval_text(*measures.spread(found), ".2f", unknown="∞")
                 row[f"found / exact, {number} trials a round"] = cell
             rows.append(row)
     return pd.DataFrame(rows)
@@ -193,23 +171,23 @@ def claims_table(
         reason: why ours is not comparable with the paper's; empty if it is.
     """
     num = len(slopes)
-    boundaries = np.isfinite(regimes["value"]).sum(axis=0)
-    perfect, flat = (boundaries[QUANTITIES.index(k)] for k in ("perfect_until", "flat_from"))
-    speed_up, larger, smaller = {}, {}, {}
+    seen = np.isfinite(regimes["value"]).sum(axis=0)
+    perfect, flat = (seen[list(QUANTITIES).index(k)] for k in ("perfect_until", "flat_from"))
+    speed_up, verdict = {}, {}
     for kind in ("optimiser", "network", "data"):
-        results = comparisons.loc[comparisons["compared"] == kind, "result"]
-        counts = results[results != ""].value_counts().sort_index()
-        text = ", ".join(f"{word}: {count}" for word, count in counts.items())
+        rows = comparisons.to_dict("records")
+        counts = Counter(row["result"] for row in rows if row["compared"] == kind)
+        del counts[""]  # the first of a group
+        text = ", ".join(f"{word}: {counts[word]}" for word in sorted(counts))
         speed_up[kind] = f"speed-up by larger batches, {text}" if text else "not run"
-        larger[kind], smaller[kind] = (counts.get(word, 0) for word in ("larger", "smaller"))
-    momentum = _seen(larger["optimiser"] > smaller["optimiser"])
-    if smaller["optimiser"] > larger["optimiser"]:
-        momentum = "opposite"
-    linear, root = (
-        sum(s.includes(RULES[name]) for s in slopes) for name in ("linear", "square root")
-    )
-    better = [size_effect(frame, "step") for frame in within].count("better")
-    worse = [size_effect(frame, "epoch") for frame in within].count("worse")
+        verdict[kind] = _seen(counts["larger"] + counts["smaller"] > 0)
+        if kind == "optimiser":
+            larger = _seen(counts["larger"] > counts["smaller"])
+            verdict[kind] = "opposite" if counts["smaller"] > counts["larger"] else larger
+    rules = [measures.rules_within(slope) for slope in slopes]
+    linear, root = (sum(name in text for text in rules) for name in ("linear", "square root"))
+    better = [measures.size_effect(frame, "step") for frame in within].count("better")
+    worse = [measures.size_effect(frame, "epoch") for frame in within].count("worse")
     rows = [
         (
             "steps fall in proportion, then less, then no more",
@@ -219,18 +197,14 @@ def claims_table(
         (
             "with momentum, larger batches pay than with plain SGD",
             speed_up["optimiser"],
-            momentum,
+            verdict["optimiser"],
         ),
         (
             "some networks can use larger batches than others",
             speed_up["network"],
-            _seen(larger["network"] + smaller["network"] > 0),
+            verdict["network"],
         ),
-        (
-            "the same of data sets",
-            speed_up["data"],
-            _seen(larger["data"] + smaller["data"] > 0),
-        ),
+        ("the same of data sets", speed_up["data"], verdict["data"]),
         (
             "best metaparameters follow no simple rule of the batch size",
             f"rules within the interval of lr / (1 − momentum): linear in {linear}, "
@@ -266,7 +240,7 @@ def scale_table(tuned: Tuned) -> pd.DataFrame:
 
 
 def interval_text(
-    value: float, low: float, high: float, digits: str = "", *, unknown: str = NOT_REACHED
+    value: float, low: float, high: float, digits: str = "", *, unknown: str = measures.NOT_REACHED
 ) -> str:
     """``value [low, high]``; without bounds the value alone; for inf and nan ``unknown``, with
     bounds where they say more.

@@ -54,10 +54,6 @@ class Curve(NamedTuple):
     def workload(self) -> str:
         return f"{task_name(self.task)} / {self.network}"
 
-    @property
-    def name(self) -> str:
-        return f"{self.workload}, {OPTIMIZERS[self.optimizer]}"
-
 
 Cell = tuple[Curve, int]  # a point of a curve: with its batch size
 

@@ -31,9 +31,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def with_resamples(
-    values: Sequence[float], generator: np.random.Generator, num_resamples: int
-) -> np.ndarray:
+def with_resamples(values, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
     """The minimum of ``values (n,)``, and behind it those of ``R`` resamples with replacement.
 
     Example:
@@ -41,7 +39,7 @@ def with_resamples(
         [2.0, 2.0, 2.0, 2.0]
     """
     values = np.asarray(values)
-    drawn = generator.integers(0, len(values), (num_resamples, len(values)))
+    drawn = rng.integers(0, len(values), (num_resamples, len(values)))
     return np.append(values.min(), values[drawn].min(axis=1))
 
 
@@ -65,14 +63,12 @@ def measured_errors(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFram
         Columns ``batch_size``, ``trial`` (the run's key), ``epoch``, ``step``, ``error``; the
         trials in the order of ``results``.
     """
-    names = {"key": "trial", "epoch": "epoch", "step": "step", "test_error": "error"}
-    rows = history.reindex(columns=list(names)).rename(columns=names)
-    runs = results.drop_duplicates("key").rename(columns={"key": "trial"})
-    ended = runs[~runs["trial"].isin(rows["trial"])]
-    ended = ended.assign(epoch=ended["diverged_epoch"] + 1, step=ended["diverged_step"] + 1)
-    ended = ended[["trial", "epoch", "step"]].assign(error=math.nan)
-    rows = pd.concat([part for part in (rows, ended) if len(part)])
-    rows = runs[["batch_size", "trial"]].merge(rows, on="trial")
+    rows = history.reindex(columns=["key", "epoch", "step", "test_error"])
+    runs = results.drop_duplicates("key")[["batch_size", "key", "diverged_epoch", "diverged_step"]]
+    rows = runs.merge(rows, on="key", how="left")
+    rows["epoch"] = rows["epoch"].fillna(rows["diverged_epoch"] + 1)
+    rows["step"] = rows["step"].fillna(rows["diverged_step"] + 1)
+    rows = rows.rename(columns={"key": "trial", "test_error": "error"})
     return rows[["batch_size", "trial", "epoch", "step", "error"]]
 
 
@@ -131,9 +127,7 @@ def scaling_curve(measured: pd.DataFrame, goal: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["batch_size", "value", "low", "high", "best_trial"])
 
 
-def regime_arrays(
-    *, curves: Sequence[Sequence], num_resamples: int = 300, seed: int = 0
-) -> dict[str, np.ndarray]:
+def regime_arrays(*, curves: Sequence[Sequence], num_resamples: int = 300) -> dict[str, np.ndarray]:
     """The three regimes of each curve: the fit to the best trials, and its intervals.
 
     Each resample draws, for each batch size, as many trials as there are, with replacement; takes
@@ -143,7 +137,6 @@ def regime_arrays(
     Args:
         curves: each as `steps_by_size` gives it.
         num_resamples: fits of a curve, about 3 ms each.
-        seed: of the bootstrap.
 
     Returns:
         ``fits (C, 7)``, the fields of `Regimes`; ``value``, ``low``, ``high`` ``(C, 5)``, the
@@ -160,7 +153,7 @@ def regime_arrays(
     for curve in curves:
         sizes = [size for size, _ in curve]
         fewest = [
-            with_resamples(steps, np.random.default_rng([seed, size]), num_resamples)
+            with_resamples(steps, np.random.default_rng([0, size]), num_resamples)
             for size, steps in curve
         ]
         # many resamples have the same minima
@@ -184,8 +177,8 @@ def best_at_budgets(measured: pd.DataFrame, budgets: Mapping[str, float]) -> pd.
 
     Returns:
         A row per batch size and budget: ``batch_size``, ``budget`` (its unit), ``value`` (inf if
-        no trial was evaluated by then), ``low``, ``high`` (inf if too few were). A single trial
-        has nan bounds.
+        no trial was evaluated by then), ``low``, ``high`` (inf if too few were); nan bounds if
+        none or there is a single trial.
 
     Source:
         Shallue et al., arXiv 1811.03600: solution quality at a fixed number of steps, or epochs.
@@ -202,7 +195,7 @@ def best_at_budgets(measured: pd.DataFrame, budgets: Mapping[str, float]) -> pd.
             errors = part["error"].where(part[unit] <= budget).groupby(part["trial"]).min()
             errors = np.sort(errors.fillna(math.inf))  # so that the draws depend on no names
             best = estimate(with_resamples(errors, np.random.default_rng(int(size)), 1000))
-            if len(errors) == 1:
+            if len(errors) == 1 or math.isinf(best.value):
                 best = Estimate(best.value, math.nan, math.nan)
             rows.append((int(size), unit, *map(float, best)))
     return pd.DataFrame(rows, columns=["batch_size", "budget", "value", "low", "high"])

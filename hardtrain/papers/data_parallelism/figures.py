@@ -110,13 +110,13 @@ def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     ax.set_xlabel("learning rate η")
 
 
-def panels(num: int, *, columns: int = 3, width: float = 7.2, height: float = 2.1):
+def panels(num: int):
     """A figure with ``num`` axes of one y axis, row by row, ``steps to the goal`` at its left."""
     import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
 
-    columns = min(columns, num)
+    columns = min(3, num)
     rows = math.ceil(num / columns)
-    size = (width, 0.6 + height * rows)
+    size = (max(4.2, 2.4 * columns), 0.6 + 2.3 * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
     for ax in axes.flat[num:]:
         ax.remove()
@@ -140,7 +140,7 @@ def draw_groups(
         ``matplotlib.figure.Figure``.
     """
     groups = groups or {f"only one {kind}": [next(iter(frames))]}
-    fig, axes = panels(len(groups), width=max(4.2, 2.4 * min(3, len(groups))), height=2.3)
+    fig, axes = panels(len(groups))
     labels = list(dict.fromkeys(c.cells[kind] for curves in groups.values() for c in curves))
     # one style for a label in all panels
     method = "gradient_noise" if kind == "data" else "hard_batches"

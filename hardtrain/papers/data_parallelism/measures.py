@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -36,19 +35,18 @@ def trial_table(tuned: Tuned, cell: Cell) -> pd.DataFrame:
     reached the goal).
     """
     search = tuned.searches[cell]
-    runs = tuned.results.drop_duplicates("key")[["key", "momentum", "status"]]
+    runs = tuned.results[["key", "momentum", "status"]]
     table = search.trials.assign(key=[run.key for run in tuned.runs[cell]]).merge(runs, on="key")
     table["effective_lr"] = table["lr"] / (1 - table["momentum"])
     table["outcome"] = table.pop("status").replace("finished", NOT_REACHED)
     table.loc[np.isfinite(table["steps"]), "outcome"] = "reached"
-    is_best = np.full(len(table), True)
-    for name, value in (search.best or {}).items():
-        is_best &= (table[name] == value).to_numpy()
+    best = pd.Series(search.best or {}, dtype=float)
+    is_best = (table[best.index] == best).all(axis=1)
     return table.iloc[np.lexsort([~is_best, table["steps"]])].reset_index(drop=True)
 
 
 def speed_ups(
-    curves: Sequence[Sequence], *, num_resamples: int = 2000, seed: int = 0
+    curves: Sequence[Sequence], *, num_resamples: int = 2000
 ) -> tuple[list[Estimate], list[Estimate]]:
     """How many times fewer steps the largest batch needs than the smallest, and the quotients of
     that to the first curve's.
@@ -60,7 +58,7 @@ def speed_ups(
 
     Args:
         curves: each as `steps_by_size` gives it.
-        num_resamples, seed: of the bootstrap.
+        num_resamples: of the bootstrap.
 
     Returns:
         An `Estimate` for each curve, and one for each but the first relative to the first; nan
@@ -76,7 +74,7 @@ def speed_ups(
     quotients = []
     with np.errstate(invalid="ignore", divide="ignore"):  # inf / inf is nan
         for number, curve in enumerate(curves):
-            rng, trials = np.random.default_rng([seed, number]), dict(curve)
+            rng, trials = np.random.default_rng([0, number]), dict(curve)
             few, many = (with_resamples(trials[size], rng, num_resamples) for size in ends)
             quotients.append(few / many)
         relative = [_ratio(quotient / quotients[0]) for quotient in quotients[1:]]
@@ -127,9 +125,7 @@ def comparison_groups(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve
     return kinds
 
 
-def best_rates(
-    tuned: Tuned, curve: Curve, column: str, *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[pd.DataFrame, Estimate]:
+def best_rates(tuned: Tuned, curve: Curve, column: str) -> tuple[pd.DataFrame, Estimate]:
     r"""A metaparameter of the best trial at each batch size, and the power law through them.
 
     .. math:: \log x_B = a + s \log B
@@ -151,8 +147,8 @@ def best_rates(
     for size in sizes:
         trials = trial_table(tuned, (curve, size))
         values = trials[column].where(np.isfinite(trials["steps"])).to_numpy()
-        rng = np.random.default_rng([seed, size])
-        columns.append(values[with_resamples(range(len(values)), rng, num_resamples)])
+        rng = np.random.default_rng([0, size])
+        columns.append(values[with_resamples(range(len(values)), rng, 1000)])
     values = np.stack(columns, axis=1)
     frame = pd.DataFrame({"batch_size": sizes} | estimate(values)._asdict())
     return frame, estimate(np.array([_slope(np.log2(sizes), row) for row in np.log2(values)]))
@@ -189,8 +185,6 @@ def size_effect(within: pd.DataFrame, budget: str) -> str:
     """
     part = within[within["budget"] == budget].sort_values("batch_size")
     small, large = part.iloc[0], part.iloc[-1]
-    if math.isinf(small["value"]) or math.isinf(large["value"]):
-        return "not evaluated"
     if large["low"] > small["high"]:
         return "worse"
     return "better" if large["high"] < small["low"] else "no difference seen"
@@ -206,7 +200,6 @@ def noisy_quadratic_check(
     lr_range: Sequence[float],
     lowest: float,
     num_searches: int = 10,
-    max_steps: int = 1000,
 ) -> dict[str, np.ndarray]:
     """The search on the noisy quadratic, whose best metaparameters are known, many times over.
 
@@ -220,13 +213,12 @@ def noisy_quadratic_check(
         max_rounds: of a search.
         lr_range, lowest: where it begins: learning rates, and the lowest 1 - momentum (up to 1).
         num_searches: ``R``, with other points each.
-        max_steps: of a trial.
 
     Returns:
-        In the order SGD, heavy ball: ``exact_steps``, ``exact_lr``, ``exact_effective_lr``
-        ``(2, B)`` (a fine grid; 16 momenta); ``steps``, ``lr``, ``effective_lr``, ``trials``
-        ``(2, K, R, B)``; and the critical batch size fitted to the exact curve,
-        ``exact_critical (2,)``, and to each search's, ``critical (2, K, R)``.
+        In the order SGD, heavy ball: ``exact_steps``, ``exact_effective_lr`` ``(2, B)`` (a fine
+        grid; 16 momenta); ``steps``, ``effective_lr`` ``(2, K, R, B)``; and the critical batch
+        size fitted to the exact curve, ``exact_critical (2,)``, and to each search's,
+        ``critical (2, K, R)``.
     """
     model = {"goal": goal, "curvature": 1 / np.arange(1.0, num_dimensions + 1)}
 
@@ -234,7 +226,7 @@ def noisy_quadratic_check(
         sizes = [size for (_, size), _, _ in requests]
         rates = [point["lr"] for _, _, point in requests]
         momenta = [1 - point.get("one_minus_momentum", 1.0) for _, _, point in requests]
-        return noisy_quadratic.steps(sizes, rates, momenta, max_steps=max_steps, **model)
+        return noisy_quadratic.steps(sizes, rates, momenta, max_steps=1000, **model)
 
     repeats = list(itertools.product(range(num_searches), batch_sizes))
     seeds = {(repeat, size): 100_000 * repeat + size for repeat, size in repeats}
@@ -246,29 +238,25 @@ def noisy_quadratic_check(
         for number in num_trials:
             searches = search_together(dict.fromkeys(repeats, space), number, evaluate, **how)
             outcomes.append([_outcome(search) for search in searches.values()])
-        optimum = partial(noisy_quadratic.optimum, momentum=momenta, **model)
-        exact.append([optimum(size) for size in batch_sizes])
-    shape = (2, len(num_trials), num_searches, len(batch_sizes), 4)
-    steps, lr, effective_lr, trials = np.moveaxis(np.reshape(outcomes, shape), -1, 0)
-    exact_steps, exact_lr, momentum = np.moveaxis(np.array(exact), -1, 0)
+        optima = [noisy_quadratic.optimum(size, momentum=momenta, **model) for size in batch_sizes]
+        exact.append([(best.steps, best.lr / (1 - best.momentum)) for best in optima])
+    shape = (2, len(num_trials), num_searches, len(batch_sizes), 2)
+    steps, effective_lr = np.moveaxis(np.reshape(outcomes, shape), -1, 0)
+    exact_steps, exact_effective_lr = np.moveaxis(np.array(exact), -1, 0)
     return {
         "steps": steps,
-        "lr": lr,
         "effective_lr": effective_lr,
-        "trials": trials.astype(int),
         "exact_steps": exact_steps,
-        "exact_lr": exact_lr,
-        "exact_effective_lr": exact_lr / (1 - momentum),
-        "exact_critical": np.apply_along_axis(_critical, -1, exact_steps, batch_sizes),
+        "exact_effective_lr": exact_effective_lr,
         "critical": np.apply_along_axis(_critical, -1, steps, batch_sizes),
+        "exact_critical": np.apply_along_axis(_critical, -1, exact_steps, batch_sizes),
     }
 
 
-def _outcome(search: Search) -> tuple[float, float, float, int]:
-    """Steps, learning rate and effective one of the best trial, and the number of trials."""
+def _outcome(search: Search) -> tuple[float, float]:
+    """Steps and effective learning rate of the best trial."""
     best = search.best or {"lr": math.nan}
-    effective_lr = best["lr"] / best.get("one_minus_momentum", 1.0)
-    return search.steps, best["lr"], effective_lr, len(search.trials)
+    return search.steps, best["lr"] / best.get("one_minus_momentum", 1.0)
 
 
 def _critical(steps: np.ndarray, batch_sizes: Sequence[int]) -> float:

@@ -137,10 +137,9 @@ def _fit(log_b: np.ndarray, log_s: np.ndarray) -> tuple[float, float, float]:
     powers = np.geomspace(*SHARPNESS, 13)
     squares = (misfits(grid[:, None, None], powers[:, None]) ** 2).mean(axis=-1)
     row, column = np.unravel_index(squares.argmin(), squares.shape)
-    fits = [
-        (-math.inf, 1.0, float(np.std(log_s))),
-        (math.inf, 1.0, float(np.std(log_s + log_b))),
-    ]
+    flat = (-math.inf, 1.0, float(np.std(log_s)))
+    halving = (math.inf, 1.0, float(np.std(log_s + log_b)))
+    fits = [flat, halving]
     if 0 < row < len(grid) - 1:
         lowest, highest = np.log(SHARPNESS)
         log_power = np.clip(np.log(powers[column]), lowest + 1e-3, highest - 1e-3)

@@ -64,7 +64,6 @@ def quasi_random(space: Space, num_trials: int, *, seed: int, skip: int = 0) -> 
     """
     space = _checked_space(space)
     checks.integer("num_trials", num_trials, 1)
-    checks.integer("skip", skip, 0)
     checks.integer("seed", seed, 0)
     sequence = Halton(len(space), scramble=True, seed=np.random.default_rng(seed))
     points = []
@@ -75,10 +74,7 @@ def quasi_random(space: Space, num_trials: int, *, seed: int, skip: int = 0) -> 
 
 
 def recentred(
-    space: Space,
-    best: Mapping[str, float],
-    *,
-    upper: Mapping[str, float] | None = None,
+    space: Space, best: Mapping[str, float], *, upper: Mapping[str, float] | None = None
 ) -> dict[str, tuple[float, float]]:
     r"""The space, moved to have the best point in its middle wherever that lies at an edge.
 
@@ -96,8 +92,8 @@ def recentred(
         upper: name -> ``u``, the largest value that makes sense, such as 1 for 1 - momentum.
 
     Raises:
-        ParameterError: bad bounds, a name of the space missing in ``best``, a name in
-            ``upper`` that is not one of the space, or ``upper`` below the space's own bound.
+        ParameterError: bad bounds, a name in ``upper`` that is not one of the space, or ``upper``
+            below the space's own bound.
 
     Example:
         >>> space = {"lr": (0.01, 1.0), "one_minus_momentum": (0.01, 1.0)}
@@ -107,12 +103,9 @@ def recentred(
         {'lr': (0.09, 9.0), 'one_minus_momentum': (0.01, 1.0)}
     """
     space = _checked_space(space, upper)
-    missing = [name for name in space if name not in best]
-    if missing:
-        raise ParameterError(f"best lacks {missing}; got {list(best)}")
     moved = {}
     for name, (low, high) in space.items():
-        value = checks.number(f"best[{name!r}]", float(best[name]), 0, above=True)
+        value = float(best[name])
         factor = 1.0
         if abs(_position(value, low, high) - 0.5) >= 0.5 - MARGIN:
             limit = (upper or {}).get(name, math.inf)
@@ -172,15 +165,12 @@ def search(
         (True, True)
     """
     _checked_space(space, upper)
-    searches = search_together(
-        {"": space},
-        num_trials,
-        lambda requests: evaluate([point for _, _, point in requests]),
-        seeds={"": seed},
-        max_rounds=max_rounds,
-        upper=upper,
-    )
-    return searches[""]
+
+    def steps_of(requests):
+        return evaluate([point for _, _, point in requests])
+
+    rules = {"seeds": {"": seed}, "max_rounds": max_rounds, "upper": upper}
+    return search_together({"": space}, num_trials, steps_of, **rules)[""]
 
 
 def search_together(
@@ -281,24 +271,20 @@ def _checked_space(
     for name, bounds in space.items():
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise ParameterError(f"space[{name!r}] must be (low, high); got {bounds!r}")
-        low, high = (checks.number(f"space[{name!r}]", bound, 0, above=True) for bound in bounds)
-        if low >= high:
-            raise ParameterError(f"space[{name!r}]: low must be below high; got {bounds!r}")
+        low = checks.number(f"low of space[{name!r}]", bounds[0], 0, above=True)
+        high = checks.number(f"high of space[{name!r}]", bounds[1], low, above=True)
         checked[name] = (low, high)
     for name, limit in (upper or {}).items():
         if name not in space:
             raise unknown_name("name in upper", name, space)
-        if checks.number(f"upper[{name!r}]", limit) < space[name][1]:
-            raise ParameterError(f"upper[{name!r}] = {limit} is below the space {space[name]}")
+        checks.number(f"upper[{name!r}]", limit, checked[name][1])
     return checked
 
 
 def _checked_steps(steps: Sequence[float], num_points: int) -> list[float]:
     steps = np.asarray(steps, dtype=float)
-    if steps.shape != (num_points,):
+    if steps.shape != (num_points,) or not (steps > 0).all():
         raise ParameterError(
-            f"evaluate must give one number for each of {num_points} points; got {steps.shape}"
+            f"evaluate must give {num_points} numbers above 0, or inf; got {steps.tolist()}"
         )
-    if not (steps > 0).all():
-        raise ParameterError(f"steps must be above 0, or inf; got {steps[~(steps > 0)][0]}")
     return steps.tolist()

@@ -1,7 +1,6 @@
 """Tables of the study of batch sizes."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -171,72 +170,54 @@ def claims_table(
         reason: why ours is not comparable with the paper's; empty if it is.
     """
     num = len(slopes)
-    seen = np.isfinite(regimes["value"]).sum(axis=0)
-    perfect, flat = (seen[list(QUANTITIES).index(k)] for k in ("perfect_until", "flat_from"))
-    speed_up, verdict = {}, {}
-    for kind in ("optimiser", "network", "data"):
-        rows = comparisons.to_dict("records")
-        counts = Counter(row["result"] for row in rows if row["compared"] == kind)
-        del counts[""]  # the first of a group
-        text = ", ".join(f"{word}: {counts[word]}" for word in sorted(counts))
-        speed_up[kind] = f"speed-up by larger batches, {text}" if text else "not run"
-        verdict[kind] = _seen(counts["larger"] + counts["smaller"] > 0)
-        if kind == "optimiser":
-            larger = _seen(counts["larger"] > counts["smaller"])
-            verdict[kind] = "opposite" if counts["smaller"] > counts["larger"] else larger
+    seen = dict(zip(QUANTITIES, np.isfinite(regimes["value"]).sum(axis=0), strict=True))
+    perfect, flat = seen["perfect_until"], seen["flat_from"]
     rules = [measures.rules_within(slope) for slope in slopes]
     linear, root = (sum(name in text for text in rules) for name in ("linear", "square root"))
     better = [measures.size_effect(frame, "step") for frame in within].count("better")
     worse = [measures.size_effect(frame, "epoch") for frame in within].count("worse")
-    rows = [
-        (
-            "steps fall in proportion, then less, then no more",
+    claims = {
+        "steps fall in proportion, then less, then no more": (
             f"end of perfect scaling seen in {perfect}, flat part in {flat} of {num} curves",
             _seen(2 * min(perfect, flat) >= num),
         ),
-        (
-            "with momentum, larger batches pay than with plain SGD",
-            speed_up["optimiser"],
-            verdict["optimiser"],
+        "with momentum, larger batches pay than with plain SGD": _speed_up(
+            comparisons, "optimiser"
         ),
-        (
-            "some networks can use larger batches than others",
-            speed_up["network"],
-            verdict["network"],
-        ),
-        ("the same of data sets", speed_up["data"], verdict["data"]),
-        (
-            "best metaparameters follow no simple rule of the batch size",
+        "some networks can use larger batches than others": _speed_up(comparisons, "network"),
+        "the same of data sets": _speed_up(comparisons, "data"),
+        "best metaparameters follow no simple rule of the batch size": (
             f"rules within the interval of lr / (1 − momentum): linear in {linear}, "
             f"square root in {root} of {num} curves",
             "same direction" if max(linear, root) < num else "not reproduced",
         ),
-        (
-            "what a larger batch does to the error depends on the budget",
+        "what a larger batch does to the error depends on the budget": (
             f"largest against smallest: better at equal steps in {better}, "
             f"worse at equal epochs in {worse} of {num} curves",
             _seen(2 * min(better, worse) >= num),
         ),
-    ]
+    }
+    rows = [(claim, *outcome) for claim, outcome in claims.items()]
     table = pd.DataFrame(rows, columns=["claim", "here", "verdict"])
     if reason:
         table["verdict"], table["why"] = "not comparable", reason
     return table
 
 
+def _speed_up(comparisons: pd.DataFrame, kind: str) -> tuple[str, str]:
+    """How the comparisons of one kind ended, and the verdict."""
+    rows = comparisons.to_dict("records")
+    words = [row["result"] for row in rows if row["compared"] == kind and row["result"]]
+    text = ", ".join(f"{word}: {words.count(word)}" for word in sorted(set(words)))
+    more, less = words.count("larger"), words.count("smaller")
+    verdict = _seen(more > less if kind == "optimiser" else more + less > 0)
+    if kind == "optimiser" and less > more:
+        verdict = "opposite"
+    return f"speed-up by larger batches, {text}" if text else "not run", verdict
+
+
 def _seen(as_claimed: bool) -> str:
     return "same direction" if as_claimed else "no difference seen"
-
-
-def scale_table(tuned: Tuned) -> pd.DataFrame:
-    """The size of the original, as its abstract states it, beside ours."""
-    numbers = {
-        "models": (168_160, tuned.results["key"].nunique()),
-        "workloads": (35, len({curve for curve, _ in tuned.searches})),
-        "loss measurements": (71_638_836, len(tuned.history)),
-    }
-    rows = [(name, f"{theirs:,}", f"{ours:,}") for name, (theirs, ours) in numbers.items()]
-    return pd.DataFrame(rows, columns=["number of", "paper", "here"])
 
 
 def interval_text(

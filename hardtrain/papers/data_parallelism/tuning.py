@@ -1,7 +1,7 @@
 """The study of batch sizes: from searches to runs and back."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,17 +101,17 @@ class Protocol(NamedTuple):
         epochs = max(self.epochs, math.ceil(self.num_steps / steps_per_epoch))
         return epochs, epochs * steps_per_epoch
 
-    def batch_sizes(self, dataset: str, sizes: Iterable[int]) -> list[int]:
+    def batch_sizes(self, dataset: str, sizes: Sequence[int]) -> list[int]:
         """Those of ``sizes`` that the training set can fill, ascending.
 
         Raises:
             ParameterError: there is none.
         """
-        filled = sorted({size for size in sizes if size <= self.sizes[dataset]})
+        num_samples = self.sizes[dataset]
+        filled = sorted({size for size in sizes if size <= num_samples})
         if not filled:
             raise ParameterError(
-                f"batch_sizes = {list(sizes)} are all more than the {self.sizes[dataset]} training "
-                f"samples of {dataset}"
+                f"batch_sizes = {sizes} all exceed the {num_samples} training samples of {dataset}"
             )
         return filled
 
@@ -161,10 +161,8 @@ def set_sizes(
         ([100], [10])
     """
     sets = [load_dataset(name, "train", root=data_root) for name in datasets]
-    return {
-        "samples": np.array([len(data.subset(train_size)) for data in sets]),
-        "classes": np.array([data.num_classes for data in sets]),
-    }
+    samples = [len(data.subset(train_size)) for data in sets]
+    return {"samples": np.array(samples), "classes": np.array([data.num_classes for data in sets])}
 
 
 def task_name(task: Task) -> str:
@@ -184,12 +182,13 @@ def tune(
     *,
     num_trials: int,
     max_rounds: int,
-    seed: int,
 ) -> Tuned:
     """Tune the metaparameters of every cell for the fewest steps to the goal of its task.
 
-    All cells that need a round are trained at once. Since training is deterministic, so are the
-    later rounds: from stored results the same runs are found again.
+    The points, drawn with the first of the protocol's seeds, differ between batch sizes. They are
+    the same for all curves at one batch size as far as their spaces have the same names in the
+    same order. All cells that need a round are trained at once. Since training is deterministic,
+    so are the later rounds: from stored results the same runs are found again.
 
     Args:
         cells: (curve, batch size).
@@ -200,59 +199,31 @@ def tune(
         store: where their histories are.
         num_trials: of a round.
         max_rounds: of a search.
-        seed: of the points. They differ between batch sizes, and are the same for all curves at
-            one batch size as far as their spaces have the same names in the same order.
     """
     runs: dict[Cell, list[Run]] = {cell: [] for cell in cells}
     rounds = []
 
     def evaluate(requests) -> list[float]:
-        wanted, goal_of = [], {}
-        for cell, number, point in requests:
-            run = protocol.run(*cell, point, number)
-            wanted.append(run)
-            goal_of[run.key] = goals[cell[0].task]
+        wanted = [(cell, protocol.run(*cell, point, number)) for cell, number, point in requests]
+        for cell, run in wanted:
             runs[cell].append(run)
-        results = train(wanted)
+        results = train([run for _, run in wanted])
         rounds.append(results)
         measured = measured_errors(results, load_history(results, store))
+        goal_of = {run.key: goals[cell[0].task] for cell, run in wanted}
         reached = steps_per_trial(measured, measured["trial"].map(goal_of))
-        return [reached[run.key] for run in wanted]
+        return [reached[run.key] for _, run in wanted]
 
     searches = search_together(
         {cell: spaces[cell[0].optimizer] for cell in cells},
         num_trials,
         evaluate,
-        seeds={cell: 100_000 * seed + cell[1] for cell in cells},
+        seeds={cell: 100_000 * protocol.seeds[0] + cell[1] for cell in cells},
         max_rounds=max_rounds,
         upper=LIMITS,
     )
-    results = pd.concat(rounds, ignore_index=True)
+    results = pd.concat(rounds, ignore_index=True).drop_duplicates("key")
     return Tuned(searches, runs, results, load_history(results, store))
-
-
-def pilot_runs(
-    curves: Sequence[Curve],
-    protocol: Protocol,
-    points: Sequence[Mapping[str, float]],
-    sizes: Mapping[str, Sequence[int]],
-) -> dict[Curve, list[Run]]:
-    """Trials of plain SGD for every task and network among ``curves``.
-
-    Args:
-        curves: of the study.
-        protocol: of its trials.
-        points: one for each trial.
-        sizes: batch sizes by data set, of which the smallest is taken.
-    """
-    pilots = dict.fromkeys(curve._replace(optimizer="sgd") for curve in curves)
-    return {
-        curve: [
-            protocol.run(curve, min(sizes[curve.dataset]), point, number)
-            for number, point in enumerate(points)
-        ]
-        for curve in pilots
-    }
 
 
 def pilot_goals(
@@ -271,7 +242,7 @@ def pilot_goals(
 
     Args:
         results, history: of the pilot's runs.
-        pilots: from `pilot_runs`.
+        pilots: runs by curve: plain SGD at one batch size, for every task and network.
         chance: error of guessing, by data set.
 
     Raises:

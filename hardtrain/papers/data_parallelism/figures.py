@@ -141,7 +141,7 @@ def draw_groups(
     """
     groups = groups or {f"only one {kind}": [next(iter(frames))]}
     fig, axes = panels(len(groups))
-    labels = list(dict.fromkeys(c.cells[kind] for curves in groups.values() for c in curves))
+    labels = list(dict.fromkeys(c.words[kind] for curves in groups.values() for c in curves))
     # one style for a label in all panels
     method = "gradient_noise" if kind == "data" else "hard_batches"
     looks = itertools.cycle(variant_styles(method, min(8, len(labels))))
@@ -149,7 +149,7 @@ def draw_groups(
     styles |= {OPTIMIZERS[optimizer]: style for optimizer, style in STYLES.items()}
     for ax, (title, curves) in zip(axes, groups.items(), strict=True):
         for curve in curves:
-            label = curve.cells[kind]
+            label = curve.words[kind]
             draw_points(ax, frames[curve], label=label, **styles[label])
         ax.set_title(title)
     shared_legend(fig)

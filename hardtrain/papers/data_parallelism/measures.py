@@ -119,7 +119,7 @@ def comparison_groups(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve
     for kind in ("optimiser", "network", "data"):
         groups: dict[str, list[Curve]] = {}
         for curve in curves:
-            shared = ", ".join(name for other, name in curve.cells.items() if other != kind)
+            shared = ", ".join(name for other, name in curve.words.items() if other != kind)
             groups.setdefault(shared, []).append(curve)
         kinds[kind] = {shared: group for shared, group in groups.items() if len(group) > 1}
     return kinds
@@ -264,11 +264,11 @@ def _critical(steps: np.ndarray, batch_sizes: Sequence[int]) -> float:
 
 
 def spread(values: np.ndarray) -> Estimate:
-    """Median, lowest and highest along the last axis. nan counts as inf; of an even number the
-    lower of the middle two, of which one may be inf.
+    """Median, lowest and highest along the last axis. nan counts as inf; of an even number of
+    values the lower of the middle two counts, since one of them may be inf.
 
     Example:
-        >>> [float(number) for number in spread(np.array([4.0, math.nan, 2.0, 3.0]))]
+        >>> [float(number) for number in spread(np.array([4.0, math.inf, 2.0, 3.0]))]
         [3.0, 2.0, inf]
     """
     values = np.sort(np.where(np.isnan(values), math.inf, values))

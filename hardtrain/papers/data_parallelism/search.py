@@ -284,7 +284,5 @@ def _checked_space(
 def _checked_steps(steps: Sequence[float], num_points: int) -> list[float]:
     steps = np.asarray(steps, dtype=float)
     if steps.shape != (num_points,) or not (steps > 0).all():
-        raise ParameterError(
-            f"evaluate must give {num_points} numbers above 0, or inf; got {steps.tolist()}"
-        )
+        raise ParameterError(f"evaluate must give {num_points} numbers above 0 or inf; got {steps}")
     return steps.tolist()

@@ -28,7 +28,7 @@ def best_table(
         for size, *steps in frame[["batch_size", "value", "low", "high"]].itertuples(index=False):
             search, trials = tuned.searches[curve, size], measures.trial_table(tuned, (curve, size))
             best, outcomes = trials.iloc[0], trials["outcome"].to_list()
-            row = curve.cells | {"B": size, "steps": interval_text(*steps)}
+            row = curve.words | {"B": size, "steps": interval_text(*steps)}
             cells = {
                 "epochs": f"{steps[0] * size / sizes[curve.dataset]:.2f}",
                 "lr": f"{best.lr:.3g}",
@@ -53,7 +53,7 @@ def regimes_table(curves: Sequence[Curve], arrays: Mapping[str, np.ndarray]) -> 
     """
     rows = []
     for i, curve in enumerate(curves):
-        row, fit = dict(curve.cells), Regimes(*arrays["fits"][i])
+        row, fit = dict(curve.words), Regimes(*arrays["fits"][i])
         numbers = zip(*(arrays[name][i] for name in ("value", "low", "high")), strict=True)
         for title, interval in zip(QUANTITIES.values(), numbers, strict=True):
             unknown = "too few points" if math.isnan(fit.min_steps) else "not seen"
@@ -71,7 +71,7 @@ def budget_table(
     rows = {}
     for curve, frame in within.items():
         for size, unit, *error in frame.itertuples(index=False):
-            row = rows.setdefault((curve, size), curve.cells | {"B": size})
+            row = rows.setdefault((curve, size), curve.words | {"B": size})
             row[f"error after {budgets[unit]} {unit}s (%)"] = interval_text(
                 *(100 * number for number in error), ".1f", unknown="not evaluated"
             )
@@ -89,7 +89,7 @@ def rules_table(
     """
     rows: dict[Curve, dict] = {}
     for (curve, column), (frame, slope) in rates.items():
-        row = rows.setdefault(curve, curve.cells | {"batch sizes": frame["value"].notna().sum()})
+        row = rows.setdefault(curve, curve.words | {"batch sizes": frame["value"].notna().sum()})
         row[f"power of B, {titles[column]}"] = interval_text(*slope, ".2f", unknown="")
         row[f"rule, {titles[column]}"] = measures.rules_within(slope)
     return pd.DataFrame(list(rows.values()))
@@ -116,7 +116,7 @@ def comparison_table(
             own, relative = measures.speed_ups([steps[curve] for curve in curves])
             for curve, ratio, to_first in zip(curves, own, [None, *relative], strict=True):
                 fewest = [min(trials) for size, trials in steps[curve] if size in ends]
-                row = {"compared": kind} | curve.cells
+                row = {"compared": kind} | curve.words
                 row["steps"] = " to ".join(interval_text(n, math.nan, math.nan) for n in fewest)
                 row["speed-up"] = interval_text(*ratio, ".2f")
                 row["relative to the first"] = interval_text(*to_first, ".2f") if to_first else ""

@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
     Example:
         >>> curve = Curve("some/where/digits", "mlp", "momentum", 0.2)
-        >>> curve.workload, curve.cells["optimiser"]
+        >>> curve.workload, curve.words["optimiser"]
         ('digits, 20 % wrong labels / mlp', 'heavy ball')
     """
 
@@ -42,7 +42,7 @@ class Curve(NamedTuple):
         return self.dataset, self.label_noise
 
     @property
-    def cells(self) -> dict[str, str]:
+    def words(self) -> dict[str, str]:
         """What it is in words, by heading of a table."""
         return {
             "data": task_name(self.task),
@@ -111,7 +111,7 @@ class Protocol(NamedTuple):
         filled = sorted({size for size in sizes if size <= num_samples})
         if not filled:
             raise ParameterError(
-                f"batch_sizes = {sizes} all exceed the {num_samples} training samples of {dataset}"
+                f"batch_sizes = {sizes} exceed the {num_samples} images of {dataset}"
             )
         return filled
 
@@ -214,14 +214,10 @@ def tune(
         reached = steps_per_trial(measured, measured["trial"].map(goal_of))
         return [reached[run.key] for _, run in wanted]
 
-    searches = search_together(
-        {cell: spaces[cell[0].optimizer] for cell in cells},
-        num_trials,
-        evaluate,
-        seeds={cell: 100_000 * protocol.seeds[0] + cell[1] for cell in cells},
-        max_rounds=max_rounds,
-        upper=LIMITS,
-    )
+    starts = {cell: spaces[cell[0].optimizer] for cell in cells}
+    seeds = {cell: 100_000 * protocol.seeds[0] + cell[1] for cell in cells}
+    rules = {"seeds": seeds, "max_rounds": max_rounds, "upper": LIMITS}
+    searches = search_together(starts, num_trials, evaluate, **rules)
     results = pd.concat(rounds, ignore_index=True).drop_duplicates("key")
     return Tuned(searches, runs, results, load_history(results, store))
 
@@ -254,9 +250,7 @@ def pilot_goals(
         own = measured["trial"].isin([run.key for run in runs])
         lowest = float(measured.loc[own, "error"].min())
         if math.isnan(lowest):
-            raise DataError(
-                f"every pilot trial of {curve.workload} diverged, so it sets no goal; give goal"
-            )
+            raise DataError(f"every pilot trial of {curve.workload} diverged; give a goal")
         goal = lowest + GOAL_SLACK * (chance[curve.dataset] - lowest)
         # not up from 0.1 to 0.101 because of the last bit
         goal = math.ceil(1000 * goal - 1e-9) / 1000

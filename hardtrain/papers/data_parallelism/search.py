@@ -217,8 +217,11 @@ def search_together(
             for i, point in enumerate(quasi_random(space, num_trials, seed=seeds[name], skip=first))
         ]
         copies = [(name, trial, dict(point)) for name, trial, point in requests]
-        steps = _checked_steps(evaluate(copies), len(requests))
-        for (name, _, point), value in zip(requests, steps, strict=True):
+        steps = np.asarray(evaluate(copies), dtype=float)
+        if steps.shape != (len(requests),) or not (steps > 0).all():
+            num = len(requests)
+            raise ParameterError(f"evaluate must give {num} numbers above 0 or inf; got {steps}")
+        for (name, _, point), value in zip(requests, steps.tolist(), strict=True):
             rows[name].append(point | {"round": number, "steps": value})
         moved = {}
         for name, space in ongoing.items():
@@ -279,10 +282,3 @@ def _checked_space(
             raise unknown_name("name in upper", name, space)
         checks.number(f"upper[{name!r}]", limit, checked[name][1])
     return checked
-
-
-def _checked_steps(steps: Sequence[float], num_points: int) -> list[float]:
-    steps = np.asarray(steps, dtype=float)
-    if steps.shape != (num_points,) or not (steps > 0).all():
-        raise ParameterError(f"evaluate must give {num_points} numbers above 0 or inf; got {steps}")
-    return steps.tolist()

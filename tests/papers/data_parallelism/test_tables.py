@@ -174,6 +174,14 @@ def test_claims_that_are_not():
     assert table.loc[3, "here"] == "not run"
 
 
+def test_as_many_larger_as_smaller_speed_ups_bear_out_nothing_but_a_difference():
+    even = ["larger", "smaller"]
+    table = claims({"optimiser": even, "network": even, "data": ["no difference seen"]})
+    assert list(table["verdict"])[1:4] == [
+        "no difference seen", "same direction", "no difference seen",
+    ]  # fmt: skip
+
+
 def test_claims_of_another_protocol_are_not_comparable():
     table = claims({}, reason="digits")
     assert set(table["verdict"]) == {"not comparable"}

@@ -141,10 +141,9 @@ def _layout_and_precision() -> list[dict]:
         model = small_cnn(batch_norm=True).to(device).to(memory_format=layout)
         images = inputs.to(memory_format=layout)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        autocast = evaluation.precision_context(precision, torch.device(device))
 
         def run() -> None:
-            with autocast():
+            with pieces.precision_context(precision, torch.device(device)):
                 loss = cross_entropy(model(images).float(), targets)
             optimizer.zero_grad()
             loss.backward()

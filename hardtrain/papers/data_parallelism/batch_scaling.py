@@ -1,32 +1,55 @@
-"""Steps to a goal error against batch size, its regimes with intervals, and fixed budgets."""
+"""Steps to a goal error against batch size, its regimes with intervals, and fixed budgets.
+
+An interval is the percentile bootstrap over trials. A minimum cannot fall below the best trial at
+hand, so it reaches upwards: it says how much hangs on the luckiest trials.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from hardtrain import checks
-from hardtrain.errors import ParameterError
 from hardtrain.goals import steps_to_goal
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
+from hardtrain.statistics import percentile_bounds
 
-QUANTITIES = ("min_steps", "min_samples", "critical_batch_size", "perfect_until", "flat_from")
+QUANTITIES = {  # attributes of `Regimes`, in words
+    "min_steps": "fewest steps",
+    "min_samples": "fewest images",
+    "critical_batch_size": "critical B",
+    "perfect_until": "perfect scaling up to B",
+    "flat_from": "flat from B",
+}
 
 
-class BestError(NamedTuple):
-    """Lowest error of any trial (nan: none evaluated), bootstrap bounds, trials, evaluated ones."""
+class Estimate(NamedTuple):
+    """A number and the bounds of its 95 % interval; inf or nan where there is none."""
 
-    error: float
+    value: float
     low: float
     high: float
-    num_trials: int
-    num_evaluated: int
 
 
-def measured_errors(
-    results: pd.DataFrame, history: pd.DataFrame, *, error: str = "test_error"
-) -> pd.DataFrame:
+def with_resamples(values, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
+    """The minimum of ``values (n,)``, and behind it those of ``R`` resamples with replacement.
+
+    Example:
+        >>> with_resamples([2.0, 2.0], np.random.default_rng(0), 3).tolist()
+        [2.0, 2.0, 2.0, 2.0]
+    """
+    values = np.asarray(values)
+    drawn = rng.integers(0, len(values), (num_resamples, len(values)))
+    return np.append(values.min(), values[drawn].min(axis=1))
+
+
+def estimate(statistics: np.ndarray) -> Estimate:
+    """The first of ``statistics (1 + R, ...)``, with percentile bounds from the others."""
+    return Estimate(statistics[0], *percentile_bounds(statistics[1:]))
+
+
+def measured_errors(results: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """Runs as trials, one row per evaluation, as the functions below take them.
 
     A run that diverged before it was evaluated has no row in the history; here it gets one with
@@ -35,37 +58,27 @@ def measured_errors(
 
     Args:
         results: from ``run_missing``.
-        history: from ``load_history(results)``.
-        error: column of the history.
+        history: from ``load_history``, of these runs and perhaps others.
 
     Returns:
         Columns ``batch_size``, ``trial`` (the run's key), ``epoch``, ``step``, ``error``; the
         trials in the order of ``results``.
-
-    Raises:
-        ParameterError: a column is missing.
     """
-    _require(results, "results", "key", "batch_size", "diverged_epoch", "diverged_step")
-    if len(history):
-        _require(history, "history", "key", "epoch", "step", error)
-    runs = results.drop_duplicates("key")
-    names = {"key": "trial", "epoch": "epoch", "step": "step", error: "error"}
-    rows = history.reindex(columns=list(names)).rename(columns=names)
-    ended = runs[~runs["key"].isin(rows["trial"])]
-    ended = pd.DataFrame(
-        {"trial": ended["key"], "epoch": ended["diverged_epoch"] + 1,
-         "step": ended["diverged_step"] + 1, "error": math.nan}
-    )  # fmt: skip
-    rows = pd.concat([part for part in (rows, ended) if len(part)])
-    found = runs[["key", "batch_size"]].rename(columns={"key": "trial"})
-    return found.merge(rows, on="trial")[["batch_size", "trial", "epoch", "step", "error"]]
+    rows = history.reindex(columns=["key", "epoch", "step", "test_error"])
+    runs = results.drop_duplicates("key")[["batch_size", "key", "diverged_epoch", "diverged_step"]]
+    rows = runs.merge(rows, on="key", how="left")
+    rows["epoch"] = rows["epoch"].fillna(rows["diverged_epoch"] + 1)
+    rows["step"] = rows["step"].fillna(rows["diverged_step"] + 1)
+    rows = rows.rename(columns={"key": "trial", "test_error": "error"})
+    return rows[["batch_size", "trial", "epoch", "step", "error"]]
 
 
-def steps_per_trial(measurements: pd.DataFrame, goal: float) -> pd.Series:
+def steps_per_trial(measured: pd.DataFrame, goal: float | pd.Series) -> pd.Series:
     """The step at which each trial's error first reaches the goal, by trial; inf: never.
 
     Args:
-        measurements, goal: as for ``statistics.steps_to_goal``, whose ``steps`` is the minimum.
+        measured: from `measured_errors`.
+        goal: one for all, or one for each row.
 
     Example:
         >>> rows = [("a", 100, 0.4), ("a", 200, 0.2), ("b", 100, 0.3), ("b", 200, 0.3)]
@@ -73,206 +86,117 @@ def steps_per_trial(measurements: pd.DataFrame, goal: float) -> pd.Series:
         >>> steps_per_trial(measured, 0.25).to_dict()
         {'a': 200.0, 'b': inf}
     """
-    steps_to_goal(measurements, goal)  # checks both
-    steps = measurements["step"].astype(float).where(measurements["error"] <= goal, math.inf)
-    return steps.groupby(measurements["trial"], sort=False).min()
+    steps = measured["step"].astype(float).where(measured["error"] <= goal, math.inf)
+    return steps.groupby(measured["trial"], sort=False).min()
 
 
-def scaling_curve(
-    measurements: pd.DataFrame,
-    goal: float,
-    *,
-    seed: int = 0,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """Steps to the goal of the best trial of each batch size, with its bootstrap interval.
+def steps_by_size(measured: pd.DataFrame, goal: float) -> list[list]:
+    """``[[batch size, [steps of each trial, ascending]], ...]`` of one curve, ready for JSON."""
+    return [
+        [int(size), sorted(map(float, steps_per_trial(part, goal)))]
+        for size, part in measured.groupby("batch_size")
+    ]
+
+
+def scaling_curve(measured: pd.DataFrame, goal: float) -> pd.DataFrame:
+    """Steps to the goal of the best trial of each batch size.
 
     Args:
-        measurements: columns ``batch_size``, ``trial``, ``step``, ``error``.
+        measured: from `measured_errors`.
         goal: error to reach, in the unit of ``error``.
-        seed: of the bootstrap; each batch size has draws of its own.
-        num_resamples, confidence: as in ``statistics.steps_to_goal``.
 
     Returns:
-        A row per batch size, ascending: ``batch_size``, ``steps``, ``low``, ``high``,
-        ``num_trials``, ``num_reached`` and ``best_trial``: of those that were first, the one of
-        lowest error then; ``None`` if none reached the goal (``steps`` inf).
-
-    Raises:
-        ParameterError: as ``statistics.steps_to_goal``, or a batch size that is not above 0.
+        A row per batch size, ascending: ``batch_size``, ``value`` (steps; inf if none reached the
+        goal), ``low``, ``high``, and ``best_trial``: of those that were first, the one of lowest
+        error then; missing if there is none. Each batch size has draws of its own.
 
     Source:
         Shallue et al., arXiv 1811.03600.
 
     Example:
-        >>> rows = [(8, "a", 100, 0.4), (8, "a", 200, 0.2), (16, "b", 100, 0.2), (32, "c", 90, 0.3)]
+        >>> rows = [(8, "a", 100, 0.4), (8, "a", 200, 0.2), (16, "b", 100, 0.2)]
         >>> measured = pd.DataFrame(rows, columns=["batch_size", "trial", "step", "error"])
-        >>> scaling_curve(measured, 0.25)[["batch_size", "steps", "best_trial"]].values.tolist()
-        [[8, 200.0, 'a'], [16, 100.0, 'b'], [32, inf, None]]
+        >>> scaling_curve(measured, 0.25)[["batch_size", "value", "best_trial"]].values.tolist()
+        [[8, 200.0, 'a'], [16, 100.0, 'b']]
     """
-    _check_batch_sizes(measurements)
     rows = []
-    for batch_size, part in measurements.groupby("batch_size"):
-        generator = _generator(seed, batch_size)
-        found = steps_to_goal(
-            part, goal, num_resamples=num_resamples, generator=generator, confidence=confidence
-        )
-        first = part[(part["step"] == found.steps) & (part["error"] <= goal)]
+    for size, part in measured.groupby("batch_size"):
+        fewest = steps_to_goal(part, goal, generator=np.random.default_rng([0, size]))
+        first = part[(part["step"] == fewest.steps) & (part["error"] <= goal)]
         best = first.loc[first["error"].idxmin(), "trial"] if len(first) else None
-        rows.append({"batch_size": batch_size} | found._asdict() | {"best_trial": best})
-    best = pd.Series([row["best_trial"] for row in rows], dtype=object)  # keeps None
-    return pd.DataFrame(rows).assign(best_trial=best)
+        rows.append((size, *fewest[:3], best))
+    return pd.DataFrame(rows, columns=["batch_size", "value", "low", "high", "best_trial"])
 
 
-def regime_table(
-    measurements: pd.DataFrame,
-    goal: float,
-    *,
-    seed: int = 0,
-    num_resamples: int = 500,
-    confidence: float = 0.95,
-    **settings,
-) -> pd.DataFrame:
-    """The fit to the best trials, with percentile bootstrap intervals over trials.
+def regime_arrays(*, curves: Sequence[Sequence], num_resamples: int = 300) -> dict[str, np.ndarray]:
+    """The three regimes of each curve: the fit to the best trials, and its intervals.
 
     Each resample draws, for each batch size, as many trials as there are, with replacement; takes
     their fewest steps, and fits. (The intervals of the curve are no weights for a fit: a minimum
     over trials only errs upwards, often by nothing at all and sometimes without bound.)
 
     Args:
-        measurements, goal, seed, confidence: as in `scaling_curve`.
-        num_resamples: fits, about 3 ms each.
-        settings: keyword arguments of `fit_regimes`.
+        curves: each as `steps_by_size` gives it.
+        num_resamples: fits of a curve, about 3 ms each.
 
     Returns:
-        Rows ``QUANTITIES``, columns ``value``, ``low``, ``high``; nan where the points, or those
-        of too many resamples, are too few for a fit.
+        ``fits (C, 7)``, the fields of `Regimes`; ``value``, ``low``, ``high`` ``(C, 5)``, the
+        ``QUANTITIES`` with their 95 % intervals; nan where the points, or those of too many
+        resamples, are too few for a fit.
 
-    Raises:
-        ParameterError: as `scaling_curve` and `fit_regimes`.
+    Example:
+        >>> halving = [[size, [640 / size, 1000 / size]] for size in (1, 2, 4, 8)]
+        >>> arrays = regime_arrays(curves=[halving], num_resamples=10)
+        >>> arrays["value"].round(1).tolist()  # of the flat part nothing was seen
+        [[0.0, 640.0, inf, inf, inf]]
     """
-    _check_batch_sizes(measurements)
-    _check_bootstrap(num_resamples, confidence)
-    trials = {
-        # sorted, so that the order of the rows does not matter
-        batch_size: np.sort(steps_per_trial(part, goal).to_numpy())
-        for batch_size, part in measurements.groupby("batch_size")
-    }
-    sizes = list(trials)
-    fitted = fit_regimes(sizes, [steps[0] for steps in trials.values()], **settings)
-    best = [
-        _resampled(steps, num_resamples, _generator(seed, batch_size))
-        for batch_size, steps in trials.items()
-    ]
-    # many resamples have the same minima
-    distinct, inverse = np.unique(np.stack(best, axis=1), axis=0, return_inverse=True)
-    fits = [fit_regimes(sizes, steps, **settings) for steps in distinct]
-    drawn = np.array([[getattr(fit, name) for name in QUANTITIES] for fit in fits])
-    low, high = _percentiles(drawn[inverse.ravel()], confidence)
-    value = [getattr(fitted, name) for name in QUANTITIES]
-    return pd.DataFrame({"value": value, "low": low, "high": high}, index=list(QUANTITIES))
+    fits, estimates = [], []
+    for curve in curves:
+        sizes = [size for size, _ in curve]
+        fewest = [
+            with_resamples(steps, np.random.default_rng([0, size]), num_resamples)
+            for size, steps in curve
+        ]
+        # many resamples have the same minima
+        distinct, which = np.unique(np.stack(fewest, axis=1), axis=0, return_inverse=True)
+        refits = [fit_regimes(sizes, steps) for steps in distinct]
+        quantities = np.array([[getattr(fit, name) for name in QUANTITIES] for fit in refits])
+        fits.append(refits[which.ravel()[0]])
+        estimates.append(estimate(quantities[which.ravel()]))
+    value, low, high = np.moveaxis(np.array(estimates), 1, 0)
+    return {"fits": np.array(fits, dtype=float), "value": value, "low": low, "high": high}
 
 
-def best_at_budget(
-    measurements: pd.DataFrame,
-    budget: float,
-    *,
-    column: str = "step",
-    seed: int = 0,
-    num_resamples: int = 1000,
-    confidence: float = 0.95,
-) -> BestError:
-    r"""The lowest error that any trial had by the time a budget was spent.
+def best_at_budgets(measured: pd.DataFrame, budgets: Mapping[str, float]) -> pd.DataFrame:
+    r"""The lowest error that any trial of a batch size had by the time a budget was spent.
 
     .. math:: \min_{\text{trials } r} \ \min \{ \text{error}_r(s) : s \le \text{budget} \}
 
-    with its percentile bootstrap interval over trials, which reaches upwards, as that of
-    ``statistics.steps_to_goal``.
-
     Args:
-        measurements: columns ``trial``, ``error`` and ``column``; of one batch size, or else the
-            best is over all of them. A nan error (a diverged trial) is never the best.
-        budget: in the unit of ``column``; equal counts as within.
-        column: what is spent: "step", or "epoch" (finished ones, fractions count).
-        seed, num_resamples, confidence: of the bootstrap.
+        measured: from `measured_errors`. A nan error (a diverged trial) is never the best.
+        budgets: how many, by unit, "step" or "epoch"; equal counts as within.
 
     Returns:
-        ``BestError(error, low, high, num_trials, num_evaluated)``. ``error`` is nan if no trial
-        was evaluated by then; ``high`` inf if too few were. A single trial has nan bounds.
-
-    Raises:
-        ParameterError: a column or all rows missing, a trial without a name, a nan in ``column``,
-            or another argument outside what is allowed.
+        A row per batch size and budget: ``batch_size``, ``budget`` (its unit), ``value`` (inf if
+        no trial was evaluated by then), ``low``, ``high`` (inf if too few were); nan bounds if
+        none or there is a single trial.
 
     Source:
         Shallue et al., arXiv 1811.03600: solution quality at a fixed number of steps, or epochs.
 
     Example:
-        >>> rows = [("a", 100, 0.4), ("a", 200, 0.2), ("b", 100, 0.3), ("b", 200, 0.3)]
-        >>> measured = pd.DataFrame(rows, columns=["trial", "step", "error"])
-        >>> best_at_budget(measured, 150).error, best_at_budget(measured, 200).error
-        (0.3, 0.2)
+        >>> rows = [(8, "a", 100, 0.4), (8, "a", 200, 0.2), (8, "b", 100, 0.3)]
+        >>> measured = pd.DataFrame(rows, columns=["batch_size", "trial", "step", "error"])
+        >>> best_at_budgets(measured, {"step": 150})["value"].tolist()
+        [0.3]
     """
-    _require(measurements, "measurements", "trial", column, "error")
-    if measurements.empty or measurements["trial"].isna().any():
-        raise ParameterError("measurements need at least one row, and a trial in each")
-    if measurements[column].isna().any():
-        raise ParameterError(f"measurements have a nan in {column!r}")
-    if not budget > 0:
-        raise ParameterError(f"budget must be above 0; got {budget}")
-    checks.integer("seed", seed, 0)
-    _check_bootstrap(num_resamples, confidence)
-    errors = measurements["error"].astype(float).where(measurements[column] <= budget)
-    errors = errors.fillna(math.inf).groupby(measurements["trial"]).min().to_numpy()
-    errors = np.sort(errors)  # so that the draws depend on no names
-    n, evaluated = len(errors), int(np.isfinite(errors).sum())
-    low = high = math.nan
-    if not evaluated:
-        return BestError(math.nan, low, high, n, 0)
-    if n > 1:
-        drawn = _resampled(errors, num_resamples, np.random.default_rng(seed))
-        low, high = map(float, _percentiles(drawn, confidence))
-    return BestError(float(errors[0]), low, high, n, evaluated)
-
-
-# --- small steps ---------------------------------------------------------------------------------
-
-
-def _resampled(values: np.ndarray, num_resamples: int, generator) -> np.ndarray:
-    drawn = generator.integers(0, len(values), (num_resamples, len(values)))
-    return values[drawn].min(axis=1)
-
-
-def _percentiles(values: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Order statistics along the first axis, since there may be inf; nan comes last, behind it."""
-    values = np.sort(values, axis=0)
-    tail, last = (1 - confidence) / 2, len(values) - 1
-    low, high = values[math.floor(tail * last)], values[math.ceil((1 - tail) * last)]
-    return np.where(np.isnan(high), high, low), high
-
-
-def _generator(seed: int, batch_size: float) -> np.random.Generator:
-    checks.integer("seed", seed, 0)
-    return np.random.default_rng([seed, int(batch_size)])
-
-
-def _require(frame: pd.DataFrame, name: str, *columns: str) -> None:
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise ParameterError(f"{name} lack {missing}; got {list(frame)}")
-
-
-def _check_batch_sizes(measurements: pd.DataFrame) -> None:
-    _require(measurements, "measurements", "batch_size")
-    if measurements.empty:
-        raise ParameterError("measurements need at least one row")
-    sizes = measurements["batch_size"]
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ParameterError(f"batch sizes must be finite and above 0; got {sizes.unique()}")
-
-
-def _check_bootstrap(num_resamples: int, confidence: float) -> None:
-    checks.integer("num_resamples", num_resamples, 1)
-    if not 0 < checks.number("confidence", confidence) < 1:
-        raise ParameterError(f"confidence must be in (0, 1); got {confidence}")
+    rows = []
+    for size, part in measured.groupby("batch_size"):
+        for unit, budget in budgets.items():
+            errors = part["error"].where(part[unit] <= budget).groupby(part["trial"]).min()
+            errors = np.sort(errors.fillna(math.inf))  # so that the draws depend on no names
+            best = estimate(with_resamples(errors, np.random.default_rng(int(size)), 1000))
+            if len(errors) == 1 or math.isinf(best.value):
+                best = Estimate(best.value, math.nan, math.nan)
+            rows.append((int(size), unit, *map(float, best)))
+    return pd.DataFrame(rows, columns=["batch_size", "budget", "value", "low", "high"])

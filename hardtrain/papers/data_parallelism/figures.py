@@ -1,5 +1,6 @@
 """Parts of the figures of the study of batch sizes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -7,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
+from hardtrain.papers.data_parallelism import measures
 from hardtrain.papers.data_parallelism.regimes import Regimes
-from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve, task_name
+from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve
 from hardtrain.report.plotting import log_axis, variant_styles
 
 STYLES = {
@@ -18,7 +20,7 @@ STYLES = {
 }
 OUTCOMES = {
     "reached": {"marker": "o", "color": "#0072B2"},
-    NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
+    measures.NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
     "diverged": {"marker": "x", "color": "#D55E00"},
 }
 
@@ -34,7 +36,7 @@ def size_axis(ax, sizes: Sequence[int]) -> None:
     ax.set_xlabel("batch size B")
 
 
-def draw_points(ax, sizes, values, low, high, **style) -> None:
+def draw_points(ax, frame: pd.DataFrame, **style) -> None:
     """Values with bootstrap intervals against the batch size, on logarithmic axes.
 
     An arrow up is an interval without an upper bound; a cross at the upper edge is a batch size
@@ -42,36 +44,28 @@ def draw_points(ax, sizes, values, low, high, **style) -> None:
 
     Args:
         ax: to draw on.
-        sizes: batch sizes, ascending.
-        values: shape ``(B,)``; inf or nan: not reached.
-        low, high: shape ``(B,)``; nan: no interval, ``high`` inf: no upper bound.
+        frame: ``batch_size``, ascending; ``value`` (inf or nan: not reached); ``low`` and ``high``
+            (nan: no interval; ``high`` inf: no upper bound).
         style: for ``ax.plot``.
     """
-    sizes, values, low, high = (np.asarray(a, dtype=float) for a in (sizes, values, low, high))
-    reached = np.isfinite(values)
-    (line,) = ax.plot(sizes[reached], values[reached], **style)
+    columns = frame[["batch_size", "value", "low", "high"]].to_numpy(dtype=float)
+    reached = np.isfinite(columns[:, 1])
+    sizes, values, low, high = columns[reached].T
+    (line,) = ax.plot(sizes, values, **style)
     bars = {"linestyle": "none", "color": line.get_color(), "elinewidth": 0.9, "capsize": 2}
-    bounded = reached & np.isfinite(low) & np.isfinite(high)
-    if bounded.any():
-        sides = np.abs(np.stack([low[bounded], high[bounded]]) - values[bounded])
-        ax.errorbar(sizes[bounded], values[bounded], yerr=sides, **bars)
-    endless = reached & np.isinf(high)
-    if endless.any():
-        ax.errorbar(sizes[endless], values[endless], yerr=0.35 * values[endless], lolims=True,
-                    **bars)  # fmt: skip
+    endless, known = np.isinf(high), ~np.isnan(high)
+    if known.any():
+        sides = np.abs([values - low, np.where(endless, 0.35 * values, high - values)])
+        bars |= {"yerr": sides[:, known], "lolims": endless[known]}
+        ax.errorbar(sizes[known], values[known], **bars)
     if not reached.all():
         at_edge = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-        lost = sizes[~reached]
+        lost = columns[~reached, 0]
         ax.plot(lost, np.ones(len(lost)), "x", color=line.get_color(), **at_edge)
-    size_axis(ax, [int(size) for size in sizes])
+    size_axis(ax, frame["batch_size"])
     if not reached.any():
         ax.set_ylim(1, 10)  # there is no positive number to scale by
     log_axis(ax.yaxis)
-
-
-def draw_steps(ax, frame: pd.DataFrame, **style) -> None:
-    """Steps to the goal: a frame of ``batch_scaling.scaling_curve``."""
-    draw_points(ax, *(frame[name] for name in ("batch_size", "steps", "low", "high")), **style)
 
 
 def draw_regimes(ax, sizes: Sequence[int], fit: Regimes) -> None:
@@ -92,16 +86,14 @@ def draw_regimes(ax, sizes: Sequence[int], fit: Regimes) -> None:
             ax.axvline(size, **look)
 
 
-def draw_rules(ax, sizes: Sequence[int], values: Sequence[float]) -> None:
-    """The linear and the square-root rule, from the first value that is known."""
-    known = [(s, v) for s, v in zip(sizes, values, strict=True) if math.isfinite(v)]
-    if not known:
-        return
-    first, start = known[0]
-    sizes = np.asarray(sizes, dtype=float)
-    for power, line, label in ((1, ":", "linear rule"), (0.5, (0, (5, 3)), "square-root rule")):
-        ax.plot(sizes, start * (sizes / first) ** power, color="0.6", linewidth=1,
-                linestyle=line, label=label)  # fmt: skip
+def draw_rules(ax, frame: pd.DataFrame) -> None:
+    """The linear and the square-root rule, from the first value of a frame that is known."""
+    known = frame[np.isfinite(frame["value"])]
+    for first in known.head(1).itertuples():
+        growth = frame["batch_size"] / first.batch_size
+        for power, line, label in ((1, ":", "linear rule"), (0.5, (0, (5, 3)), "square-root rule")):
+            look = {"color": "0.6", "linewidth": 1, "linestyle": line, "label": label}
+            ax.plot(frame["batch_size"], first.value * growth**power, **look)
 
 
 def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
@@ -118,51 +110,48 @@ def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     ax.set_xlabel("learning rate η")
 
 
+def panels(num: int):
+    """A figure with ``num`` axes of one y axis, row by row, ``steps to the goal`` at its left."""
+    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
+
+    columns = min(3, num)
+    rows = math.ceil(num / columns)
+    size = (max(4.2, 2.4 * columns), 0.6 + 2.3 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    for ax in axes.flat[num:]:
+        ax.remove()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("steps to the goal")
+    return fig, axes.flat[:num]
+
+
 def draw_groups(
     groups: Mapping[str, Sequence[Curve]], kind: str, frames: Mapping[Curve, pd.DataFrame]
 ):
     """Curves beside each other, a panel for each group of a kind.
 
     Args:
-        groups: from `comparison_groups`.
-        kind: "optimisers", "networks" or "data": with what its groups' titles begin. If there is
-            none, the panels show one curve each: there is nothing to compare.
+        groups: of one kind, from `comparison_groups`. If there is none, there is nothing to
+            compare, and one curve is shown.
+        kind: "optimiser", "network" or "data".
         frames: of ``scaling_curve``, by curve.
 
     Returns:
         ``matplotlib.figure.Figure``.
     """
-    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
-
-    panels = {
-        title.partition(": ")[2]: curves
-        for title, curves in groups.items()
-        if title.startswith(kind)
-    } or {f"only one of the {kind}": [next(iter(frames))]}
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    size = (max(4.2, 2.4 * columns), 0.6 + 2.3 * rows)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    names = {
-        "optimisers": lambda curve: OPTIMIZERS[curve.optimizer],
-        "networks": lambda curve: curve.network,
-        "data": lambda curve: task_name(curve.task),
-    }
-    labels = list(dict.fromkeys(names[kind](c) for curves in panels.values() for c in curves))
+    groups = groups or {f"only one {kind}": [next(iter(frames))]}
+    fig, axes = panels(len(groups))
+    labels = list(dict.fromkeys(c.words[kind] for curves in groups.values() for c in curves))
     # one style for a label in all panels
-    base = variant_styles("gradient_noise" if kind == "data" else "hard_batches", 8)
-    step = max(1, 7 // max(1, len(labels) - 1))  # far apart
-    styles = {label: base[i * step % 8] for i, label in enumerate(labels)}
+    method = "gradient_noise" if kind == "data" else "hard_batches"
+    looks = itertools.cycle(variant_styles(method, min(8, len(labels))))
+    styles = dict(zip(labels, looks, strict=False))
     styles |= {OPTIMIZERS[optimizer]: style for optimizer, style in STYLES.items()}
-    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+    for ax, (title, curves) in zip(axes, groups.items(), strict=True):
         for curve in curves:
-            label = names[kind](curve)
-            draw_steps(ax, frames[curve], label=label, **styles[label])
+            label = curve.words[kind]
+            draw_points(ax, frames[curve], label=label, **styles[label])
         ax.set_title(title)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("steps to the goal")
     shared_legend(fig)
     return fig
 
@@ -177,38 +166,23 @@ def shared_legend(fig, columns: int = 3) -> None:
 
 
 def draw_check(
-    batch_sizes: Sequence[int], num_trials: Sequence[int], arrays: Mapping[str, np.ndarray]
-):
+    axes, batch_sizes: Sequence[int], num_trials: Sequence[int], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Steps and effective learning rates on the noisy quadratic: exact ones as lines, and of the
     searches with the fewest trials the median, lowest and highest.
 
     Args:
+        axes: two to draw on.
         batch_sizes, num_trials: as given to `noisy_quadratic_check`.
         arrays: what it gave.
-
-    Returns:
-        ``matplotlib.figure.Figure``.
     """
-    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
-
-    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.1))
+    fewest = int(np.argmin(num_trials))
     for ax, column in zip(axes, ("steps", "effective_lr"), strict=True):
         for kind, (name, shift) in enumerate((("sgd", 0.94), ("momentum", 1.06))):
-            style = STYLES[name]
-            line = {key: style[key] for key in ("color", "linestyle")}
-            label = OPTIMIZERS[name]
-            ax.plot(batch_sizes, arrays[f"exact_{column}"][kind], label=f"{label}, exact", **line)
-            found = arrays[column][kind, int(np.argmin(num_trials))]
-            found = np.sort(np.where(np.isnan(found), math.inf, found), axis=0)
-            known = np.isfinite(found[-1])
-            low, middle, high = found[[0, (len(found) - 1) // 2, -1]][:, known]
-            sides = np.stack([middle - low, high - middle])
-            ax.errorbar(shift * np.array(batch_sizes)[known], middle, yerr=sides,
-                        color=style["color"], marker=style["marker"], linestyle="none",
-                        elinewidth=0.9, capsize=2, label=f"{label}, found")  # fmt: skip
+            exact, line = f"{OPTIMIZERS[name]}, exact", STYLES[name] | {"marker": None}
+            ax.plot(batch_sizes, arrays[f"exact_{column}"][kind], label=exact, **line)
+            found = measures.spread(arrays[column][kind, fewest].T)._asdict()
+            found = pd.DataFrame({"batch_size": shift * np.array(batch_sizes)} | found)
+            points = STYLES[name] | {"linestyle": "none"}
+            draw_points(ax, found, label=f"{OPTIMIZERS[name]}, found", **points)
         size_axis(ax, batch_sizes)
-        log_axis(ax.yaxis)
-    axes[0].set_ylabel("steps to the goal")
-    axes[1].set_ylabel("best η / (1 − γ)")
-    shared_legend(fig, columns=4)
-    return fig

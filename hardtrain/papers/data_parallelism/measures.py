@@ -2,140 +2,52 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from hardtrain.errors import ParameterError
-from hardtrain.papers.data_parallelism.batch_scaling import (
-    best_at_budget,
-    measured_errors,
-    regime_table,
-    steps_per_trial,
-)
-from hardtrain.papers.data_parallelism.noisy_quadratic import (
-    noisy_quadratic_optimum,
-    noisy_quadratic_steps,
-)
+from hardtrain.papers.data_parallelism import batch_scaling, noisy_quadratic
+from hardtrain.papers.data_parallelism.batch_scaling import Estimate, estimate, with_resamples
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
-from hardtrain.papers.data_parallelism.search import Search
-from hardtrain.papers.data_parallelism.tuning import (
-    LIMITS,
-    NOT_REACHED,
-    OPTIMIZERS,
-    Cell,
-    Curve,
-    Tuned,
-    history_of,
-    search_together,
-    task_name,
-)
+from hardtrain.papers.data_parallelism.search import Search, search_together
+from hardtrain.papers.data_parallelism.tuning import LIMITS, Cell, Curve, Tuned
+from hardtrain.statistics import percentile_bounds
+
+NOT_REACHED = "not reached"
+RULES = {"linear": 1.0, "square root": 0.5, "constant": 0.0}  # powers of the batch size
 
 
 def measurements(tuned: Tuned) -> dict[Curve, pd.DataFrame]:
     """Every evaluation of every trial, by curve, as ``batch_scaling`` takes them."""
-    found = {}
-    for curve in dict.fromkeys(curve for curve, _ in tuned.runs):
-        keys = [run.key for cell, runs in tuned.runs.items() if cell[0] == curve for run in runs]
-        rows = tuned.results[tuned.results["key"].isin(keys)]
-        found[curve] = measured_errors(rows, history_of(tuned.history, keys))
-    return found
+    keys: dict[Curve, set[str]] = {}
+    for (curve, _), runs in tuned.runs.items():
+        keys.setdefault(curve, set()).update(run.key for run in runs)
+    measured = batch_scaling.measured_errors(tuned.results, tuned.history)
+    return {curve: measured[measured["trial"].isin(own)] for curve, own in keys.items()}
 
 
 def trial_table(tuned: Tuned, cell: Cell) -> pd.DataFrame:
-    """The trials of one cell: their points, ``round``, ``steps``, ``key``, ``momentum``,
-    ``effective_lr`` = lr / (1 - momentum), ``seed``, and ``outcome``: "reached", "not reached" or
-    "diverged" (without having reached the goal)."""
-    runs = tuned.runs[cell]
-    table = tuned.searches[cell].trials.copy()
-    table["key"] = [run.key for run in runs]
-    table["seed"] = [run.seed for run in runs]
-    table["momentum"] = [run.momentum for run in runs]
-    table["effective_lr"] = table["lr"] / (1 - table["momentum"])
-    status = tuned.results.drop_duplicates("key").set_index("key")["status"]
-    ended = ["diverged" if status[key] == "diverged" else NOT_REACHED for key in table["key"]]
-    table["outcome"] = np.where(np.isfinite(table["steps"]), "reached", ended)
-    return table
+    """The trials of one cell, the search's best first, then by steps and order.
 
-
-def ranked_trials(tuned: Tuned, cell: Cell) -> pd.DataFrame:
-    """`trial_table`, the search's best trial first, then by steps and order."""
-    table = trial_table(tuned, cell)
-    best = tuned.searches[cell].best
-    if best is None:
-        return table
-    is_best = (table[list(best)] == pd.Series(best)).all(axis=1)
-    order = np.lexsort([np.arange(len(table)), ~is_best, table["steps"]])
-    return table.iloc[order].reset_index(drop=True)
-
-
-def steps_by_size(measured: pd.DataFrame, goal: float) -> list[list]:
-    """``[[batch size, [steps of each trial, ascending]], ...]`` of one curve, ready for JSON."""
-    return [
-        [int(size), sorted(map(float, steps_per_trial(part, goal)))]
-        for size, part in measured.groupby("batch_size")
-    ]
-
-
-def regime_arrays(
-    *, curves: Sequence[Sequence], num_resamples: int = 300, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """The three regimes of each curve.
-
-    Args:
-        curves: each as `steps_by_size` gives it.
-        num_resamples, seed: of the bootstrap over trials.
-
-    Returns:
-        ``fits (C, 7)``, the fields of `Regimes`; ``value``, ``low``, ``high`` ``(C, 5)``, the
-        ``batch_scaling.QUANTITIES`` with their 95 % intervals.
-
-    Example:
-        >>> halving = [[size, [640 / size, 1000 / size]] for size in (1, 2, 4, 8)]
-        >>> found = regime_arrays(curves=[halving], num_resamples=10)
-        >>> found["value"].round(1).tolist()  # of the flat part nothing was seen
-        [[0.0, 640.0, inf, inf, inf]]
+    Their points, ``round``, ``steps``, ``key``, ``momentum``, ``effective_lr`` =
+    lr / (1 - momentum), and ``outcome``: "reached", "not reached" or "diverged" (without having
+    reached the goal).
     """
-    fits, tables = [], []
-    for curve in curves:
-        sizes = [size for size, _ in curve]
-        fits.append(fit_regimes(sizes, [min(steps) for _, steps in curve]))
-        rows = [
-            # a trial that arrives is evaluated once, then; one that does not, never below the goal
-            (size, f"{size} {i}", steps if math.isfinite(steps) else 1.0, math.isinf(steps))
-            for size, trials in curve
-            for i, steps in enumerate(trials)
-        ]
-        frame = pd.DataFrame(rows, columns=["batch_size", "trial", "step", "error"])
-        frame["error"] = frame["error"].astype(float)  # 0: at the goal, 1: above
-        tables.append(regime_table(frame, 0.5, seed=seed, num_resamples=num_resamples))
-    arrays = {name: np.stack([t[name] for t in tables]) for name in ("value", "low", "high")}
-    return {"fits": np.array(fits, dtype=float)} | arrays
-
-
-class Ratio(NamedTuple):
-    """A quotient with bootstrap bounds; nan where a goal was not reached."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def word(self) -> str:
-        """Where the interval lies: "larger" or "smaller" than 1, or neither."""
-        if math.isnan(self.value):
-            return NOT_REACHED
-        if self.low > 1:
-            return "larger"
-        return "smaller" if self.high < 1 else "no difference seen"
+    search = tuned.searches[cell]
+    runs = tuned.results[["key", "momentum", "status"]]
+    table = search.trials.assign(key=[run.key for run in tuned.runs[cell]]).merge(runs, on="key")
+    table["effective_lr"] = table["lr"] / (1 - table["momentum"])
+    table["outcome"] = table.pop("status").replace("finished", NOT_REACHED)
+    table.loc[np.isfinite(table["steps"]), "outcome"] = "reached"
+    best = pd.Series(search.best or {}, dtype=float)
+    is_best = (table[best.index] == best).all(axis=1)
+    return table.iloc[np.lexsort([~is_best, table["steps"]])].reset_index(drop=True)
 
 
 def speed_ups(
-    curves: Sequence[Sequence], *, num_resamples: int = 2000, seed: int = 0
-) -> tuple[list[Ratio], list[Ratio]]:
+    curves: Sequence[Sequence], *, num_resamples: int = 2000
+) -> tuple[list[Estimate], list[Estimate]]:
     """How many times fewer steps the largest batch needs than the smallest, and the quotients of
     that to the first curve's.
 
@@ -146,110 +58,74 @@ def speed_ups(
 
     Args:
         curves: each as `steps_by_size` gives it.
-        num_resamples, seed: of the bootstrap.
+        num_resamples: of the bootstrap.
 
     Returns:
-        A `Ratio` for each curve, and one for each curve relative to the first.
-
-    Raises:
-        ParameterError: the curves have no batch size in common.
+        An `Estimate` for each curve, and one for each but the first relative to the first; nan
+        where a goal was not reached.
 
     Example:
         >>> flat, steep = [[8, [40.0]], [16, [40.0]]], [[8, [40.0]], [16, [20.0]]]
         >>> own, relative = speed_ups([flat, steep])
-        >>> own[1].value, relative[1].word
+        >>> own[1].value, ratio_word(relative[0])
         (2.0, 'larger')
     """
-    trials = [dict(map(tuple, curve)) for curve in curves]
-    common = set.intersection(*map(set, trials))
-    if not common:
-        raise ParameterError("the curves have no batch size in common")
-    values, draws = [], []
-    for number, by_size in enumerate(trials):
-        rng = np.random.default_rng([seed, number])
-        ends = [np.array(by_size[size]) for size in (min(common), max(common))]
-        drawn = [steps[rng.integers(0, len(steps), (num_resamples, len(steps)))] for steps in ends]
-        values.append(_quotient(*(steps.min() for steps in ends)))
-        draws.append(_quotient(*(steps.min(axis=1) for steps in drawn)))
-    own = [_ratio(*both) for both in zip(values, draws, strict=True)]
-    relative = [
-        _ratio(_quotient(value, values[0]), _quotient(drawn, draws[0]))
-        for value, drawn in zip(values, draws, strict=True)
-    ]
-    if not math.isnan(own[0].value):
-        relative[0] = Ratio(1.0, 1.0, 1.0)
-    return own, relative
+    ends = common_ends(curves)
+    quotients = []
+    with np.errstate(invalid="ignore", divide="ignore"):  # inf / inf is nan
+        for number, curve in enumerate(curves):
+            rng, trials = np.random.default_rng([0, number]), dict(curve)
+            few, many = (with_resamples(trials[size], rng, num_resamples) for size in ends)
+            quotients.append(few / many)
+        relative = [_ratio(quotient / quotients[0]) for quotient in quotients[1:]]
+    return [_ratio(quotient) for quotient in quotients], relative
 
 
-def _quotient(a, b) -> np.ndarray:
-    """a / b of positive numbers or inf; nan for inf / inf."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(a, dtype=float) / np.asarray(b, dtype=float)
+def common_ends(curves: Sequence[Sequence]) -> tuple[int, int]:
+    """The smallest and the largest batch size that all of the curves have."""
+    common = set.intersection(*({size for size, _ in curve} for curve in curves))
+    return min(common), max(common)
 
 
-def _ratio(value, draws: np.ndarray) -> Ratio:
+def _ratio(quotients: np.ndarray) -> Estimate:
+    """The first of the quotients, with percentiles of the others."""
+    value, draws = quotients[0], quotients[1:]
     if not 0 < value < math.inf:
-        return Ratio(math.nan, math.nan, math.nan)
-    low, _ = _percentiles(np.nan_to_num(draws, nan=0.0, posinf=math.inf))
-    _, high = _percentiles(np.nan_to_num(draws, nan=math.inf, posinf=math.inf))
-    return Ratio(float(value), low, high)
+        return Estimate(math.nan, math.nan, math.nan)
+    low, _ = percentile_bounds(np.where(np.isnan(draws), 0.0, draws))
+    _, high = percentile_bounds(np.where(np.isnan(draws), math.inf, draws))
+    return Estimate(float(value), float(low), float(high))
 
 
-def _percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Order statistics, since there may be inf; nan if too many of the draws are."""
-    draws = np.sort(draws)  # nan comes last
-    tail, last = (1 - confidence) / 2, len(draws) - 1
-    low, high = float(draws[math.floor(tail * last)]), float(draws[math.ceil((1 - tail) * last)])
-    return (math.nan, math.nan) if math.isnan(high) else (low, high)
+def ratio_word(ratio: Estimate) -> str:
+    """Where the interval of a ratio lies: "larger" or "smaller" than 1, or neither."""
+    if math.isnan(ratio.value):
+        return NOT_REACHED
+    if ratio.low > 1:
+        return "larger"
+    return "smaller" if ratio.high < 1 else "no difference seen"
 
 
-def comparison_groups(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """Curves that differ in one thing only, where there are at least two: by a title that begins
-    with what that is, "optimisers", "networks" or "data".
+def comparison_groups(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
+    """Curves that differ in one thing only, where there are at least two: by that thing, then by
+    what they share.
 
     Example:
         >>> curves = [Curve("digits", name, "sgd") for name in ("mlp", "cnn_small")]
-        >>> list(comparison_groups(curves))
-        ['networks: digits, SGD']
+        >>> {kind: list(groups) for kind, groups in comparison_groups(curves).items()}
+        {'optimiser': [], 'network': ['digits, SGD'], 'data': []}
     """
-    groups: dict[str, list[Curve]] = {}
-    for curve in curves:
-        optimizer = OPTIMIZERS[curve.optimizer]
-        for title in (
-            f"optimisers: {curve.workload}",
-            f"networks: {task_name(curve.task)}, {optimizer}",
-            f"data: {curve.network}, {optimizer}",
-        ):
-            groups.setdefault(title, []).append(curve)
-    order = ("optimisers", "networks", "data")
-    titles = sorted(groups, key=lambda title: order.index(title.partition(":")[0]))
-    return {title: groups[title] for title in titles if len(groups[title]) > 1}
+    kinds = {}
+    for kind in ("optimiser", "network", "data"):
+        groups: dict[str, list[Curve]] = {}
+        for curve in curves:
+            shared = ", ".join(name for other, name in curve.words.items() if other != kind)
+            groups.setdefault(shared, []).append(curve)
+        kinds[kind] = {shared: group for shared, group in groups.items() if len(group) > 1}
+    return kinds
 
 
-class Slope(NamedTuple):
-    """Power of the batch size that a best learning rate follows, with bootstrap bounds."""
-
-    value: float
-    low: float
-    high: float
-    num_sizes: int
-
-    def has(self, power: float) -> bool:
-        """Whether the interval includes this power: 1 is the linear rule, 0.5 the square root."""
-        return self.low <= power <= self.high
-
-    @property
-    def word(self) -> str:
-        """The rules that the interval includes."""
-        if math.isnan(self.low):
-            return "too few points"
-        names = {1.0: "linear", 0.5: "square root", 0.0: "constant"}
-        return " or ".join(name for power, name in names.items() if self.has(power)) or "none"
-
-
-def best_rates(
-    tuned: Tuned, curve: Curve, column: str, *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[pd.DataFrame, Slope]:
+def best_rates(tuned: Tuned, curve: Curve, column: str) -> tuple[pd.DataFrame, Estimate]:
     r"""A metaparameter of the best trial at each batch size, and the power law through them.
 
     .. math:: \log x_B = a + s \log B
@@ -264,24 +140,18 @@ def best_rates(
 
     Returns:
         A frame ``batch_size``, ``value``, ``low``, ``high`` (nan: not reached, or by too few
-        trials for a bound), and the `Slope`, nan with fewer than three batch sizes.
+        trials for a bound), and s, nan with fewer than three batch sizes.
     """
-    sizes = sorted(size for c, size in tuned.searches if c == curve)
-    values, drawn = [], []
+    sizes = sorted(size for searched, size in tuned.searches if searched == curve)
+    columns = []  # of each size the best trial's value, and those of the resamples
     for size in sizes:
-        ranked = ranked_trials(tuned, (curve, size))
-        value = np.where(np.isfinite(ranked["steps"]), ranked[column], np.nan)
-        n = len(value)
-        rng = np.random.default_rng([seed, size])
-        drawn.append(value[rng.integers(0, n, (num_resamples, n)).min(axis=1)])
-        values.append(value[0])
-    bounds = [_percentiles(draws) for draws in drawn]
-    frame = pd.DataFrame({"batch_size": sizes, "value": values})
-    frame[["low", "high"]] = np.array(bounds)
-    logs = np.log2(sizes)
-    power = _slope(logs, np.log2(values))
-    draws = np.array([_slope(logs, row) for row in np.log2(np.stack(drawn, axis=1))])
-    return frame, Slope(power, *_percentiles(draws), int(np.isfinite(values).sum()))
+        trials = trial_table(tuned, (curve, size))
+        values = trials[column].where(np.isfinite(trials["steps"])).to_numpy()
+        rng = np.random.default_rng([0, size])
+        columns.append(values[with_resamples(range(len(values)), rng, 1000)])
+    values = np.stack(columns, axis=1)
+    frame = pd.DataFrame({"batch_size": sizes} | estimate(values)._asdict())
+    return frame, estimate(np.array([_slope(np.log2(sizes), row) for row in np.log2(values)]))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -292,40 +162,32 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
     return float((x * y).sum() / (x * x).sum())
 
 
-def budget_frame(
-    measured: Mapping[Curve, pd.DataFrame], budgets: Mapping[str, float]
-) -> pd.DataFrame:
-    """The lowest error of any trial within each budget, for every cell.
+def rules_within(slope: Estimate) -> str:
+    """The rules whose power the interval of a slope includes.
+
+    Example:
+        >>> rules_within(Estimate(0.7, 0.4, 1.1))
+        'linear or square root'
+    """
+    if math.isnan(slope.low):
+        return "too few points"
+    within = [name for name, power in RULES.items() if slope.low <= power <= slope.high]
+    return " or ".join(within) or "none"
+
+
+def size_effect(within: pd.DataFrame, budget: str) -> str:
+    """Whether the largest batch ends better or worse than the smallest within a budget: "better"
+    or "worse" if the 95 % intervals are apart, else "no difference seen".
 
     Args:
-        measured: by curve.
-        budgets: "step" and "epoch" -> how many.
-
-    Returns:
-        Columns ``curve``, ``batch_size``, ``budget`` (its unit), ``error``, ``low``, ``high``.
+        within: from `best_at_budgets`.
+        budget: one of its.
     """
-    rows = []
-    for curve, frame in measured.items():
-        for size, part in frame.groupby("batch_size"):
-            for column, budget in budgets.items():
-                found = best_at_budget(part, budget, column=column, seed=int(size))
-                rows.append((curve, int(size), column, found.error, found.low, found.high))
-    columns = ["curve", "batch_size", "budget", "error", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def direction(frame: pd.DataFrame, curve: Curve, budget: str) -> str:
-    """Whether the largest batch ends better or worse than the smallest within a budget: "better"
-    or "worse" if the 95 % intervals are apart, else "no difference seen"."""
-    part = frame[(frame["curve"] == curve) & (frame["budget"] == budget)]
-    part = part.sort_values("batch_size")
+    part = within[within["budget"] == budget].sort_values("batch_size")
     small, large = part.iloc[0], part.iloc[-1]
-    if math.isnan(small.error) or math.isnan(large.error):
-        # not one evaluation within the budget: nothing to say
-        return "not evaluated"
-    if large.low > small.high:
+    if large["low"] > small["high"]:
         return "worse"
-    return "better" if large.high < small.low else "no difference seen"
+    return "better" if large["high"] < small["low"] else "no difference seen"
 
 
 def noisy_quadratic_check(
@@ -338,7 +200,6 @@ def noisy_quadratic_check(
     lr_range: Sequence[float],
     lowest: float,
     num_searches: int = 10,
-    max_steps: int = 1000,
 ) -> dict[str, np.ndarray]:
     """The search on the noisy quadratic, whose best metaparameters are known, many times over.
 
@@ -352,65 +213,63 @@ def noisy_quadratic_check(
         max_rounds: of a search.
         lr_range, lowest: where it begins: learning rates, and the lowest 1 - momentum (up to 1).
         num_searches: ``R``, with other points each.
-        max_steps: of a trial.
 
     Returns:
-        In the order SGD, heavy ball: ``exact_steps``, ``exact_lr``, ``exact_effective_lr``
-        ``(2, B)`` (a fine grid; 16 momenta); ``steps``, ``lr``, ``effective_lr``, ``trials``
-        ``(2, K, R, B)``; and the critical batch size fitted to the exact curve,
-        ``exact_critical (2,)``, and to each search's, ``critical (2, K, R)``.
+        In the order SGD, heavy ball: ``exact_steps``, ``exact_effective_lr`` ``(2, B)`` (a fine
+        grid; 16 momenta); ``steps``, ``effective_lr`` ``(2, K, R, B)``; and the critical batch
+        size fitted to the exact curve, ``exact_critical (2,)``, and to each search's,
+        ``critical (2, K, R)``.
     """
-    curvature = 1 / np.arange(1.0, num_dimensions + 1)
-    space = {"lr": tuple(lr_range), "one_minus_momentum": (lowest, 1.0)}
-    evaluate = partial(_quadratic_steps, goal=goal, curvature=curvature, max_steps=max_steps)
-    found: list[Search] = []
-    for names, number in itertools.product((["lr"], list(space)), num_trials):
-        places = list(itertools.product(range(num_searches), batch_sizes))
-        searches = search_together(
-            {place: {name: space[name] for name in names} for place in places},
-            number,
-            evaluate,
-            seeds={(repeat, size): 100_000 * repeat + size for repeat, size in places},
-            max_rounds=max_rounds,
-            upper=LIMITS,
-        )
-        found += searches.values()
-    best = [result.best or {"lr": math.nan} for result in found]
-    columns = {
-        "steps": [result.steps for result in found],
-        "lr": [point["lr"] for point in best],
-        "effective_lr": [point["lr"] / point.get("one_minus_momentum", 1.0) for point in best],
-        "trials": [len(result.trials) for result in found],
-    }
-    shape = (2, len(num_trials), num_searches, len(batch_sizes))
-    arrays = {name: np.array(column).reshape(shape) for name, column in columns.items()}
-    exact = [
-        [noisy_quadratic_optimum(size, goal=goal, momentum=grid, curvature=curvature)
-         for size in batch_sizes]
-        for grid in (0.0, 1 - np.geomspace(lowest, 1, 16))
-    ]  # fmt: skip
-    exact_steps, exact_lr, momentum = np.moveaxis(np.array(exact), 2, 0)
-    return arrays | {
+    model = {"goal": goal, "curvature": 1 / np.arange(1.0, num_dimensions + 1)}
+
+    def evaluate(requests) -> np.ndarray:
+        sizes = [size for (_, size), _, _ in requests]
+        rates = [point["lr"] for _, _, point in requests]
+        momenta = [1 - point.get("one_minus_momentum", 1.0) for _, _, point in requests]
+        return noisy_quadratic.steps(sizes, rates, momenta, max_steps=1000, **model)
+
+    repeats = list(itertools.product(range(num_searches), batch_sizes))
+    seeds = {(repeat, size): 100_000 * repeat + size for repeat, size in repeats}
+    how = {"seeds": seeds, "max_rounds": max_rounds, "upper": LIMITS}
+    plain = {"lr": tuple(lr_range)}
+    heavy = plain | {"one_minus_momentum": (lowest, 1.0)}
+    outcomes, exact = [], []
+    for space, momenta in ((plain, 0.0), (heavy, 1 - np.geomspace(lowest, 1, 16))):
+        for number in num_trials:
+            searches = search_together(dict.fromkeys(repeats, space), number, evaluate, **how)
+            outcomes.append([_outcome(search) for search in searches.values()])
+        optima = [noisy_quadratic.optimum(size, momentum=momenta, **model) for size in batch_sizes]
+        exact.append([(best.steps, best.lr / (1 - best.momentum)) for best in optima])
+    shape = (2, len(num_trials), num_searches, len(batch_sizes), 2)
+    steps, effective_lr = np.moveaxis(np.reshape(outcomes, shape), -1, 0)
+    exact_steps, exact_effective_lr = np.moveaxis(np.array(exact), -1, 0)
+    return {
+        "steps": steps,
+        "effective_lr": effective_lr,
         "exact_steps": exact_steps,
-        "exact_lr": exact_lr,
-        "exact_effective_lr": exact_lr / (1 - momentum),
-        "exact_critical": _critical(batch_sizes, exact_steps),
-        "critical": _critical(batch_sizes, arrays["steps"]),
+        "exact_effective_lr": exact_effective_lr,
+        "critical": np.apply_along_axis(_critical, -1, steps, batch_sizes),
+        "exact_critical": np.apply_along_axis(_critical, -1, exact_steps, batch_sizes),
     }
 
 
-def _quadratic_steps(requests, *, goal, curvature, max_steps) -> list[float]:
-    sizes = np.array([size for (_, size), _, _ in requests], dtype=float)
-    lr = np.array([point["lr"] for _, _, point in requests])
-    rest = np.array([point.get("one_minus_momentum", 1.0) for _, _, point in requests])
-    steps = noisy_quadratic_steps(
-        sizes, lr, 1 - rest, goal=goal, curvature=curvature, max_steps=max_steps
-    )
-    return steps.tolist()
+def _outcome(search: Search) -> tuple[float, float]:
+    """Steps and effective learning rate of the best trial."""
+    best = search.best or {"lr": math.nan}
+    return search.steps, best["lr"] / best.get("one_minus_momentum", 1.0)
 
 
-def _critical(batch_sizes: Sequence[int], steps: np.ndarray) -> np.ndarray:
-    """Critical batch size of every curve along the last axis."""
-    rows = steps.reshape(-1, steps.shape[-1])
-    fits = [fit_regimes(batch_sizes, row).critical_batch_size for row in rows]
-    return np.array(fits).reshape(steps.shape[:-1])
+def _critical(steps: np.ndarray, batch_sizes: Sequence[int]) -> float:
+    return fit_regimes(batch_sizes, steps).critical_batch_size
+
+
+def spread(values: np.ndarray) -> Estimate:
+    """Median, lowest and highest along the last axis. nan counts as inf; of an even number of
+    values the lower of the middle two counts, since one of them may be inf.
+
+    Example:
+        >>> [float(number) for number in spread(np.array([4.0, math.inf, 2.0, 3.0]))]
+        [3.0, 2.0, inf]
+    """
+    values = np.sort(np.where(np.isnan(values), math.inf, values))
+    return Estimate(values[..., (values.shape[-1] - 1) // 2], values[..., 0], values[..., -1])

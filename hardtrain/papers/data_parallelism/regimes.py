@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from hardtrain import checks
 from hardtrain.errors import ParameterError
 
 SHARPNESS = (0.5, 4.0)  # bounds of the fit
+PERFECT_FACTOR = 1.2  # f: steps that perfect scaling from the smallest batch may be exceeded by
+FLAT_GAIN = 0.1  # g: share of the steps that a doubling still saves; 0.5 is perfect
+MIN_SIZES = 4  # a fit has three parameters
 
 
 class Regimes(NamedTuple):
@@ -37,14 +39,7 @@ class Regimes(NamedTuple):
         return (self.min_steps**p + samples**p) ** (1 / p)
 
 
-def fit_regimes(
-    batch_sizes,
-    steps,
-    *,
-    sharpness: float | None = None,
-    perfect_factor: float = 1.2,
-    flat_gain: float = 0.1,
-) -> Regimes:
+def fit_regimes(batch_sizes, steps) -> Regimes:
     r"""Fit steps against batch size, and say where perfect scaling ends and the curve is flat.
 
     .. math:: S(B) = \big(S_\min^p + (E_\min / B)^p\big)^{1/p}, \quad
@@ -54,7 +49,7 @@ def fit_regimes(
     :math:`E_\min` samples are enough; for large ones :math:`S_\min` steps are needed, whatever the
     batch. Both parts meet at the critical batch size; the sharpness p says how soon the curve
     turns from one to the other. On the fitted curve, with :math:`B_0, B_1` the smallest and
-    largest batch size that reached the goal:
+    largest batch size that reached the goal, ``f = PERFECT_FACTOR`` and ``g = FLAT_GAIN``:
 
     .. math:: B_\mathrm{perfect} &= \max\{B : S(B) \le f \, S(B_0) \, B_0 / B\}
                   = \big(f^p (B_0^p + B_\mathrm{crit}^p) - B_\mathrm{crit}^p\big)^{1/p} \\
@@ -69,17 +64,14 @@ def fit_regimes(
     Args:
         batch_sizes: shape ``(n,)``, finite, > 0.
         steps: shape ``(n,)``, > 0; inf (goal not reached) is left out.
-        sharpness: p in [0.1, 20]; ``None`` fits it, within ``SHARPNESS``.
-        perfect_factor: ``f`` > 1, steps allowed over perfect scaling from the smallest batch.
-        flat_gain: ``g`` in (0, 0.5), share of steps that a doubling still saves; 0.5 is perfect.
 
     Returns:
-        `Regimes`. Steps that only halve give ``min_steps`` 0 and an infinite critical batch size,
-        steps that never fall ``min_samples`` 0 and a critical batch size of 0, both with
-        sharpness 1 if it was to be fitted: they say nothing of it. ``min_steps`` and
+        `Regimes`, its sharpness within ``SHARPNESS``. Steps that only halve give ``min_steps`` 0
+        and an infinite critical batch size, steps that never fall ``min_samples`` 0 and a critical
+        batch size of 0, both with sharpness 1: they say nothing of it. ``min_steps`` and
         ``min_samples`` outside the measured range are extrapolations. ``residual`` is the root
-        mean square of the differences in natural logs (0.05: about 5 %). Fewer than 3 distinct
-        batch sizes with finite steps, or 4 where the sharpness is fitted, give nan.
+        mean square of the differences in natural logs (0.05: about 5 %). Fewer than 4 distinct
+        batch sizes with finite steps give nan.
 
     Raises:
         ParameterError: other shapes or values, or no points at all.
@@ -99,29 +91,22 @@ def fit_regimes(
         >>> f"{regimes.perfect_until:.1f} {regimes.flat_from:.1f}"
         '11.2 200.0'
     """
-    sizes, steps = _vector(batch_sizes, "batch_sizes"), _vector(steps, "steps")
-    if sizes.shape != steps.shape:
-        raise ParameterError(f"{len(sizes)} batch_sizes, but {len(steps)} steps")
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ParameterError(f"batch_sizes must be finite and above 0; got {sizes.tolist()}")
-    if not (steps > 0).all():
-        raise ParameterError(f"steps must be above 0, or inf; got {steps.tolist()}")
-    if sharpness is not None:
-        sharpness = checks.number("sharpness", sharpness, 0.1)
-        if sharpness > 20:
-            raise ParameterError(f"sharpness = {sharpness} is more than 20")
-    if checks.number("perfect_factor", perfect_factor) <= 1:
-        raise ParameterError(f"perfect_factor must be above 1; got {perfect_factor}")
-    checks.number("flat_gain", flat_gain, 0, above=True, below=0.5)
+    sizes, steps = np.asarray(batch_sizes, dtype=float), np.asarray(steps, dtype=float)
+    positive = sizes.shape == steps.shape and ((sizes > 0) & np.isfinite(sizes) & (steps > 0)).all()
+    if sizes.ndim != 1 or not sizes.size or not positive:
+        raise ParameterError(
+            "batch_sizes and steps must have one shape (n,), n >= 1, batch_sizes be finite and "
+            f"above 0, steps above 0 or inf; got {sizes.tolist()} and {steps.tolist()}"
+        )
     reached = np.isfinite(steps)
     sizes, steps = sizes[reached], steps[reached]
-    if len(np.unique(sizes)) < (4 if sharpness is None else 3):
+    if len(np.unique(sizes)) < MIN_SIZES:
         return Regimes(*[math.nan] * 6, num_points=len(sizes))
-    log_critical, p, residual = _fit(np.log(sizes), np.log(steps), sharpness)
+    log_critical, p, residual = _fit(np.log(sizes), np.log(steps))
     smallest, largest = sizes.min(), sizes.max()
     if log_critical == -math.inf:
         min_steps, min_samples = np.exp(np.log(steps).mean()), 0.0
-        perfect, flat = perfect_factor * smallest, smallest
+        perfect, flat = PERFECT_FACTOR * smallest, smallest
     elif log_critical == math.inf:
         min_steps, min_samples = 0.0, np.exp(np.log(steps * sizes).mean())
         perfect = flat = math.inf
@@ -131,15 +116,15 @@ def fit_regimes(
         critical = np.exp(log_critical)
         min_samples = min_steps * critical
         # relative to the critical batch size, to keep powers small
-        ratio = (perfect_factor**p * ((smallest / critical) ** p + 1) - 1) ** (1 / p)
+        ratio = (PERFECT_FACTOR**p * ((smallest / critical) ** p + 1) - 1) ** (1 / p)
         perfect = critical * ratio
-        kept = (1 - flat_gain) ** p
+        kept = (1 - FLAT_GAIN) ** p
         flat = max(smallest, critical * ((kept - 0.5**p) / (1 - kept)) ** (1 / p))
     perfect, flat = (float(b) if b <= largest else math.inf for b in (perfect, flat))
     return Regimes(float(min_steps), float(min_samples), p, perfect, flat, residual, len(sizes))
 
 
-def _fit(log_b: np.ndarray, log_s: np.ndarray, sharpness: float | None):
+def _fit(log_b: np.ndarray, log_s: np.ndarray) -> tuple[float, float, float]:
     """Log of the critical batch size (infinite: one part only), sharpness, residual."""
 
     def misfits(log_critical, p):
@@ -149,35 +134,21 @@ def _fit(log_b: np.ndarray, log_s: np.ndarray, sharpness: float | None):
     # a grid first, since there may be several minima; beyond its ends the other part of the curve
     # is out of sight: p = 1 is straight there up to exp(-7) = 0.1 %
     grid = np.arange(log_b.min() - 7, log_b.max() + 7, 0.25)
-    powers = np.geomspace(*SHARPNESS, 13) if sharpness is None else np.array([sharpness])
+    powers = np.geomspace(*SHARPNESS, 13)
     squares = (misfits(grid[:, None, None], powers[:, None]) ** 2).mean(axis=-1)
     row, column = np.unravel_index(squares.argmin(), squares.shape)
-    fits = [
-        (-math.inf, sharpness or 1.0, float(np.std(log_s))),
-        (math.inf, sharpness or 1.0, float(np.std(log_s + log_b))),
-    ]
+    flat = (-math.inf, 1.0, float(np.std(log_s)))
+    halving = (math.inf, 1.0, float(np.std(log_s + log_b)))
+    fits = [flat, halving]
     if 0 < row < len(grid) - 1:
-        start, low, high = [grid[row]], [grid[0]], [grid[-1]]
-        if sharpness is None:
-            lowest, highest = np.log(SHARPNESS)
-            start.append(np.clip(np.log(powers[column]), lowest + 1e-3, highest - 1e-3))
-            low.append(lowest)
-            high.append(highest)
-        found = least_squares(
-            lambda x: misfits(x[0], np.exp(x[1]) if sharpness is None else sharpness),
-            start,
-            bounds=(low, high),
-            xtol=1e-10,
-            ftol=1e-10,
-            gtol=1e-10,
+        lowest, highest = np.log(SHARPNESS)
+        log_power = np.clip(np.log(powers[column]), lowest + 1e-3, highest - 1e-3)
+        best = least_squares(
+            lambda x: misfits(x[0], np.exp(x[1])),
+            [grid[row], log_power],
+            bounds=([grid[0], lowest], [grid[-1], highest]),
+            **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-10),
         )
-        p = float(np.exp(found.x[1])) if sharpness is None else sharpness
-        fits.append((float(found.x[0]), p, math.sqrt(2 * found.cost / len(log_b))))
+        residual = math.sqrt(2 * best.cost / len(log_b))
+        fits.append((float(best.x[0]), float(np.exp(best.x[1])), residual))
     return min(fits, key=lambda fit: fit[2])
-
-
-def _vector(values, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or values.size == 0:
-        raise ParameterError(f"{name} must have shape (n,), n >= 1; got {values.shape}")
-    return values

@@ -1,7 +1,7 @@
 """Quasi-random search on log scales, in a space that follows its optimum."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from hardtrain import checks
 from hardtrain.errors import ParameterError, unknown_name
 
 Space = Mapping[str, tuple[float, float]]
+Point = dict[str, float]
+MARGIN = 0.1  # m: fraction of the width in logs that counts as an edge
 
 
 class Search(NamedTuple):
@@ -24,15 +26,13 @@ class Search(NamedTuple):
     """
 
     trials: pd.DataFrame
-    best: dict[str, float] | None
+    best: Point | None
     steps: float
     inside: bool
     space: dict[str, tuple[float, float]]
 
 
-def quasi_random(
-    space: Space, num_trials: int, *, seed: int, skip: int = 0
-) -> list[dict[str, float]]:
+def quasi_random(space: Space, num_trials: int, *, seed: int, skip: int = 0) -> list[Point]:
     r"""Points of a scrambled Halton sequence, spread evenly over a space in logs.
 
     .. math:: x_{k, d} = l_d \, (h_d / l_d)^{u_{k, d}}, \quad u_k \in [0, 1)^D
@@ -64,25 +64,17 @@ def quasi_random(
     """
     space = _checked_space(space)
     checks.integer("num_trials", num_trials, 1)
-    checks.integer("skip", skip, 0)
     checks.integer("seed", seed, 0)
     sequence = Halton(len(space), scramble=True, seed=np.random.default_rng(seed))
-    shares = sequence.random(skip + num_trials)[skip:].tolist()
-    return [
-        {
-            name: _rounded(low * (high / low) ** share, low, high)
-            for (name, (low, high)), share in zip(space.items(), point, strict=True)
-        }
-        for point in shares
-    ]
+    points = []
+    for shares in sequence.random(skip + num_trials)[skip:].tolist():
+        places = zip(space.items(), shares, strict=True)
+        points.append({name: _value(share, *bounds) for (name, bounds), share in places})
+    return points
 
 
 def recentred(
-    space: Space,
-    best: Mapping[str, float],
-    *,
-    margin: float = 0.1,
-    upper: Mapping[str, float] | None = None,
+    space: Space, best: Mapping[str, float], *, upper: Mapping[str, float] | None = None
 ) -> dict[str, tuple[float, float]]:
     r"""The space, moved to have the best point in its middle wherever that lies at an edge.
 
@@ -91,18 +83,17 @@ def recentred(
               f_d = \min\Big(\frac{b_d}{\sqrt{l_d h_d}}, \frac{u_d}{h_d}\Big)
               \quad \text{if } p_d \le m \text{ or } p_d \ge 1 - m
 
-    The width in logs stays. Dimensions in which the best point lies further inside stay, and so
-    does one whose upper edge would have to move but is at ``upper`` already.
+    with ``m = MARGIN``. The width in logs stays. Dimensions in which the best point lies further
+    inside stay, and so does one whose upper edge would have to move but is at ``upper`` already.
 
     Args:
         space: name -> (low, high), 0 < low < high.
         best: name -> value > 0, for every name of the space; other names are ignored.
-        margin: ``m`` in [0, 0.5), fraction of the width in logs that counts as the edge.
         upper: name -> ``u``, the largest value that makes sense, such as 1 for 1 - momentum.
 
     Raises:
-        ParameterError: bad bounds or margin, a name of the space missing in ``best``, a name in
-            ``upper`` that is not one of the space, or ``upper`` below the space's own bound.
+        ParameterError: bad bounds, a name in ``upper`` that is not one of the space, or ``upper``
+            below the space's own bound.
 
     Example:
         >>> space = {"lr": (0.01, 1.0), "one_minus_momentum": (0.01, 1.0)}
@@ -111,19 +102,13 @@ def recentred(
         >>> {name: tuple(round(bound, 6) for bound in bounds) for name, bounds in moved.items()}
         {'lr': (0.09, 9.0), 'one_minus_momentum': (0.01, 1.0)}
     """
-    space = _checked_space(space)
-    upper = _checked_upper(space, upper)
-    margin = checks.number("margin", margin, 0, below=0.5)
-    missing = [name for name in space if name not in best]
-    if missing:
-        raise ParameterError(f"best lacks {missing}; got {list(best)}")
+    space = _checked_space(space, upper)
     moved = {}
     for name, (low, high) in space.items():
-        value = best[name].item() if isinstance(best[name], np.generic) else best[name]
-        value = checks.number(f"best[{name!r}]", value, 0, above=True)
+        value = float(best[name])
         factor = 1.0
-        if abs(_position(value, low, high) - 0.5) >= 0.5 - margin:
-            limit = upper.get(name, math.inf)
+        if abs(_position(value, low, high) - 0.5) >= 0.5 - MARGIN:
+            limit = (upper or {}).get(name, math.inf)
             factor = min(value / math.sqrt(low) / math.sqrt(high), limit / high)
             # not an ulp off the limit: above is not allowed, below would be moved again
             high = limit if factor == limit / high else min(high * factor, limit)
@@ -134,11 +119,10 @@ def recentred(
 def search(
     space: Space,
     num_trials: int,
-    evaluate: Callable[[list[dict[str, float]]], Sequence[float]],
+    evaluate: Callable[[list[Point]], Sequence[float]],
     *,
     seed: int,
     max_rounds: int = 4,
-    margin: float = 0.1,
     upper: Mapping[str, float] | None = None,
 ) -> Search:
     """Draw trials, evaluate them, move the space onto a best point at its edge, and again.
@@ -159,7 +143,7 @@ def search(
             inf where it was not reached.
         seed: of the points.
         max_rounds: >= 1.
-        margin, upper: as in `recentred`.
+        upper: as in `recentred`.
 
     Returns:
         `Search`. Without a trial that reached the goal ``best`` is ``None``, ``steps`` inf and
@@ -171,42 +155,94 @@ def search(
 
     Source:
         Shallue et al., arXiv 1811.03600: spaces re-centred when the optimum is at their edge. How
-        they define the edge and treat ties we do not know; ``margin`` and the rule above are ours.
+        they define the edge and treat ties we do not know; ``MARGIN`` and the rule above are ours.
 
     Example:
         >>> def steps(points):
         ...     return [100 + 50 * abs(math.log10(point["lr"] / 0.3)) for point in points]
-        >>> found = search({"lr": (1e-4, 1e-2)}, 16, steps, seed=0)
-        >>> found.inside, 0.2 < found.best["lr"] < 0.4
+        >>> result = search({"lr": (1e-4, 1e-2)}, 16, steps, seed=0)
+        >>> result.inside, 0.2 < result.best["lr"] < 0.4
         (True, True)
     """
-    space = _checked_space(space)
-    taken = {"round", "steps"} & set(space)
+    _checked_space(space, upper)
+
+    def steps_of(requests):
+        return evaluate([point for _, _, point in requests])
+
+    rules = {"seeds": {"": seed}, "max_rounds": max_rounds, "upper": upper}
+    return search_together({"": space}, num_trials, steps_of, **rules)[""]
+
+
+def search_together(
+    spaces: Mapping[Hashable, Space],
+    num_trials: int,
+    evaluate: Callable[[list[tuple[Hashable, int, dict[str, float]]]], Sequence[float]],
+    *,
+    seeds: Mapping[Hashable, int],
+    max_rounds: int = 4,
+    upper: Mapping[str, float] | None = None,
+) -> dict[Hashable, Search]:
+    """Many searches side by side: each round of all of them is evaluated at once.
+
+    Each is a `search`, and finds what it would find alone.
+
+    Args:
+        spaces: of each search, by its name.
+        num_trials: of a round.
+        evaluate: takes a list of (name, number of the trial in its search, point), gives the
+            steps of each.
+        seeds: of each search.
+        max_rounds, upper: of all of them; ``upper`` may hold names that a space lacks.
+
+    Example:
+        >>> def steps(requests):
+        ...     return [100 + 50 * abs(math.log10(point["lr"])) for _, _, point in requests]
+        >>> spaces = {"low": {"lr": (1e-3, 1e-2)}, "around": {"lr": (0.03, 30.0)}}
+        >>> searches = search_together(spaces, 8, steps, seeds={"low": 0, "around": 0})
+        >>> {name: len(result.trials) for name, result in searches.items()}
+        {'low': 16, 'around': 8}
+    """
+    checks.integer("max_rounds", max_rounds, 1)
+    taken = {"round", "steps"} & set().union(*spaces.values())
     if taken:
         raise ParameterError(f"space has a name that the table of trials needs: {sorted(taken)}")
-    checks.integer("max_rounds", max_rounds, 1)
-    checks.number("margin", margin, 0, below=0.5)
-    upper = _checked_upper(space, upper)
-    rows, best, inside = [], None, False
+    rows: dict[Hashable, list[dict]] = {name: [] for name in spaces}
+    searches: dict[Hashable, Search] = {}
+    ongoing = {name: _checked_space(space) for name, space in spaces.items()}
     for number in range(max_rounds):
-        points = quasi_random(space, num_trials, seed=seed, skip=number * num_trials)
-        steps = _checked_steps(evaluate([dict(point) for point in points]), num_trials)
-        rows += [
-            point | {"round": number, "steps": value}
-            for point, value in zip(points, steps, strict=True)
+        first = number * num_trials
+        requests = [
+            (name, first + i, point)
+            for name, space in ongoing.items()
+            for i, point in enumerate(quasi_random(space, num_trials, seed=seeds[name], skip=first))
         ]
-        fewest = min(row["steps"] for row in rows)
-        if fewest == math.inf:
+        copies = [(name, trial, dict(point)) for name, trial, point in requests]
+        steps = np.asarray(evaluate(copies), dtype=float)
+        if steps.shape != (len(requests),) or not (steps > 0).all():
+            num = len(requests)
+            raise ParameterError(f"evaluate must give {num} numbers above 0 or inf; got {steps}")
+        for (name, _, point), value in zip(requests, steps.tolist(), strict=True):
+            rows[name].append(point | {"round": number, "steps": value})
+        moved = {}
+        for name, space in ongoing.items():
+            limits = {key: limit for key, limit in (upper or {}).items() if key in space}
+            searches[name], moved[name] = _judged(space, rows[name], limits)
+        ongoing = {name: space for name, space in moved.items() if space != ongoing[name]}
+        if not ongoing:
             break
-        tied = [row for row in rows if row["steps"] == fewest]
-        best = max(tied, key=lambda row: _depth(space, row, upper))
-        moved = recentred(space, best, margin=margin, upper=upper)
-        inside = moved == space
-        if inside or number == max_rounds - 1:
-            break
-        space = moved
-    point = None if best is None else {name: best[name] for name in space}
-    return Search(pd.DataFrame(rows), point, fewest, inside, space)
+    return searches
+
+
+def _judged(space: Space, rows: list[dict], upper: Mapping[str, float]) -> tuple[Search, Space]:
+    """What a search found so far, and the space of its next round: the same if it is over."""
+    trials, fewest = pd.DataFrame(rows), min(row["steps"] for row in rows)
+    if fewest == math.inf:
+        return Search(trials, None, fewest, False, space), space
+    tied = [row for row in rows if row["steps"] == fewest]
+    deepest = max(tied, key=lambda row: _depth(space, row, upper))
+    best = {name: deepest[name] for name in space}
+    moved = recentred(space, best, upper=upper)
+    return Search(trials, best, fewest, moved == space, space), moved
 
 
 def _depth(space: Space, point: Mapping[str, float], upper: Mapping[str, float]) -> float:
@@ -224,41 +260,25 @@ def _position(value: float, low: float, high: float) -> float:
     return math.log(value / low) / math.log(high / low)
 
 
-def _rounded(value: float, low: float, high: float) -> float:
-    return min(max(float(f"{value:.4g}"), low), high)
+def _value(share: float, low: float, high: float) -> float:
+    """The inverse of `_position`, rounded."""
+    return min(max(float(f"{low * (high / low) ** share:.4g}"), low), high)
 
 
-def _checked_space(space: Space) -> dict[str, tuple[float, float]]:
+def _checked_space(
+    space: Space, upper: Mapping[str, float] | None = None
+) -> dict[str, tuple[float, float]]:
     if not isinstance(space, Mapping) or not space:
         raise ParameterError(f"space must map at least one name to (low, high); got {space!r}")
     checked = {}
     for name, bounds in space.items():
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise ParameterError(f"space[{name!r}] must be (low, high); got {bounds!r}")
-        low, high = (checks.number(f"space[{name!r}]", bound, 0, above=True) for bound in bounds)
-        if low >= high:
-            raise ParameterError(f"space[{name!r}]: low must be below high; got {bounds!r}")
+        low = checks.number(f"low of space[{name!r}]", bounds[0], 0, above=True)
+        high = checks.number(f"high of space[{name!r}]", bounds[1], low, above=True)
         checked[name] = (low, high)
-    return checked
-
-
-def _checked_upper(space: Space, upper: Mapping[str, float] | None) -> dict[str, float]:
-    upper = dict(upper or {})
-    for name, limit in upper.items():
+    for name, limit in (upper or {}).items():
         if name not in space:
             raise unknown_name("name in upper", name, space)
-        upper[name] = checks.number(f"upper[{name!r}]", limit, 0, above=True)
-        if limit < space[name][1]:
-            raise ParameterError(f"upper[{name!r}] = {limit} is below the space {space[name]}")
-    return upper
-
-
-def _checked_steps(steps: Sequence[float], num_trials: int) -> list[float]:
-    steps = np.asarray(steps, dtype=float)
-    if steps.shape != (num_trials,):
-        raise ParameterError(
-            f"evaluate must give one number for each of {num_trials} points; got {steps.shape}"
-        )
-    if not (steps > 0).all():
-        raise ParameterError(f"steps must be above 0, or inf; got {steps[~(steps > 0)][0]}")
-    return steps.tolist()
+        checks.number(f"upper[{name!r}]", limit, checked[name][1])
+    return checked

@@ -6,59 +6,41 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from hardtrain.papers.data_parallelism.batch_scaling import QUANTITIES, scaling_curve
-from hardtrain.papers.data_parallelism.measures import (
-    Slope,
-    best_rates,
-    direction,
-    ranked_trials,
-    speed_ups,
-    trial_table,
-)
+from hardtrain.papers.data_parallelism import measures
+from hardtrain.papers.data_parallelism.batch_scaling import QUANTITIES, Estimate
 from hardtrain.papers.data_parallelism.regimes import Regimes
-from hardtrain.papers.data_parallelism.tuning import (
-    NOT_REACHED,
-    OPTIMIZERS,
-    Curve,
-    Tuned,
-    curve_name,
-)
+from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve, Tuned
+from hardtrain.report.text import format_number
 
 
 def best_table(
-    tuned: Tuned, measured: Mapping[Curve, pd.DataFrame], goals: Mapping, sizes: Mapping[str, int]
+    tuned: Tuned, frames: Mapping[Curve, pd.DataFrame], sizes: Mapping[str, int]
 ) -> pd.DataFrame:
     """The best metaparameters of every cell, with its steps and their 95 % interval.
 
     Args:
-        tuned, measured: searches, and their `measurements`.
-        goals: by task.
+        tuned: the searches.
+        frames: `scaling_curve` of each curve.
         sizes: data set -> training samples.
     """
     rows = []
-    for curve, part in measured.items():
-        for found in scaling_curve(part, goals[curve.task]).itertuples():
-            cell = (curve, int(found.batch_size))
-            result, trials = tuned.searches[cell], trial_table(tuned, cell)
-            row = {"data / network": curve.workload, "optimiser": OPTIMIZERS[curve.optimizer]}
-            row |= {
-                "B": int(found.batch_size),
-                "steps": _or_not_reached(found.steps, found.low, found.high),
+    for curve, frame in frames.items():
+        for size, *steps in frame[["batch_size", "value", "low", "high"]].itertuples(index=False):
+            search, trials = tuned.searches[curve, size], measures.trial_table(tuned, (curve, size))
+            best, outcomes = trials.iloc[0], trials["outcome"].to_list()
+            row = curve.words | {"B": size, "steps": interval_text(*steps)}
+            cells = {
+                "epochs": f"{steps[0] * size / sizes[curve.dataset]:.2f}",
+                "lr": f"{best.lr:.3g}",
+                "1 − momentum": f"{1 - best.momentum:.3g}",
+                "lr / (1 − momentum)": f"{best.effective_lr:.3g}",
+                "final lr / lr": f"{best.get('final_fraction', 1.0):.3g}",
             }
-            row |= dict.fromkeys(("epochs", "lr", "1 − momentum", "lr / (1 − momentum)"), "–")
-            row["final lr / lr"] = "–"
-            if result.best is not None:
-                best = ranked_trials(tuned, cell).iloc[0]
-                row["epochs"] = f"{found.steps * cell[1] / sizes[curve.dataset]:.2f}"
-                row["lr"], row["1 − momentum"] = (f"{v:.3g}" for v in (best.lr, 1 - best.momentum))
-                row["lr / (1 − momentum)"] = f"{best.effective_lr:.3g}"
-                row["final lr / lr"] = f"{best.get('final_fraction', 1.0):.3g}"
-            counts = trials["outcome"].value_counts()
-            row["trials"] = len(trials)
-            row |= {word: int(counts.get(word, 0)) for word in ("reached", "diverged")}
-            edge = "inside" if result.inside else "at an edge"
-            row["optimum"] = NOT_REACHED if result.best is None else edge
-            rows.append(row)
+            row |= dict.fromkeys(cells, "–") if search.best is None else cells
+            row |= {"trials": len(trials)}
+            row |= {outcome: outcomes.count(outcome) for outcome in ("reached", "diverged")}
+            edge = "inside" if search.inside else "at an edge"
+            rows.append(row | {"optimum": measures.NOT_REACHED if search.best is None else edge})
     return pd.DataFrame(rows)
 
 
@@ -69,93 +51,78 @@ def regimes_table(curves: Sequence[Curve], arrays: Mapping[str, np.ndarray]) -> 
         curves: in the order of the arrays.
         arrays: from `regime_arrays`.
     """
-    names = {
-        "perfect_until": "perfect scaling up to B",
-        "flat_from": "flat from B",
-        "critical_batch_size": "critical B",
-        "min_steps": "fewest steps",
-        "min_samples": "fewest images",
-    }
     rows = []
     for i, curve in enumerate(curves):
-        row = {"data / network": curve.workload, "optimiser": OPTIMIZERS[curve.optimizer]}
-        for name, title in names.items():
-            value, low, high = (arrays[key][i, QUANTITIES.index(name)] for key in
-                                ("value", "low", "high"))  # fmt: skip
-            row[title] = boundary_text(value, low, high)
-        fit = Regimes(*arrays["fits"][i])
-        row["sharpness"] = "" if math.isnan(fit.sharpness) else f"{fit.sharpness:.2f}"
-        row["residual (%)"] = "" if math.isnan(fit.residual) else f"{100 * fit.residual:.0f}"
-        row["points"] = int(fit.num_points)
-        rows.append(row)
+        row, fit = dict(curve.words), Regimes(*arrays["fits"][i])
+        numbers = zip(*(arrays[name][i] for name in ("value", "low", "high")), strict=True)
+        for title, interval in zip(QUANTITIES.values(), numbers, strict=True):
+            unknown = "too few points" if math.isnan(fit.min_steps) else "not seen"
+            row[title] = interval_text(*interval, unknown=unknown)
+        row["sharpness"] = format_number(fit.sharpness, 2, missing="")
+        row["residual (%)"] = format_number(100 * fit.residual, 0, missing="")
+        rows.append(row | {"points": int(fit.num_points)})
     return pd.DataFrame(rows)
 
 
-def budget_table(frame: pd.DataFrame, budgets: Mapping[str, float]) -> pd.DataFrame:
-    """`budget_frame` as text: a row per curve and batch size, the errors in %."""
-    titles = {"step": f"error after {budgets['step']} steps (%)",
-              "epoch": f"error after {budgets['epoch']} epochs (%)"}  # fmt: skip
+def budget_table(
+    within: Mapping[Curve, pd.DataFrame], budgets: Mapping[str, float]
+) -> pd.DataFrame:
+    """`best_at_budgets` of each curve as text: a row per batch size, the errors in %."""
     rows = {}
-    for found in frame.itertuples():
-        curve = found.curve
-        row = rows.setdefault(
-            (curve, found.batch_size),
-            {"data / network": curve.workload, "optimiser": OPTIMIZERS[curve.optimizer],
-             "B": found.batch_size},
-        )  # fmt: skip
-        percent = (100 * found.error, 100 * found.low, 100 * found.high)
-        row[titles[found.budget]] = interval_text(*percent, ".1f") or "not evaluated"
+    for curve, frame in within.items():
+        for size, unit, *error in frame.itertuples(index=False):
+            row = rows.setdefault((curve, size), curve.words | {"B": size})
+            row[f"error after {budgets[unit]} {unit}s (%)"] = interval_text(
+                *(100 * number for number in error), ".1f", unknown="not evaluated"
+            )
     return pd.DataFrame(list(rows.values()))
 
 
 def rules_table(
-    tuned: Tuned, curves: Sequence[Curve], columns: Mapping[str, str]
-) -> tuple[pd.DataFrame, dict[tuple[Curve, str], Slope]]:
+    rates: Mapping[tuple[Curve, str], tuple[pd.DataFrame, Estimate]], titles: Mapping[str, str]
+) -> pd.DataFrame:
     """The powers of the batch size that the best learning rates follow, and the rules they fit.
 
     Args:
-        tuned: the searches.
-        curves: which.
-        columns: of `trial_table` -> its name in the table.
+        rates: `best_rates` by curve and column.
+        titles: of the columns.
     """
-    slopes = {(c, column): best_rates(tuned, c, column)[1] for c in curves for column in columns}
-    rows = []
-    for curve in curves:
-        row = {"data / network": curve.workload, "optimiser": OPTIMIZERS[curve.optimizer]}
-        for column, title in columns.items():
-            slope = slopes[curve, column]
-            row[f"power of B, {title}"] = interval_text(*slope[:3], ".2f")
-            row[f"rule, {title}"] = slope.word
-        rows.append(row | {"batch sizes": slopes[curve, next(iter(columns))].num_sizes})
-    return pd.DataFrame(rows), slopes
+    rows: dict[Curve, dict] = {}
+    for (curve, column), (frame, slope) in rates.items():
+        row = rows.setdefault(curve, curve.words | {"batch sizes": frame["value"].notna().sum()})
+        row[f"power of B, {titles[column]}"] = interval_text(*slope, ".2f", unknown="")
+        row[f"rule, {titles[column]}"] = measures.rules_within(slope)
+    return pd.DataFrame(list(rows.values()))
 
 
 def comparison_table(
-    groups: Mapping[str, Sequence[Curve]], steps: Mapping[Curve, Sequence]
+    groups: Mapping[str, Mapping[str, Sequence[Curve]]], steps: Mapping[Curve, Sequence]
 ) -> pd.DataFrame:
     """Speed-ups of curves beside each other, relative to the first of each group.
 
     Args:
-        groups: title -> curves to compare.
+        groups: from `comparison_groups`.
         steps: `steps_by_size` of each curve.
 
     Returns:
-        Text columns ``comparison``, ``curve``, ``steps`` (at the smallest and the largest batch
-        size that all of the group have), ``speed-up``, ``relative to the first``, ``result``.
+        Text columns ``compared`` (what differs), what the curve is, ``steps`` (at the smallest and
+        the largest batch size that all of the group have), ``speed-up``, ``relative to the
+        first``, ``result``.
     """
-    columns = ["comparison", "curve", "steps", "speed-up", "relative to the first", "result"]
     rows = []
-    for title, curves in groups.items():
-        fewest = [{size: min(trials) for size, trials in steps[curve]} for curve in curves]
-        common = set.intersection(*map(set, fewest))
-        found = speed_ups([steps[curve] for curve in curves])
-        for curve, by_size, own, relative in zip(curves, fewest, *found, strict=True):
-            ends = [by_size[size] for size in (min(common), max(common))]
-            ends = " to ".join(_number(n) if n < math.inf else NOT_REACHED for n in ends)
-            row = [title, curve_name(curve), ends, _or_not_reached(*own, ".2f")]
-            compared = [_or_not_reached(*relative, ".2f"), relative.word]
-            rows.append(row + (["", ""] if curve is curves[0] else compared))
-    return pd.DataFrame(rows, columns=columns)
+    for kind, members in groups.items():
+        for curves in members.values():
+            ends = measures.common_ends([steps[curve] for curve in curves])
+            own, relative = measures.speed_ups([steps[curve] for curve in curves])
+            for curve, ratio, to_first in zip(curves, own, [None, *relative], strict=True):
+                fewest = [min(trials) for size, trials in steps[curve] if size in ends]
+                row = {"compared": kind} | curve.words
+                row["steps"] = " to ".join(interval_text(n, math.nan, math.nan) for n in fewest)
+                row["speed-up"] = interval_text(*ratio, ".2f")
+                row["relative to the first"] = interval_text(*to_first, ".2f") if to_first else ""
+                row["result"] = measures.ratio_word(to_first) if to_first else ""
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def check_table(
@@ -168,149 +135,110 @@ def check_table(
         batch_sizes, num_trials: as given to `noisy_quadratic_check`.
         arrays: what it gave.
     """
+    exact = np.append(arrays["exact_steps"], arrays["exact_critical"][:, None], axis=-1)
+    searched = np.append(arrays["steps"], arrays["critical"][..., None], axis=-1)
+    ratios = np.moveaxis(searched / exact[:, None, None], 2, -1)  # (2, K, B + 1, R)
     rows = []
     for kind, name in enumerate(("sgd", "momentum")):
-        exact, steps = arrays["exact_steps"][kind], arrays["steps"][kind]
-        for i, size in enumerate(batch_sizes):
-            row = {"optimiser": OPTIMIZERS[name], "B": str(size), "exact": f"{exact[i]:.0f} steps"}
-            for number, found in zip(num_trials, steps[:, :, i] / exact[i], strict=True):
-                row[f"found / exact, {number} trials a round"] = _spread(found)
+        for i, size in enumerate([*map(str, batch_sizes), "critical"]):
+            unit = "B = {:.0f}" if size == "critical" else "{:.0f} steps"
+            row = {"optimiser": OPTIMIZERS[name], "B": size, "exact": unit.format(exact[kind, i])}
+            for number, found in zip(num_trials, ratios[kind, :, i], strict=True):
+                cell = interval_text(*measures.spread(found), ".2f", unknown="∞")
+                row[f"found / exact, {number} trials a round"] = cell
             rows.append(row)
-        critical = arrays["exact_critical"][kind]
-        row = {"optimiser": OPTIMIZERS[name], "B": "critical", "exact": f"B = {critical:.0f}"}
-        for number, found in zip(num_trials, arrays["critical"][kind] / critical, strict=True):
-            row[f"found / exact, {number} trials a round"] = _spread(found)
-        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def claims_table(
-    curves: Sequence[Curve],
     regimes: Mapping[str, np.ndarray],
     comparisons: pd.DataFrame,
-    slopes: Mapping[tuple[Curve, str], Slope],
-    budgets: pd.DataFrame,
+    slopes: Sequence[Estimate],
+    within: Sequence[pd.DataFrame],
     *,
-    comparable: bool,
-    reason: str,
+    reason: str = "",
 ) -> pd.DataFrame:
     """What the review says that the paper found, what was seen here, and a verdict: "same
     direction" where at least half of the curves show it; of a comparison, where more are as
     claimed than the other way round.
 
     Args:
-        curves: in the order of ``regimes``.
         regimes: from `regime_arrays`.
-        comparisons: from `comparison_table`, of `comparison_groups`.
-        slopes: from `rules_table`, with the column "effective_lr".
-        budgets: from `budget_frame`.
-        comparable, reason: whether data and protocol are the paper's, and if not, why not.
+        comparisons: from `comparison_table`.
+        slopes: of each curve's best effective learning rate, from `best_rates`.
+        within: `best_at_budgets` of each curve.
+        reason: why ours is not comparable with the paper's; empty if it is.
     """
-    num = len(curves)
-    value = dict(zip(QUANTITIES, regimes["value"].T, strict=True))
-    perfect, flat = (int(np.isfinite(value[k]).sum()) for k in ("perfect_until", "flat_from"))
-    rows = [
-        (
-            "steps fall in proportion, then less, then no more",
+    num = len(slopes)
+    seen = dict(zip(QUANTITIES, np.isfinite(regimes["value"]).sum(axis=0), strict=True))
+    perfect, flat = seen["perfect_until"], seen["flat_from"]
+    rules = [measures.rules_within(slope) for slope in slopes]
+    linear, root = (sum(name in text for text in rules) for name in ("linear", "square root"))
+    better = [measures.size_effect(frame, "step") for frame in within].count("better")
+    worse = [measures.size_effect(frame, "epoch") for frame in within].count("worse")
+    claims = {
+        "steps fall in proportion, then less, then no more": (
             f"end of perfect scaling seen in {perfect}, flat part in {flat} of {num} curves",
-            _direction(2 * min(perfect, flat) >= num),
-        )
-    ]
-    for kind, claim in (
-        ("optimisers", "with momentum, larger batches pay than with plain SGD"),
-        ("networks", "some networks can use larger batches than others"),
-        ("data", "the same of data sets"),
-    ):
-        found = comparisons[comparisons["comparison"].str.startswith(kind)]["result"]
-        counts = found[found != ""].value_counts()
-        more, less = (int(counts.get(word, 0)) for word in ("larger", "smaller"))
-        text = ", ".join(f"{word}: {count}" for word, count in sorted(counts.items()))
-        if kind == "optimisers" and less > more:
-            word = "opposite"
-        elif kind == "optimisers":
-            word = _direction(more > less)
-        else:
-            word = _direction(more + less > 0)
-        rows.append((claim, f"speed-up by larger batches, {text}" if text else "not run", word))
-    found = [slopes[curve, "effective_lr"] for curve in curves]
-    fits = {name: sum(slope.has(power) for slope in found)
-            for name, power in (("linear", 1.0), ("square root", 0.5))}  # fmt: skip
-    text = ", ".join(f"{name} in {count}" for name, count in fits.items())
-    rows.append(
-        (
-            "best metaparameters follow no simple rule of the batch size",
-            f"rules within the interval of lr / (1 − momentum): {text} of {num} curves",
-            "same direction" if max(fits.values()) < num else "not reproduced",
-        )
-    )
-    ends = {kind: [direction(budgets, c, kind) for c in curves] for kind in ("step", "epoch")}
-    better, worse = ends["step"].count("better"), ends["epoch"].count("worse")
-    text = f"better at equal steps in {better}, worse at equal epochs in {worse} of {num} curves"
-    rows.append(
-        (
-            "what a larger batch does to the error depends on the budget",
-            f"largest against smallest: {text}",
-            _direction(2 * min(better, worse) >= num),
-        )
-    )
+            _seen(2 * min(perfect, flat) >= num),
+        ),
+        "with momentum, larger batches pay than with plain SGD": _speed_up(
+            comparisons, "optimiser"
+        ),
+        "some networks can use larger batches than others": _speed_up(comparisons, "network"),
+        "the same of data sets": _speed_up(comparisons, "data"),
+        "best metaparameters follow no simple rule of the batch size": (
+            f"rules within the interval of lr / (1 − momentum): linear in {linear}, "
+            f"square root in {root} of {num} curves",
+            "same direction" if max(linear, root) < num else "not reproduced",
+        ),
+        "what a larger batch does to the error depends on the budget": (
+            f"largest against smallest: better at equal steps in {better}, "
+            f"worse at equal epochs in {worse} of {num} curves",
+            _seen(2 * min(better, worse) >= num),
+        ),
+    }
+    rows = [(claim, *outcome) for claim, outcome in claims.items()]
     table = pd.DataFrame(rows, columns=["claim", "here", "verdict"])
-    if not comparable:
+    if reason:
         table["verdict"], table["why"] = "not comparable", reason
     return table
 
 
-def scale_table(results: pd.DataFrame, history: pd.DataFrame, num_curves: int) -> pd.DataFrame:
-    """The size of the original, as its abstract states it, beside ours."""
-    theirs = {"models": 168_160, "workloads": 35, "loss measurements": 71_638_836}
-    ours = (results["key"].nunique(), num_curves, len(history))
-    rows = [(name, f"{number:,}", f"{mine:,}") for (name, number), mine in
-            zip(theirs.items(), ours, strict=True)]  # fmt: skip
-    return pd.DataFrame(rows, columns=["number of", "paper", "here"])
+def _speed_up(comparisons: pd.DataFrame, kind: str) -> tuple[str, str]:
+    """How the comparisons of one kind ended, and the verdict."""
+    rows = comparisons.to_dict("records")
+    words = [row["result"] for row in rows if row["compared"] == kind and row["result"]]
+    text = ", ".join(f"{word}: {words.count(word)}" for word in sorted(set(words)))
+    more, less = words.count("larger"), words.count("smaller")
+    verdict = _seen(more > less if kind == "optimiser" else more + less > 0)
+    if kind == "optimiser" and less > more:
+        verdict = "opposite"
+    return f"speed-up by larger batches, {text}" if text else "not run", verdict
 
 
-def interval_text(value: float, low: float, high: float, how: str = "") -> str:
-    """``value [low, high]``; without bounds the value alone, of nan nothing.
+def _seen(as_claimed: bool) -> str:
+    return "same direction" if as_claimed else "no difference seen"
+
+
+def interval_text(
+    value: float, low: float, high: float, digits: str = "", *, unknown: str = measures.NOT_REACHED
+) -> str:
+    """``value [low, high]``; without bounds the value alone; for inf and nan ``unknown``, with
+    bounds where they say more.
 
     Example:
         >>> interval_text(24.3, 11.0, math.inf), interval_text(2.0, 1.5, 3.25, ".1f")
         ('24 [11, ∞]', '2.0 [1.5, 3.2]')
+        >>> interval_text(math.inf, 90.0, math.inf, unknown="not seen")
+        'not seen [90, ∞]'
     """
-    if math.isnan(value):
-        return ""
-    if math.isnan(low) or math.isnan(high):
-        return _number(value, how)
-    return f"{_number(value, how)} [{_number(low, how)}, {_number(high, how)}]"
+    text = _number(value, digits) if math.isfinite(value) else unknown
+    if math.isnan(low) or math.isnan(high) or value == low == math.inf:
+        return text
+    return f"{text} [{_number(low, digits)}, {_number(high, digits)}]"
 
 
-def boundary_text(value: float, low: float, high: float) -> str:
-    """A boundary with its interval; inf is one that was not seen, nan one without a fit.
-
-    Example:
-        >>> boundary_text(math.inf, 90.0, math.inf), boundary_text(math.nan, math.nan, math.nan)
-        ('not seen [90, ∞]', 'too few points')
-    """
-    if math.isnan(value):
-        return "too few points"
-    if math.isinf(value):
-        return f"not seen [{_number(low)}, ∞]" if math.isfinite(low) else "not seen"
-    return interval_text(value, low, high)
-
-
-def _or_not_reached(value: float, low: float, high: float, how: str = "") -> str:
-    return interval_text(value, low, high, how) if math.isfinite(value) else NOT_REACHED
-
-
-def _number(value: float, how: str = "") -> str:
+def _number(value: float, digits: str) -> str:
     if math.isinf(value):
         return "∞"
-    return format(value, how) if how else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _spread(values: np.ndarray) -> str:
-    """Median [lowest, highest]; no mean of two, of which one may be inf."""
-    values = np.sort(np.nan_to_num(values, nan=math.inf, posinf=math.inf))
-    return interval_text(values[(len(values) - 1) // 2], values[0], values[-1], ".2f")
-
-
-def _direction(seen: bool) -> str:
-    return "same direction" if seen else "no difference seen"
+    return format(value, digits or (".0f" if value >= 10 else ".2g"))

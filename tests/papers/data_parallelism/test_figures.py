@@ -1,0 +1,165 @@
+"""What is drawn, also where a goal was not reached."""
+
+import math
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from hardtrain.papers.data_parallelism.figures import (
+    draw_check,
+    draw_groups,
+    draw_points,
+    draw_regimes,
+    draw_rules,
+    draw_trials,
+    panels,
+    shared_legend,
+    size_axis,
+)
+from hardtrain.papers.data_parallelism.measures import comparison_groups
+from hardtrain.papers.data_parallelism.regimes import Regimes, fit_regimes
+from hardtrain.papers.data_parallelism.tuning import Curve
+
+SGD = Curve("digits", "mlp", "sgd")
+HEAVY = Curve("digits", "mlp", "momentum")
+NOISY = HEAVY._replace(label_noise=0.2)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def points(sizes, values, low, high):
+    return pd.DataFrame({"batch_size": sizes, "value": values, "low": low, "high": high})
+
+
+def test_points_that_were_not_reached_are_crosses_at_the_edge():
+    ax = plt.figure().subplots()
+    nan, inf = math.nan, math.inf
+    frame = points([4, 8, 16, 32], [80, inf, 40, 20], [70, nan, 40, nan], [90, nan, inf, nan])
+    draw_points(ax, frame, color="black", label="x")
+    assert ax.lines[0].get_xdata().tolist() == [4, 16, 32]
+    cross = [line for line in ax.lines if line.get_marker() == "x"]
+    assert [line.get_xdata().tolist() for line in cross] == [[8]]
+    (bars,) = ax.containers  # of 4 and 16; 32 has no interval
+    segments = [segment[:, 1].tolist() for part in bars.lines[2] for segment in part.get_segments()]
+    assert segments == [[70, 90], [40, 1.35 * 40]]
+    arrows = [line for line in ax.lines if line.get_marker() == matplotlib.markers.CARETUPBASE]
+    assert [arrow.get_xdata().tolist() for arrow in arrows] == [[16]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "8", "16", "32"]
+
+
+@pytest.mark.parametrize("steps", [[math.inf] * 3, [80.0, math.inf, 20.0]])
+def test_figures_with_lost_points_can_be_laid_out(steps):
+    fig = plt.figure(layout="constrained")
+    frame = points([4, 8, 16], steps, steps, steps)
+    ax = fig.subplots()
+    draw_points(ax, frame, label="x")
+    draw_rules(ax, frame)
+    draw_regimes(ax, [4, 8, 16], fit_regimes([4, 8, 16], steps))
+    fig.draw_without_rendering()
+    assert ax.get_position().width > 0.5  # the layout did not collapse
+
+
+def test_regimes_are_drawn_where_they_were_seen():
+    fit = Regimes(10.0, 100.0, 1.0, 3.0, math.inf, 0.0, 5)
+    ax = plt.figure().subplots()
+    draw_regimes(ax, [1, 2, 4, 8], fit)
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["fit", "perfect scaling", "perfect scaling ends", "flat from here"]
+    curve, perfect = ax.lines[:2]
+    assert curve.get_ydata()[[0, -1]].tolist() == pytest.approx([110, 22.5])
+    assert perfect.get_ydata()[[0, -1]].tolist() == pytest.approx([110, 110 / 8])
+    vertical = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
+    assert vertical == [3.0]
+
+
+def test_rules_start_at_the_first_known_value():
+    ax = plt.figure().subplots()
+    draw_rules(ax, points([4, 8, 32], [math.nan, 0.1, 0.3], math.nan, math.nan))
+    linear, root = (line.get_ydata().tolist() for line in ax.lines)
+    assert linear == pytest.approx([0.05, 0.1, 0.4])
+    assert root == pytest.approx([0.1 / math.sqrt(2), 0.1, 0.2])
+
+
+def test_trials_are_told_apart_and_the_first_named():
+    trials = pd.DataFrame(
+        {"lr": [0.1, 0.2, 0.3, 0.4, 0.5, 9.0], "one_minus_momentum": [0.1] * 6,
+         "steps": [50.0, 40.0, 60.0, 70.0, math.inf, math.inf],
+         "outcome": ["reached"] * 4 + ["not reached", "diverged"]}
+    )  # fmt: skip
+    ax = plt.figure().subplots()
+    draw_trials(ax, trials, column="one_minus_momentum")
+    assert [len(points.get_offsets()) for points in ax.collections] == [4, 1, 1]
+    assert [text.get_text() for text in ax.texts] == ["40", "50", "60"]
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_panels_are_as_many_as_asked_for():
+    fig, axes = panels(4)
+    assert len(fig.axes) == len(axes) == 4
+    assert [ax.get_ylabel() for ax in axes] == ["steps to the goal", "", "", "steps to the goal"]
+    assert len(panels(1)[1]) == 1
+
+
+def test_groups_are_panels():
+    frame = points([4, 8], [80.0, 40.0], [80.0, 40.0], [90.0, math.inf])
+    frames = dict.fromkeys([SGD, HEAVY, NOISY], frame)
+    groups = comparison_groups(list(frames))
+    fig = draw_groups(groups["optimiser"], "optimiser", frames)
+    assert [ax.get_title() for ax in fig.axes] == ["digits, mlp"]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["SGD", "heavy ball"]
+    fig = draw_groups(groups["data"], "data", frames)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == [
+        "digits", "digits, 20 % wrong labels",
+    ]  # fmt: skip
+    # a third task in one of two panels: the same label looks the same in both
+    other, cnn = Curve("mnist", "mlp", "momentum"), Curve("mnist", "cnn_small", "momentum")
+    curves = [HEAVY, NOISY, other, HEAVY._replace(network="cnn_small"), cnn]
+    fig = draw_groups(comparison_groups(curves)["data"], "data", dict.fromkeys(curves, frame))
+    looks = [{line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker())
+              for line in ax.lines if not line.get_label().startswith("_")}
+             for ax in fig.axes]  # fmt: skip
+    assert len(set(looks[0].values())) == len(looks[0]) == 3
+    assert looks[1].items() <= looks[0].items()
+    assert len(fig.legends[0].get_texts()) == 3
+    fig = draw_groups({}, "network", {SGD: frame})
+    assert [ax.get_title() for ax in fig.axes] == ["only one network"]
+
+
+def test_more_groups_than_styles_can_be_drawn():
+    frame = points([4, 8], [80.0, 40.0], math.nan, math.nan)
+    curves = [Curve("digits", f"network{i}", "sgd") for i in range(9)]
+    groups = comparison_groups(curves)["network"]
+    fig = draw_groups(groups, "network", dict.fromkeys(curves, frame))
+    assert len(fig.legends[0].get_texts()) == 9
+
+
+def test_check_is_drawn_with_failed_searches():
+    arrays = {name: np.full((2, 2), 9.0) for name in ("exact_steps", "exact_effective_lr")}
+    arrays |= {name: np.full((2, 2, 3, 2), 12.0) for name in ("steps", "effective_lr")}
+    arrays["steps"][:, 1] = 99.0  # of the searches with more trials
+    arrays["steps"][0, 0, 0, 1], arrays["effective_lr"][0, 0, 0, 1] = math.inf, math.nan
+    fig, axes = plt.subplots(1, 2, layout="constrained")
+    draw_check(axes, [4, 8], [5, 50], arrays)
+    shared_legend(fig)
+    fig.draw_without_rendering()
+    assert len(fig.legends[0].get_texts()) == 4
+    middle = [line for line in axes[0].lines if line.get_label() == "SGD, found"]
+    assert middle[0].get_ydata().tolist() == [12.0, 12.0]
+    # batch size 8 of plain SGD has no highest value: an arrow
+    arrows = [line for line in axes[0].lines if line.get_marker() == matplotlib.markers.CARETUPBASE]
+    assert [arrow.get_xdata().tolist() for arrow in arrows] == [[0.94 * 8]]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["4", "8"]
+
+
+def test_sizes_are_named_as_far_as_there_is_room():
+    ax = plt.figure().subplots()
+    size_axis(ax, [2**power for power in range(3, 14)])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["8", "32", "128", "512",
+                                                                    "2048", "8192"]  # fmt: skip

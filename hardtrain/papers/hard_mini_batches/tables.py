@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from hardtrain.goals import convergence_epoch
 from hardtrain.papers import load_table, network_name
 from hardtrain.papers.hard_mini_batches.audits import TABLE_OF, copied_networks, table6_audit
 from hardtrain.report import tables
 from hardtrain.report.tables import MISSING, Arms, Metric, Protocol, metric_by_seed
 from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import Interval, convergence_epoch, mean_interval
+from hardtrain.statistics import Interval, mean_interval
 
 _SIDES = {"train": "train_set", "test": "test"}  # in a heading -> in the name of a column
 _COPIED = "the printed row is a copy of another table's (errata 001-3)"

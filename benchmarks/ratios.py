@@ -14,7 +14,7 @@ from hardtrain.data.samplers import UniformBatchSampler
 from hardtrain.papers.hard_mini_batches.timing import hard_batch_step_times
 from hardtrain.papers.mini_batch_trimming.timing import trimming_step_times
 from hardtrain.report.timing import interleaved, median_ratio, small_cnn
-from hardtrain.training import loop, methods
+from hardtrain.training import loop, methods, pieces
 
 
 def rows() -> list[dict]:

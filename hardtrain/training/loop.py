@@ -128,7 +128,7 @@ def fit(
                 trace.add(losses.detach(), loss.detach())
                 if (step + 1) % evaluate_steps == 0 or step + 1 == num_steps:
                     row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
-                    row["lr"] = learning_rate(run, step, steps_per_epoch)
+                    row["lr"] = optimizer.param_groups[0]["lr"]
                     row |= trace.read(step)
                     scores = dict(evaluate(model))
                     trace.require_finite(sum(scores.values()), step)

@@ -131,7 +131,7 @@ def test_the_log_does_not_change_the_training(hard_run):
 
 def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store):
     # 8 updates an epoch, rounds of 6: epochs end 0, 2, 4, 0 batches into a round
-    run = hard_run(0.8, epochs=4, keep=("batch_log", "final_weights"))
+    run = hard_run(0.8, epochs=4, augment="crop+flip", keep=("batch_log", "final_weights"))
     run_missing([run], store)
     whole = {name: load_artefact(run, name, store) for name in run.keep}
     history = load_history(run_missing([run], store), store)

@@ -209,6 +209,22 @@ def test_each_task_has_its_own_goal(tiny_set, store):
     assert tuned.searches[curves[1], 32].steps == math.inf
 
 
+def test_a_run_of_two_curves_counts_once(tiny_set, store, protocol):
+    # heavy ball without momentum is plain SGD
+    curves = [Curve(tiny_set, "mlp", name) for name in ("sgd", "momentum")]
+    tuned = tune(
+        [(curve, 32) for curve in curves], {curves[0].task: 0.3}, protocol,
+        {name: {"lr": (0.01, 0.1)} for name in ("sgd", "momentum")},
+        lambda runs: run_missing(runs, store, use_committed=False), store,
+        num_trials=2, max_rounds=1,
+    )  # fmt: skip
+    assert tuned.runs[curves[0], 32] == tuned.runs[curves[1], 32]
+    assert len(tuned.results) == 2
+    assert not tuned.history.duplicated().any()
+    measured = measurements(tuned)
+    pd.testing.assert_frame_equal(measured[curves[0]], measured[curves[1]])
+
+
 def test_trials_that_diverge_are_told_apart(tiny_set, store, protocol):
     curve = Curve(tiny_set, "cnn_small", "sgd")
     tuned = tune(

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -24,14 +25,14 @@ def integer(name: str, value: object, low: int, high: int = MAX_SEED) -> int:
         raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not int")
     if value < low:
         raise ParameterError(f"{name} = {value} is less than {low}")
-    if value > high:
+    if int(value) > high:
         raise ParameterError(f"{name} = {value} is more than {high}")
     return int(value)
 
 
 def number(
     name: str,
-    value: object,
+    value: Any,
     low: float = -math.inf,
     *,
     above: bool = False,
@@ -72,7 +73,7 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def choice(name: str, value: object, known: Iterable[str]) -> str:
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """``value`` if it is one of ``known``; the error names the nearest."""
     if text(name, value) not in (known := tuple(known)):
         raise unknown_name(name, value, known)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -197,10 +198,10 @@ def _from_timm(
         with torch.device("cpu"):  # torchvision's registrations fail on the device "meta"
             import timm  # takes seconds, and cnn_small does without
 
-    options = {"num_classes": num_classes, "in_chans": in_channels}
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     if stem == "cifar" and entry.cifar_activation:
         options["act_layer"] = entry.cifar_activation
-    body = timm.create_model(entry.timm, **options)
+    body: Any = timm.create_model(entry.timm, **options)
     classifier = body.get_classifier()
     body.reset_classifier(0)  # from here on body(inputs) ends where the classifier began
     if stem == "cifar":
@@ -234,7 +235,7 @@ def _cnn5(in_channels: int, image_size: object) -> Body:
 
 
 def _cnn_small(in_channels: int, image_size: object, *, batch_norm: bool = False) -> Body:
-    body = []
+    body: list[nn.Module] = []
     for channels, width, stride in ((in_channels, 32, 2), (32, 64, 1)):
         body += [nn.Conv2d(channels, width, 3, stride=stride, padding=1)]
         body += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
@@ -246,7 +247,7 @@ def _mlp(in_channels: int, image_size: int | tuple[int, int] | None) -> Body:
         raise ParameterError("image_size = None: mlp takes images of one size and must know it")
     height, width = _sides(image_size)
     num_values = in_channels * height * width
-    body = [_FlattenTo(num_values)]
+    body: list[nn.Module] = [_FlattenTo(num_values)]
     for size in (num_values, 128, 128):
         body += [nn.Linear(size, 128), nn.ReLU()]
     return nn.Sequential(*body), 128

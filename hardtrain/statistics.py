@@ -298,7 +298,7 @@ def verdict_single(
     return Verdict("not reproduced", f"{text} {gap:.2g} {side}")
 
 
-def finite_values(values, name: str) -> np.ndarray:
+def finite_values(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or values.size == 0:
         raise ParameterError(f"{name} must have shape (n,), n >= 1; got {values.shape}")
@@ -322,7 +322,7 @@ def _t_quantile(confidence: float, n: int) -> float:
     return float(stdtrit(n - 1, (1 + confidence) / 2)) if n > 1 else math.nan
 
 
-def _by_seed(values, name: str) -> Mapping:
+def _by_seed(values: Mapping | pd.Series, name: str) -> Mapping:
     if isinstance(values, pd.Series):
         twice = values.index[values.index.duplicated()]
         if len(twice):

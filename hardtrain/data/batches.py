@@ -15,9 +15,9 @@ so that CPU and GPU see the same augmentation, and no batch waits for the device
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -189,7 +189,7 @@ class Batches:
         self,
         dataset: ImageDataset,
         transform: Transform,
-        batch_sampler: Iterable[Sequence[int] | Tensor],
+        batch_sampler: Any,
         *,
         generator: Generator | None = None,
         channels_last: bool = False,

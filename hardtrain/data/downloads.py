@@ -56,7 +56,7 @@ def _by_split_name(source: type, folder: Path, split: str) -> Arrays:
 def _by_folders(source: type, folder: Path, split: str) -> Arrays:
     # torchvision leaves the background folder out; the papers count it as a class
     top = Path(source(folder, download=True).root) / "101_ObjectCategories"
-    classes = sorted(path.name for path in top.iterdir() if path.is_dir())
+    classes = tuple(sorted(path.name for path in top.iterdir() if path.is_dir()))
     files = [
         (k, path) for k, name in enumerate(classes) for path in sorted((top / name).glob("*.jpg"))
     ]

@@ -94,8 +94,8 @@ class ImageDataset:
         pixels = torch.tensor(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
         pixels = pixels.contiguous()
         digest = hashlib.sha256(json.dumps([pixels.shape, names]).encode())
-        digest.update(pixels.numpy())
-        digest.update(labels.astype("<i8"))
+        digest.update(pixels.numpy().data)
+        digest.update(labels.astype("<i8").data)
         dataset = cls(name, split, pixels, torch.from_numpy(labels), names, digest.hexdigest())
         return dataset.to(device)
 

@@ -8,7 +8,7 @@ and ``test``.
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -151,14 +151,15 @@ def write_npz(
     path: Path, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> None:
     """Write one split so that ``path`` is, at every moment, absent, the old file or the new one."""
-    arrays = {"images": images, "labels": labels, "class_names": np.array(class_names, str)}
+    arrays: dict[str, Any] = {"images": images, "labels": labels}
+    arrays["class_names"] = np.array(class_names, str)
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def _read(
     path: Path, *, with_images: bool = True
-) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...] | None]:
-    """``(images, labels, class_names)`` of one file, checked; None for what is not there."""
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None]:
+    """``(images, labels, class_names)`` of one file, checked; no names: None, no images: empty."""
     wanted = {"images", "labels", "class_names"} if with_images else {"labels", "class_names"}
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -187,8 +188,8 @@ def _read(
         class_names = tuple(
             name.decode() if isinstance(name, bytes) else name for name in class_names.tolist()
         )
-    num_classes = class_names and len(class_names)
+    num_classes = len(class_names) if class_names else None
     if not with_images:
-        return None, check_labels(path, arrays["labels"], num_classes), class_names
+        return np.empty(0), check_labels(path, arrays["labels"], num_classes), class_names
     labels = check_pair(path, arrays["images"], arrays["labels"], num_classes)
     return arrays["images"], labels, class_names

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -100,7 +101,7 @@ class BiasedBatchSampler:
         ([[2, 2], [2, 0]], 2)
     """
 
-    def __init__(self, plain: Iterable, other: Iterable):
+    def __init__(self, plain: Any, other: Iterable):
         self.plain, self.other, self.biased = plain, other, False
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ replaced and, at the end, emptied, so that saved notebooks stay small."""
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ class Progress:
         if self._display is not None:
             self._display.write("")
 
-    def __call__(self, run, epochs: int) -> None:
+    def __call__(self, run: Any, epochs: int) -> None:
         self._bar.update(epochs - self._done[run.key])
         self._done[run.key] = epochs
 

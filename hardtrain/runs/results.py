@@ -111,7 +111,7 @@ def committed_folder() -> Path:
 def committed_results() -> dict[str, dict]:
     """Rows of every ``results.csv`` below `committed_folder` by key, each with its folder as
     ``source``."""
-    rows = {}
+    rows: dict[str, dict] = {}
     for path in sorted(committed_folder().glob("*/*/results.csv")):
         for row in read_csv(path).to_dict("records"):
             rows.setdefault(row["key"], row | {"source": str(path.parent)})

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
@@ -171,7 +172,7 @@ class RunStore:
             with store_errors(f"remove {path}"):
                 path.unlink(missing_ok=True)
 
-    def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, Path]:
+    def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, ...]:
         return tuple(
             self._file("checkpoints", key, fingerprint, f"{generation}.pt")
             for generation in ("newest", "previous")
@@ -179,10 +180,10 @@ class RunStore:
 
     # --- artefacts -----------------------------------------------------------------------------
 
-    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: dict) -> dict:
+    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
         """Write arrays as ``.npz``; the entry (file, sha256) that belongs into the record."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
+        np.savez_compressed(buffer, **arrays)
         # no colon in a file's name: Windows takes none
         path = self._file("artefacts", key, fingerprint, f"{name.replace(':', '-')}.npz")
         write_atomically(path, buffer.getvalue())
@@ -190,10 +191,10 @@ class RunStore:
 
     def load_artefact(self, record: dict, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a run's artefact; ``None`` if absent or damaged."""
-        entry = record.get("artefacts", {}).get(name)
-        path = self.path / "artefacts" / entry["file"] if entry else None
-        content = _content(path) if path else None
-        if content is None:
+        if not (entry := record.get("artefacts", {}).get(name)):
+            return None
+        path = self.path / "artefacts" / entry["file"]
+        if (content := _content(path)) is None:
             return None
         if sha256(content) != entry["sha256"]:
             self._set_aside(path, content, "is torn or was edited")

@@ -2,15 +2,17 @@
 
 import base64
 import binascii
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError
 from hardtrain.files import sha256
 
 
-def pack(indices, num_samples: int) -> str:
+def pack(indices: ArrayLike, num_samples: int) -> str:
     """Indices ``(n,)`` of ``num_samples`` samples as text: a bit a sample, in base 64. Their order
     is not kept.
 
@@ -61,7 +63,7 @@ def name(subset: str) -> str:
     return f"s{sha256(subset.encode())[:11]}" if subset else ""
 
 
-def check(name: str, value: object) -> str:
+def check(name: str, value: Any) -> str:
     """A text of `pack`, or the empty one."""
     if checks.text(name, value) and not any(_bytes(value)):
         raise ParameterError(f"{name} = {value[:20]!r} has no sample")

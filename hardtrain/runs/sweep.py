@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def run_missing(
     forget_data()
     store = RunStore() if store is None else store
     committed = committed_results() if use_committed else {}
-    rows: dict[str, dict] = {}
+    rows: dict[str, Any] = {}
     missing: list[Run] = []
     for run in _distinct(runs):
         row = _committed_row(run, committed) or stored_row(run, store)
@@ -102,7 +103,7 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
     store = RunStore() if store is None else store
     (arrays,) = load_artefacts([run], name, store)
     if arrays is None:
-        found = store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))["metrics"]
+        found = _record(run, store)["metrics"]
         epoch, step = found["diverged_epoch"], found["diverged_step"]
         raise DivergedError(f"{run} diverged, so it has no {name!r}", epoch=epoch, step=step)
     return arrays
@@ -117,11 +118,12 @@ def load_artefacts(
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = RunStore() if store is None else store
     run_missing(runs, store, use_committed=False)
-    fingerprints = [fingerprint_at_hand(run.dataset, run.data_root) for run in runs]
-    return [
-        store.load_artefact(store.load(run.key, fingerprint), name)
-        for run, fingerprint in zip(runs, fingerprints, strict=True)
-    ]
+    return [store.load_artefact(_record(run, store), name) for run in runs]
+
+
+def _record(run: Run, store: RunStore) -> Any:
+    """Of a run that the store holds."""
+    return store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))
 
 
 def _committed_row(run: Run, committed: Mapping[str, dict]) -> dict | None:

@@ -94,11 +94,10 @@ class _Training:
         """The network and the method, whose looks between epochs are timed."""
         self.model, self.method = build(self.run, self.train, self.test)
         self.transform = pieces.train_transform(self.run, self.train).without_augmentation()
-        self.settings = {"precision": self.run.precision}
+        self.settings: dict[str, Any] = {"precision": self.run.precision}
         if self.run.batch_norm == "batch":
             self.settings |= {"batch_statistics": True, "batch_size": self.run.batch_size}
-        if self.method.start_epoch is not None:
-            self.method.start_epoch = partial(self._timed, self.method.start_epoch)
+        self.method.start_epoch = partial(self._timed, self.method.start_epoch)
         return self.model, self.method
 
     def seconds(self) -> float:
@@ -290,9 +289,8 @@ def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) 
     snapshots = Snapshots.of_last_half(model, num_steps, int(name.partition(":")[2]))
     remember = method.observe
 
-    def observe(indices, losses):
-        if remember is not None:
-            remember(indices, losses)
+    def observe(indices: torch.Tensor, losses: torch.Tensor) -> None:
+        remember(indices, losses)
         snapshots.note()
 
     method.observe = observe

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +55,9 @@ def evaluate(
 
 
 def extract_features(
-    model: nn.Module, dataset: ImageDataset, transform: Transform, *, batch_size: int = 1000
+    model: Any, dataset: ImageDataset, transform: Transform, *, batch_size: int = 1000
 ) -> Tensor:
-    """The last hidden layer's features ``(N, D)`` of a set, in evaluation mode, on the CPU."""
+    """Features ``(N, D)`` by ``model.features`` of a set, in evaluation mode, on the CPU."""
     return _outputs(model, model.features, dataset, transform, batch_size).cpu()
 
 

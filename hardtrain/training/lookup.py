@@ -23,7 +23,7 @@ from typing import Any
 from hardtrain import checks
 from hardtrain.errors import ParameterError, unknown_name
 
-_OPTION_CHECKS = {
+_OPTION_CHECKS: dict[str, Callable[..., Any]] = {
     "bool": checks.flag,
     "int": partial(checks.integer, low=-checks.MAX_SEED),
     "float": checks.number,
@@ -34,14 +34,14 @@ _OPTION_CHECKS = {
 def version(number: int) -> Callable[[Callable], Callable]:
     """Mark a function as a method, with the version of its numbers."""
 
-    def mark(function: Callable) -> Callable:
+    def mark(function: Any) -> Callable:
         function.VERSION = number
         return function
 
     return mark
 
 
-def find_method(name: str) -> Callable:
+def find_method(name: str) -> Any:
     """The method called ``name``, or ``"module:function"``.
 
     Raises:
@@ -55,7 +55,7 @@ def find_method(name: str) -> Callable:
         raise ParameterError(
             f"method = {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
         ) from error
-    function = getattr(module, function_name, None)
+    function: Any = getattr(module, function_name, None)
     if colon and callable(function) and not hasattr(function, "VERSION"):
         raise ParameterError(
             f"method = {name!r}: {function_name} has no VERSION; mark it with @version(1) of "

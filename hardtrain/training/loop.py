@@ -148,7 +148,7 @@ def fit(
     return history
 
 
-def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(run: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimiser: ``sgd`` (momentum, Nesterov), ``adam`` (weight decay as L2 in the
     gradient) or ``adamw`` (decoupled), over the parameters that want a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -160,7 +160,7 @@ def make_optimizer(run, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def learning_rate(run, step: int, steps_per_epoch: int) -> float:
+def learning_rate(run: Any, step: int, steps_per_epoch: int) -> float:
     r"""The learning rate of a step (from 0): a pure function, so there is no state to resume.
 
     With :math:`e` the epoch of the step (from 0), :math:`E` the number of epochs and

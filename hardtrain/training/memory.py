@@ -1,6 +1,6 @@
 """What trainings note down beside their history, for the artefacts that figures need."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -141,16 +141,15 @@ class BatchLog:
 
 class SmoothedScores:
     """A history of predictions, and the scores that follow from it, with the constant that is
-    added to them: a multiple of the mean score when it is first asked for."""
+    added to them: a multiple of the mean score when it is first asked for.
 
-    def __init__(
-        self,
-        data: ImageDataset,
-        score: Callable[[PredictionHistory], Tensor] | None,
-        smoothing: float,
-    ):
+    ``score``: a function of the history; ``None`` where `now` is never called.
+    """
+
+    def __init__(self, data: ImageDataset, score: Any, smoothing: float):
         self.history = PredictionHistory(len(data), device=data.labels.device)
-        self.score, self.smoothing, self.epsilon = score, smoothing, None
+        self.score, self.smoothing = score, smoothing
+        self.epsilon: Tensor | None = None
 
     def now(self) -> tuple[Tensor, Tensor]:
         """Scores ``(N,)``, of samples never seen the mean of the others, and the constant; if all
@@ -177,9 +176,9 @@ class SmoothedScores:
 
 
 class DistanceLog:
-    """MMD between the features of fixed pairs of mini-batches, in evaluation mode."""
+    """MMD between ``model.features`` of fixed pairs of mini-batches, in evaluation mode."""
 
-    def __init__(self, run: Any, data: ImageDataset, model: nn.Module):
+    def __init__(self, run: Any, data: ImageDataset, model: Any):
         self.data, self.model, self.precision = data, model, run.precision
         self.transform = train_transform(run, data).without_augmentation()
         size = min(run.batch_size, len(data) // 2)

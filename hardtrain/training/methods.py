@@ -127,7 +127,7 @@ def gradient_noise(
     ``alpha / (1 + t) ** gamma`` added to every gradient before step t."""
     batches, state = uniform_batches(run, data)
     draws = torch.Generator(data.images.device).manual_seed(derived_seed(run.seed, "noise"))
-    options = {"alpha": alpha, "gamma": gamma, "generator": draws}
+    options: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "generator": draws}
     noise = pieces.Attached(lambda optimizer: GradientNoise(optimizer, **options))
     return Method(batches, mean_objective, hooks=[noise.attach], state=state | {"noise": noise})
 
@@ -136,7 +136,7 @@ def gradient_noise(
 def distribution_matching(
     run: Any,
     data: ImageDataset,
-    model: nn.Module,
+    model: Any,  # with ``features`` and ``classifier``
     *,
     weight: float = 0.8,
     by_class: bool = True,
@@ -176,7 +176,7 @@ def distribution_matching(
         sides = (x, x_labels, y, y_labels)
         return class_conditional_mmd(*sides, data.num_classes, scales=scales, bandwidth=bandwidth)
 
-    def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def objective(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         if weight == 0:
             return mean_objective(model, batch)
         features = model.features(batch.inputs)

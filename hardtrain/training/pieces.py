@@ -49,7 +49,7 @@ def uniform_batches(
     augmentation = generator(run.seed, f"{prefix}augmentation")
     options = {"drop_last": run.drop_last, "generator": order}
     if run.balanced:
-        sampler = BalancedBatchSampler(data.labels, run.batch_size, **options)
+        sampler: UniformBatchSampler = BalancedBatchSampler(data.labels, run.batch_size, **options)
     else:
         sampler = UniformBatchSampler(len(data), run.batch_size, **options)
     state = {f"{prefix}order": order, f"{prefix}augmentation": augmentation}
@@ -85,7 +85,7 @@ class Attached:
     """A hook that exists only once the optimiser does, as a part of a method's state."""
 
     def __init__(self, make: Callable[[torch.optim.Optimizer], Any]):
-        self.make, self.hook = make, None
+        self.make = make
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Any:
         self.hook = self.make(optimizer)

@@ -25,7 +25,7 @@ ARTEFACTS = (
     "emphasis",
     "prediction_history",
 )
-_NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
+NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,10 @@ class Run:
         """20 hex digits of all that changes the numbers: the fields that are not at their
         default (so that a new field leaves old keys alone; a default never changes), and the
         versions of the method and of the training loop."""
-        described = {
-            name: value
-            for name, value in self.as_dict().items()
-            if name not in _NOT_IN_KEY and value != _DEFAULTS[name]
-        }
+        described = self.as_dict()
+        for item in dataclasses.fields(self):
+            if item.name in NOT_IN_KEY or getattr(self, item.name) == item.default:
+                del described[item.name]
         defaults = lookup.default_options(self.method)
         described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
         described["versions"] = [loop.VERSION, lookup.find_method(self.method).VERSION]
@@ -206,8 +205,4 @@ _CHECKS = {
     "keep": lambda name, value: tuple(_artefact(name, item) for item in checks.listed(name, value)),
     "device": checks.text,
     "data_root": lambda name, value: value if value is None else _folder(name, value),
-}
-_DEFAULTS = {
-    item.name: {} if item.name == "options" else [] if item.default == () else item.default
-    for item in dataclasses.fields(Run)
 }

@@ -244,7 +244,7 @@ def test_a_damaged_record_is_set_aside_and_its_run_made_again(store, tiny_run):
     path.write_bytes(path.read_bytes().replace(b'"test_error": 0.', b'"test_error": 1.'))
     damaged = path.read_bytes()
     with pytest.warns(
-        UserWarning, match=r"is torn, edited or of another run; set aside in"
+        UserWarning, match=r"is torn, edited or of another run or version; set aside in"
     ) as seen:
         again = run_missing([tiny_run()], store)
     assert len(seen) == 1
@@ -461,7 +461,7 @@ def test_an_artefact_is_checked_and_holds_no_objects(ready):
     content = path.read_bytes()
     for case in (content[:-1], content[:40] + b"?" + content[41:], b""):
         path.write_bytes(case)
-        with pytest.warns(UserWarning, match="is torn or was edited"):
+        with pytest.warns(UserWarning, match="is torn, edited or of another run"):
             assert ready.load_artefact(record, "x") is None
         assert not path.exists()
 

@@ -28,6 +28,7 @@ from hardtrain import (
     write_results,
 )
 from hardtrain.runs import train
+from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import read_csv
 from hardtrain.runs.train import load_data
 from hardtrain.training import evaluation, loop, methods, pieces
@@ -588,7 +589,7 @@ def test_artefacts_are_made_again_when_missing_or_damaged(store, tiny_run, train
     path.unlink()
     if damage != "missing":
         path.write_bytes(content if damage == "damaged" else b"")
-        with pytest.warns(UserWarning, match="features.npz is torn or was edited"):
+        with pytest.warns(UserWarning, match="features.npz is torn, edited or of another run"):
             after = load_artefact(run, "features", store)
     else:
         after = load_artefact(run, "features", store)
@@ -867,6 +868,37 @@ def test_a_damaged_checkpoint_costs_only_epochs(tmp_path, tiny_run, interrupt_at
     pd.testing.assert_frame_equal(load_history(frame, store), expected)
 
 
+@pytest.mark.parametrize("method", ["trimming", "hard_batches"])
+@pytest.mark.parametrize("part", ["method", "model", "trace", "rng", "epoch", "seconds"])
+def test_a_run_whose_checkpoint_cannot_be_used_here_starts_over(
+    tmp_path, tiny_run, interrupt_at, method, part
+):
+    run, other = (tiny_run(seed=seed, epochs=3, method=method) for seed in (0, 1))
+    undisturbed = RunStore(tmp_path / "undisturbed")
+    expected = load_history(run_missing([run, other], undisturbed), undisturbed)
+    store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
+    steps = interrupt_at(10)
+    with pytest.raises(KeyboardInterrupt):
+        run_missing([run], store)
+    fingerprint = load_data(run)[2]
+    state = store.load_checkpoint(run.key, fingerprint)
+    if isinstance(state[part], dict):
+        state[part] = {f"former {name}": value for name, value in state[part].items()}
+    else:
+        del state[part]
+    store.save_checkpoint(run.key, fingerprint, state)
+    steps.clear()
+    if part == "seconds":  # which changes no number
+        frame = run_missing([run, other], store)
+    else:
+        with pytest.warns(UserWarning, match="starts over: its checkpoint cannot be used") as seen:
+            frame = run_missing([run, other], store)
+        assert len(seen) == 1
+        assert len(steps) == 24  # 3 epochs of 4 steps, twice
+    pd.testing.assert_frame_equal(load_history(frame, store), expected)
+    assert list((store.path / "checkpoints").iterdir()) == []
+
+
 # --- two sweeps on one store ---------------------------------------------------------------------
 
 
@@ -945,5 +977,6 @@ def test_checkpoints_take_a_twentieth_of_the_time(
 
     monkeypatch.setattr(train, "time", clock)
     monkeypatch.setattr(evaluation, "evaluate", slowly)
-    train.train_run(tiny_run(epochs=9), Store(tmp_path, checkpoint_seconds=pause))
+    run = tiny_run(epochs=9)
+    train.train_run(run, Store(tmp_path, checkpoint_seconds=pause), Progress([run]))
     assert saved == epochs

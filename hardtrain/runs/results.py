@@ -3,7 +3,7 @@ folder, from which every figure can be drawn again."""
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,12 @@ def load_history(results: pd.DataFrame, store: RunStore | None = None) -> pd.Dat
     Columns: ``key``, ``epoch`` (finished ones), ``step``, ``lr``, ``train_loss``, ``objective``,
     ``test_loss``, ``test_error``, and what the method logs.
     """
-    return _per_run(results, store, "history.csv", lambda record: record["history"])
+    return _per_run(results, store, "history")
 
 
 def load_timings(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
     """Seconds, device and versions of every run in ``results``."""
-    return _per_run(results, store, "timings.csv", lambda record: [record["timings"]])
+    return _per_run(results, store, "timings")
 
 
 def write_results(
@@ -129,16 +129,12 @@ def committed_results() -> dict[str, dict]:
     return rows
 
 
-def _per_run(
-    results: pd.DataFrame,
-    store: RunStore | None,
-    file: str,
-    rows_of: Callable[[dict], list[dict]],
-) -> pd.DataFrame:
+def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.DataFrame:
+    """The runs' rows of one table, of their records or of the folders that they were found in."""
     store = store or RunStore()
     unique = results.drop_duplicates("key")
     committed = {
-        source: dict(list(read_csv(Path(source) / file).groupby("key", sort=False)))
+        source: dict(list(read_csv(Path(source) / f"{table}.csv").groupby("key", sort=False)))
         for source in set(unique["source"]) - {"store"}
     }
     parts = []
@@ -147,7 +143,8 @@ def _per_run(
             record = store.load(run.key, run.fingerprint)
             if record is None:
                 raise RecordError(f"{store} holds no record of run {run.key}")
-            part = pd.DataFrame([{"key": run.key} | row for row in rows_of(record)])
+            part = pd.json_normalize(record[table])  # a list of rows, or one row
+            part.insert(0, "key", run.key)
         else:
             part = committed[run.source].get(run.key, ())
         if len(part):

@@ -67,10 +67,10 @@ class _Training:
         train, self.test, self.fingerprint = load_data(run)
         self.train = training_set(run, train)
         self.device = self.train.images.device
-        self.began = self.last_saved = time.perf_counter()
         self.pause = store.checkpoint_seconds
+        self.last_saved = time.perf_counter()
         before = checkpoint or {}
-        self.seconds_before = before.get("seconds", 0.0)
+        self.began = self.last_saved - before.get("seconds", 0.0)
         self.seconds_evaluating = before.get("seconds_evaluating", 0.0)
         self.final: dict[str, evaluation.Evaluation] = {}
         self.transform = pieces.train_transform(run, self.train).without_augmentation()
@@ -106,15 +106,11 @@ class _Training:
                 record["metrics"] = self.metrics(history[-1])
                 record["artefacts"] = self.save_artefacts()
         record["timings"] = {
-            "seconds": round(self.seconds(), 3),
+            "seconds": round(time.perf_counter() - self.began, 3),
             "seconds_evaluating": round(self.seconds_evaluating, 3),
             **environment(self.device),
         }
         return record
-
-    def seconds(self) -> float:
-        """Of this run so far, those before an interruption included."""
-        return self.seconds_before + time.perf_counter() - self.began
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and error of the test set and, if the run wants it, of the training set."""
@@ -132,7 +128,7 @@ class _Training:
         now = time.perf_counter()
         if now - self.last_saved < self.pause:
             return
-        state |= {"seconds": self.seconds(), "seconds_evaluating": self.seconds_evaluating}
+        state |= {"seconds": now - self.began, "seconds_evaluating": self.seconds_evaluating}
         state["keep"] = list(self.run.keep)
         self.store.save_checkpoint(self.run.key, self.fingerprint, state)
         self.last_saved = time.perf_counter()
@@ -247,13 +243,11 @@ def training_set(run: Run, train: ImageDataset) -> ImageDataset:
 
 def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module, loop.Method]:
     """The run's network and method; refuses here what cannot be trained."""
-    if train.num_classes != test.num_classes:
-        raise DataError(
-            f"{run.dataset}: {train.num_classes} classes in train, {test.num_classes} in test"
-        )
-    shapes = [tuple(data.images.shape[1:]) for data in (train, test)]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"{run.dataset}: images are {shapes[0]} in train, {shapes[1]} in test")
+    splits = [
+        f"{d.num_classes} classes of images {tuple(d.images.shape[1:])}" for d in (train, test)
+    ]
+    if splits[0] != splits[1]:
+        raise DataError(f"{run.dataset}: {splits[0]} in train, {splits[1]} in test")
     size = run.image_size or train.image_size
     classes, channels = train.num_classes, train.in_channels
     model = build_network(run.network, classes, channels, stem=run.stem, image_size=size)

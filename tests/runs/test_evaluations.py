@@ -80,7 +80,7 @@ def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store,
 
 def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store):
     # 60 training images leave no batch of one, 17 test images do
-    run = tiny_run(network="resnet18", batch_norm="batch", test_size=17)
+    run = tiny_run(network="cnn_small_bn", batch_norm="batch", test_size=17)
     with pytest.raises(ValueError, match="gives a batch of one sample"):
         run_missing([run], store)
     assert not store.path.exists()

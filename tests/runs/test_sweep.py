@@ -480,8 +480,8 @@ def test_a_record_of_another_version_is_not_found(store, tiny_run, trained, monk
         ({"method": "trimming", "options": {"end": 1.5}}, ParameterError, "end"),
         ({"method": "trimming", "options": {"start": 0}}, ParameterError, "start"),
         ({"batch_size": 61, "drop_last": True}, ParameterError, "leaves 0 of 60 samples"),
-        ({"network": "resnet18", "batch_size": 1}, ParameterError, "batch of one sample"),
-        ({"network": "resnet18", "batch_size": 59}, ParameterError, "batch of one sample"),
+        ({"network": "cnn_small_bn", "batch_size": 1}, ParameterError, "batch of one sample"),
+        ({"network": "cnn_small_bn", "batch_size": 59}, ParameterError, "batch of one sample"),
         ({"keep": ["sample_counts"]}, ParameterError, "'plain' keeps no 'sample_counts'"),
     ],
 )
@@ -749,22 +749,22 @@ def interrupt_at(monkeypatch):
     return at
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_set, tmp_path_factory):
+    """Two runs, their store, and their tables from a sweep that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fields = {"network": "cnn_small", "epochs": 3, "batch_size": 16, "lr": 0.05, "device": "cpu"}
+    fields |= {"method": "trimming", "momentum": 0.9, "augment": "flip", "schedule": "cosine"}
+    keep = ["final_weights", "sample_counts"]
+    runs = [Run(dataset=tiny_set, **fields, seed=seed, keep=keep) for seed in (0, 1)]
+    store = RunStore(folder / "runs", checkpoint_seconds=0)
+    write_results(run_missing(runs, store, use_committed=False), store, folder)
+    return runs, store, folder
+
+
 @pytest.mark.parametrize("step", [1, 6, 9, 13, 14, 19])
-def test_an_interrupted_sweep_goes_on_with_the_same_bits(tmp_path, tiny_run, interrupt_at, step):
-    runs = [
-        tiny_run(
-            seed=seed,
-            method="trimming",
-            epochs=3,
-            momentum=0.9,
-            augment="flip",
-            schedule="cosine",
-            keep=["final_weights", "sample_counts"],
-        )
-        for seed in (0, 1)
-    ]
-    undisturbed = RunStore(tmp_path / "undisturbed", checkpoint_seconds=0)
-    write_results(run_missing(runs, undisturbed), undisturbed, tmp_path / "a")
+def test_an_interrupted_sweep_goes_on_with_the_same_bits(tmp_path, undisturbed, interrupt_at, step):
+    runs, other, folder = undisturbed
     store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
     steps = interrupt_at(step)
     with pytest.raises(KeyboardInterrupt):
@@ -776,10 +776,10 @@ def test_an_interrupted_sweep_goes_on_with_the_same_bits(tmp_path, tiny_run, int
     write_results(run_missing(runs, store), store, tmp_path / "b")
     assert len(steps) == 24 - 12 * finished - 4 * epochs  # only what was lost is done again
     for name in ("results.csv", "history.csv"):
-        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     for run in runs:
         for name in run.keep:
-            before, after = (load_artefact(run, name, s) for s in (undisturbed, store))
+            before, after = (load_artefact(run, name, s) for s in (other, store))
             assert all(np.array_equal(before[k], after[k]) for k in before)
     assert list((store.path / "checkpoints").iterdir()) == []
     assert not (store.path / "quarantine").exists()
@@ -868,18 +868,46 @@ def test_a_damaged_checkpoint_costs_only_epochs(tmp_path, tiny_run, interrupt_at
     pd.testing.assert_frame_equal(load_history(frame, store), expected)
 
 
-@pytest.mark.parametrize("method", ["trimming", "hard_batches"])
 @pytest.mark.parametrize("part", ["method", "model", "trace", "rng", "epoch", "seconds"])
 def test_a_run_whose_checkpoint_cannot_be_used_here_starts_over(
-    tmp_path, tiny_run, interrupt_at, method, part
+    tmp_path, undisturbed, interrupt_at, part
 ):
-    run, other = (tiny_run(seed=seed, epochs=3, method=method) for seed in (0, 1))
-    undisturbed = RunStore(tmp_path / "undisturbed")
-    expected = load_history(run_missing([run, other], undisturbed), undisturbed)
+    runs, _, folder = undisturbed
     store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
     steps = interrupt_at(10)
     with pytest.raises(KeyboardInterrupt):
+        run_missing(runs, store)
+    spoil_checkpoint(runs[0], store, part)
+    steps.clear()
+    if part == "seconds":  # which changes no number
+        frame = run_missing(runs, store)
+    else:
+        with pytest.warns(UserWarning, match="starts over: its checkpoint cannot be used") as seen:
+            frame = run_missing(runs, store)
+        assert len(seen) == 1
+    assert len(steps) == (16 if part == "seconds" else 24)  # 3 epochs of 4 steps, twice
+    write_results(frame, store, tmp_path)
+    for name in ("results.csv", "history.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert list((store.path / "checkpoints").iterdir()) == []
+
+
+def test_hard_batches_start_over_where_their_checkpoint_has_other_names(
+    tmp_path, tiny_run, interrupt_at
+):
+    run = tiny_run(epochs=3, method="hard_batches")
+    expected = run_missing([run], RunStore(tmp_path / "undisturbed"))
+    store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
+    interrupt_at(10)
+    with pytest.raises(KeyboardInterrupt):
         run_missing([run], store)
+    spoil_checkpoint(run, store, "method")
+    with pytest.warns(UserWarning, match=r"starts over: .*KeyError"):
+        pd.testing.assert_frame_equal(run_missing([run], store), expected)
+
+
+def spoil_checkpoint(run, store, part):
+    """Give a part of its state other names, as another version might."""
     fingerprint = load_data(run)[2]
     state = store.load_checkpoint(run.key, fingerprint)
     if isinstance(state[part], dict):
@@ -887,16 +915,6 @@ def test_a_run_whose_checkpoint_cannot_be_used_here_starts_over(
     else:
         del state[part]
     store.save_checkpoint(run.key, fingerprint, state)
-    steps.clear()
-    if part == "seconds":  # which changes no number
-        frame = run_missing([run, other], store)
-    else:
-        with pytest.warns(UserWarning, match="starts over: its checkpoint cannot be used") as seen:
-            frame = run_missing([run, other], store)
-        assert len(seen) == 1
-        assert len(steps) == 24  # 3 epochs of 4 steps, twice
-    pd.testing.assert_frame_equal(load_history(frame, store), expected)
-    assert list((store.path / "checkpoints").iterdir()) == []
 
 
 # --- two sweeps on one store ---------------------------------------------------------------------

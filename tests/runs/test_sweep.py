@@ -127,12 +127,8 @@ def files_below(folder):
     ("field", "value", "text"),
     [
         ("dataset", 3, "dataset = 3 is int, not text"),
-        ("dataset", None, "dataset = None is NoneType, not text"),
         ("network", "resnet-18", "unknown network 'resnet-18'; did you mean 'resnet18'?"),
-        ("network", "CNN_small", "did you mean 'cnn_small'? known: "),
-        ("network", ["cnn_small"], "network = ['cnn_small'] is list, not text"),
         ("method", "trimmming", "unknown method 'trimmming'; did you mean 'trimming'? known: "),
-        ("method", "Trimming", "did you mean 'trimming'?"),
         ("method", ["plain"], "method = ['plain'] is list, not text"),
         ("method", "version", "unknown method 'version'"),
         ("options", {"sigma": 0.1}, "unknown option of method 'trimming' 'sigma'; "),
@@ -145,40 +141,21 @@ def files_below(folder):
         ("options", ["end"], "options = ['end'] is not a mapping"),
         ("options", None, "options = None is not a mapping"),
         ("seed", -1, "seed = -1 is less than 0"),
-        ("seed", 3.7, "seed = 3.7 is float, not int"),
-        ("seed", "3", "seed = '3' is str, not int"),
-        ("seed", True, "seed = True is bool, not int"),
-        ("seed", 2**63, "is more than 9223372036854775807"),
         ("epochs", 0, "epochs = 0 is less than 1"),
-        ("epochs", 2.5, "epochs = 2.5 is float, not int"),
-        ("epochs", [1], "epochs = [1] is list, not int"),
         ("batch_size", 0, "batch_size = 0 is less than 1"),
-        ("batch_size", True, "batch_size = True is bool, not int"),
         ("drop_last", 1, "drop_last = 1 is int, not bool"),
         ("train_size", -5, "train_size = -5 is less than 0"),
-        ("train_size", 0.5, "train_size = 0.5 is float, not int"),
-        ("test_size", "all", "test_size = 'all' is str, not int"),
+        ("test_size", -1, "test_size = -1 is less than 0"),
         ("optimizer", "SGD", "unknown optimizer 'SGD'; did you mean 'sgd'?"),
         ("lr", 0, "lr = 0 is not more than 0"),
-        ("lr", -0.1, "lr = -0.1 is not more than 0"),
-        ("lr", "1e-3", "lr = '1e-3' is text; in YAML write 1.0e-3, not 1e-3"),
-        ("lr", math.nan, "lr = nan is not finite"),
-        ("lr", math.inf, "lr = inf is not finite"),
-        ("lr", True, "lr = True is bool, not float"),
-        ("lr", 10**400, "is not finite"),
         ("momentum", 1, "momentum = 1 is not less than 1"),
         ("momentum", -0.1, "momentum = -0.1 is not at least 0"),
         ("nesterov", "yes", "nesterov = 'yes' is str, not bool"),
         ("weight_decay", -1e-4, "weight_decay = -0.0001 is not at least 0"),
-        ("weight_decay", "1e-4", "is text"),
         ("schedule", "cosin", "unknown schedule 'cosin'; did you mean 'cosine'?"),
         ("gamma", 0, "gamma = 0 is not more than 0"),
-        ("gamma", -math.inf, "gamma = -inf is not finite"),
         ("milestones", 30, "milestones = 30 is int, not a list"),
-        ("milestones", "[30]", "milestones = '[30]' is text, not a list"),
-        ("milestones", [30, 30], "milestones = [30, 30] holds something twice"),
         ("milestones", [0], "milestones = 0 is less than 1"),
-        ("milestones", [1.5], "milestones = 1.5 is float, not int"),
         ("step_epochs", 0, "step_epochs = 0 is less than 1"),
         ("warmup_epochs", -1, "warmup_epochs = -1 is less than 0"),
         ("warmup_epochs", 5, "warmup_epochs = 5 is more than epochs = 4"),
@@ -190,20 +167,24 @@ def files_below(folder):
         ("evaluate_every", 0, "evaluate_every = 0 is less than 1"),
         ("evaluate_unit", "epochs", "did you mean 'epoch'?"),
         ("keep", "features", "keep = 'features' is text, not a list"),
+        ("batch_norm", "group", "unknown batch_norm 'group'; "),
+        ("evaluate_train", 1, "evaluate_train = 1 is int, not bool"),
+        ("balanced", 1, "balanced = 1 is int, not bool"),
+        ("ghost_batch_size", -1, "ghost_batch_size = -1 is less than 0"),
+        ("label_noise", 1, "label_noise = 1 is not less than 1"),
+        ("label_noise_seed", -1, "label_noise_seed = -1 is less than 0"),
         ("keep", ["feature"], "unknown keep 'feature'; did you mean 'features'?"),
-        ("keep", ["features", "features"], "holds something twice"),
         ("device", 0, "device = 0 is int, not text"),
         ("data_root", 5, "data_root = 5 is int, not text"),
-        ("data_root", True, "data_root = True is bool, not text"),
     ],
 )
-def test_run_refuses_catalogue(field, value, text):
+def test_run_checks_each_field_as_it_should(field, value, text):
     with pytest.raises(ParameterError) as caught:
         Run(**BASE | {field: value})
     assert text in str(caught.value)
 
 
-def test_run_refuses_options_of_another_method_catalogue():
+def test_run_refuses_options_of_another_method():
     with pytest.raises(ParameterError, match="method 'plain' has no options; got 'end'"):
         Run(dataset="digits", network="cnn_small", options={"end": 0.5})
 
@@ -485,7 +466,7 @@ def test_a_record_of_another_version_is_not_found(store, tiny_run, trained, monk
         ({"keep": ["sample_counts"]}, ParameterError, "'plain' keeps no 'sample_counts'"),
     ],
 )
-def test_a_sweep_with_one_bad_run_trains_none_catalogue(
+def test_a_sweep_with_one_bad_run_trains_none(
     tmp_path, tiny_run, trained, monkeypatch, changes, error, text
 ):
     monkeypatch.setattr("socket.socket.connect", lambda *_: (_ for _ in ()).throw(OSError("no")))
@@ -792,7 +773,7 @@ def test_an_interrupted_run_says_how_to_go_on(store, tiny_run, interrupt_at, cap
     assert "run again to go on" in capsys.readouterr().err
 
 
-def test_a_scheduler_ends_a_sweep_as_ctrl_c_does_catalogue_c6(store, tiny_run, monkeypatch, capsys):
+def test_a_scheduler_ends_a_sweep_as_ctrl_c_does(store, tiny_run, monkeypatch, capsys):
     def terminated(*_):
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("goes on")
@@ -946,9 +927,7 @@ def test_a_run_that_another_sweep_holds_comes_last_and_is_not_trained_twice(
     assert list(frames[0]["seed"]) == [0, 1]
 
 
-def test_a_run_too_large_for_the_memory_does_not_stop_the_others_catalogue_c20(
-    tiny_run, store, monkeypatch
-):
+def test_a_run_too_large_for_the_memory_does_not_stop_the_others(tiny_run, store, monkeypatch):
     runs, fit = [tiny_run(batch_size=size) for size in (16, 20, 30)], loop.fit
 
     def full(run, *args, **kwargs):

@@ -11,6 +11,7 @@ from hardtrain.errors import ParameterError, unknown_name
 from hardtrain.statistics import finite_values, percentile_bounds
 
 VERSION = 1  # raise it when a change here changes what a figure shows
+NUM_RESAMPLES = 1000  # of the bootstrap
 
 
 class StepsToGoal(NamedTuple):
@@ -76,27 +77,20 @@ def convergence_epoch(
 
 
 def steps_to_goal(
-    measurements: pd.DataFrame,
-    goal: float,
-    *,
-    num_resamples: int = 1000,
-    generator: np.random.Generator | None = None,
-    confidence: float = 0.95,
+    measurements: pd.DataFrame, goal: float, *, generator: np.random.Generator | None = None
 ) -> StepsToGoal:
     r"""Steps until the error first reaches the goal, for the best of several trials.
 
     .. math:: \min_{\text{trials } r} \ \min \{ s : \text{error}_r(s) \le \text{goal} \}
 
-    The interval is the percentile bootstrap over trials. A minimum cannot fall below the best
+    The 95 % interval is the percentile bootstrap over trials. A minimum cannot fall below the best
     trial at hand, so the interval reaches upwards: it says how much hangs on the luckiest trials.
 
     Args:
         measurements: one row per evaluation, columns ``trial``, ``step`` (> 0) and ``error``, in
             any order; a nan error (a diverged trial) does not reach any goal.
         goal: error to reach, in the unit of ``error``; equal counts as reached.
-        num_resamples: bootstrap samples.
-        generator: draws them; ``None`` leaves the bounds nan.
-        confidence: in (0, 1).
+        generator: draws the bootstrap samples; ``None`` leaves the bounds nan.
 
     Returns:
         ``StepsToGoal(steps, low, high, num_trials, num_reached)``. ``steps`` is inf when no trial
@@ -104,7 +98,7 @@ def steps_to_goal(
 
     Raises:
         ParameterError: a column or all rows missing, a trial without a name, a step not above 0,
-            ``goal`` nan, ``num_resamples`` below 1, or ``confidence`` outside (0, 1).
+            or ``goal`` nan.
 
     Source:
         Shallue et al., arXiv 1811.03600: steps to a goal out-of-sample error.
@@ -119,11 +113,8 @@ def steps_to_goal(
         raise ParameterError(f"measurements lack {missing}; got {list(measurements)}")
     if measurements.empty or measurements["trial"].isna().any():
         raise ParameterError("measurements need at least one row, and a trial in each")
-    if math.isnan(goal) or num_resamples < 1 or not 0 < confidence < 1:
-        raise ParameterError(
-            "goal must be a number, num_resamples at least 1, confidence in (0, 1); "
-            f"got {goal}, {num_resamples}, {confidence}"
-        )
+    if math.isnan(goal):
+        raise ParameterError(f"goal must be a number; got {goal}")
     steps = measurements["step"].astype(float)
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise ParameterError(f"steps must be finite and above 0; got {steps.min()}")
@@ -132,6 +123,6 @@ def steps_to_goal(
     n, reached = len(per_trial), int(np.isfinite(per_trial).sum())
     low = high = math.nan
     if generator is not None and n > 1:
-        drawn = generator.integers(0, n, (num_resamples, n))
-        low, high = map(float, percentile_bounds(per_trial[drawn].min(axis=1), confidence))
+        drawn = generator.integers(0, n, (NUM_RESAMPLES, n))
+        low, high = map(float, percentile_bounds(per_trial[drawn].min(axis=1)))
     return StepsToGoal(float(per_trial.min()), low, high, n, reached)

@@ -13,15 +13,8 @@ from hardtrain.errors import ParameterError
 
 VERSION = 1  # raise it when a change here changes what a figure shows
 
-VERDICTS = (
-    "reproduced",
-    "same direction",
-    "no difference seen",
-    "opposite",
-    "not reproduced",  # single printed values only
-    "not comparable",
-)
 MIN_SEEDS = 3
+CONFIDENCE = 0.95  # of all intervals
 
 
 class Interval(NamedTuple):
@@ -52,28 +45,31 @@ class PairedDifference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """One of ``VERDICTS`` and a sentence with the numbers behind it."""
+    """A word and a sentence with the numbers behind it.
+
+    The word is "reproduced", "same direction", "no difference seen", "opposite", "not reproduced"
+    (single printed values only) or "not comparable".
+    """
 
     word: str
     reason: str
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    r"""Mean over seeds with its Student-t confidence interval.
+def mean_interval(values: ArrayLike) -> Interval:
+    r"""Mean over seeds with its 95 % Student-t confidence interval.
 
-    .. math:: \bar x \pm t_{(1+c)/2,\, n-1} \, \frac{s}{\sqrt n}, \quad
+    .. math:: \bar x \pm t_{0.975,\, n-1} \, \frac{s}{\sqrt n}, \quad
               s^2 = \frac{1}{n-1} \sum_i (x_i - \bar x)^2
 
     Args:
         values: shape ``(n,)``, one finite number per seed, n >= 1, any unit.
-        confidence: ``c`` in (0, 1).
 
     Returns:
         ``Interval(mean, low, high, n)`` with ``half_width``, in the unit of ``values``. One value
         gives nan bounds, equal values give a width of exactly zero.
 
     Raises:
-        ParameterError: no values, a value that is not finite, or ``confidence`` outside (0, 1).
+        ParameterError: no values, or a value that is not finite.
 
     Example:
         >>> interval = mean_interval([17.0, 17.5, 17.7])
@@ -82,19 +78,18 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """
     values = finite_values(values, "values")
     mean, deviation = _mean_and_deviation(values)
-    half = _t_quantile(confidence, len(values)) * deviation / math.sqrt(len(values))
+    half = _t_quantile(len(values)) * deviation / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half, len(values))
 
 
-def prediction_interval(values: ArrayLike, num_runs: int, confidence: float = 0.95) -> Interval:
-    r"""Where the mean of ``num_runs`` further runs would lie, from the runs at hand.
+def prediction_interval(values: ArrayLike, num_runs: int) -> Interval:
+    r"""Where the mean of ``num_runs`` further runs would lie in 95 % of cases.
 
-    .. math:: \bar x \pm t_{(1+c)/2,\, n-1} \, s \sqrt{\tfrac{1}{n} + \tfrac{1}{m}}
+    .. math:: \bar x \pm t_{0.975,\, n-1} \, s \sqrt{\tfrac{1}{n} + \tfrac{1}{m}}
 
     Args:
         values: shape ``(n,)``, one finite number per seed, n >= 1.
         num_runs: ``m`` >= 1, runs behind the number to be predicted.
-        confidence: ``c`` in (0, 1).
 
     Returns:
         ``Interval``; ``n`` counts ``values``. One value gives nan bounds.
@@ -111,23 +106,22 @@ def prediction_interval(values: ArrayLike, num_runs: int, confidence: float = 0.
         raise ParameterError(f"num_runs must be at least 1; got {num_runs}")
     values = finite_values(values, "values")
     mean, deviation = _mean_and_deviation(values)
-    half = _t_quantile(confidence, len(values)) * deviation
+    half = _t_quantile(len(values)) * deviation
     half *= math.sqrt(1 / len(values) + 1 / num_runs)
     return Interval(mean, mean - half, mean + half, len(values))
 
 
 def paired_difference(
-    treatment: Mapping | pd.Series, baseline: Mapping | pd.Series, confidence: float = 0.95
+    treatment: Mapping | pd.Series, baseline: Mapping | pd.Series
 ) -> PairedDifference:
-    r"""Treatment minus baseline, seed by seed, with interval and t test.
+    r"""Treatment minus baseline, seed by seed, with 95 % interval and t test.
 
-    .. math:: d_i = x_i - y_i, \quad \bar d \pm t_{(1+c)/2,\, n-1} \, s_d / \sqrt n, \quad
+    .. math:: d_i = x_i - y_i, \quad \bar d \pm t_{0.975,\, n-1} \, s_d / \sqrt n, \quad
               p = 2 P\big(T_{n-1} > |\bar d| \sqrt n / s_d\big)
 
     Args:
         treatment: mapping or ``pandas.Series``, seed -> finite value.
         baseline: the same for the baseline. Seeds that only one side has are left out.
-        confidence: ``c`` in (0, 1).
 
     Returns:
         ``PairedDifference(mean, low, high, p, n)``; ``n`` counts the common seeds. One pair gives
@@ -156,7 +150,7 @@ def paired_difference(
     # subtracting leaves round-off of this size, which is no spread and no difference
     noise = 8 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max())
     mean, deviation = _mean_and_deviation(first - second, noise)
-    half = _t_quantile(confidence, n) * deviation / math.sqrt(n)
+    half = _t_quantile(n) * deviation / math.sqrt(n)
     if n == 1:
         p = math.nan
     elif deviation == 0:
@@ -166,26 +160,25 @@ def paired_difference(
     return PairedDifference(mean, mean - half, mean + half, p, n)
 
 
-def percentile_bounds(draws: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap: the order statistics that bound the middle ``confidence`` of the draws.
+def percentile_bounds(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap: the order statistics that bound the middle 95 % of the draws.
 
     No interpolation, which cannot deal with inf. nan sorts last; where so many draws are nan that
     the upper bound is one, both bounds are.
 
     Args:
         draws: shape ``(R, ...)``, a statistic of each of R resamples.
-        confidence: in (0, 1).
 
     Returns:
         Two arrays ``(...)``.
 
     Example:
-        >>> low, high = percentile_bounds(np.array([3.0, 1.0, math.inf, 2.0]), confidence=0.5)
+        >>> low, high = percentile_bounds(np.array([3.0, 1.0, math.inf, 2.0]))
         >>> float(low), float(high)
         (1.0, inf)
     """
     draws = np.sort(draws, axis=0)
-    tail, last = (1 - confidence) / 2, len(draws) - 1
+    tail, last = (1 - CONFIDENCE) / 2, len(draws) - 1
     low, high = draws[math.floor(tail * last)], draws[math.ceil((1 - tail) * last)]
     return np.where(np.isnan(high), high, low), high
 
@@ -223,7 +216,7 @@ def verdict(
     Args:
         printed_difference: treatment minus baseline as printed, in the unit of ``difference``;
             nan where the paper prints nothing.
-        difference: from `paired_difference`, with its default confidence.
+        difference: from `paired_difference`.
         comparable: false if protocol, profile or data are not the paper's.
         reason: why not, shown in place of the numbers.
 
@@ -316,10 +309,8 @@ def _mean_and_deviation(values: np.ndarray, noise: float = 0.0) -> tuple[float, 
     return mean, math.sqrt(squares / (len(values) - 1))
 
 
-def _t_quantile(confidence: float, n: int) -> float:
-    if not 0 < confidence < 1:
-        raise ParameterError(f"confidence must be in (0, 1); got {confidence}")
-    return float(stdtrit(n - 1, (1 + confidence) / 2)) if n > 1 else math.nan
+def _t_quantile(n: int) -> float:
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) if n > 1 else math.nan
 
 
 def _by_seed(values: Mapping | pd.Series, name: str) -> Mapping:

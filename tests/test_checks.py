@@ -37,7 +37,7 @@ def test_integer_takes_numpys_integers_as_ints():
         ([3], "epochs = [3] is list, not int"),
     ],
 )
-def test_integer_refuses_other_types_and_ranges_catalogue(value, text):
+def test_integer_refuses_other_types_and_ranges(value, text):
     with pytest.raises(ParameterError) as caught:
         checks.integer("epochs", value, low=1, high=10)
     assert str(caught.value) == text
@@ -73,7 +73,7 @@ def test_number_gives_a_float():
         (2, "lr = 2 is not less than 2"),
     ],
 )
-def test_number_refuses_text_nan_and_what_is_out_of_range_catalogue(value, text):
+def test_number_refuses_text_nan_and_what_is_out_of_range(value, text):
     with pytest.raises(ParameterError) as caught:
         checks.number("lr", value, 0, above=True, below=2)
     assert str(caught.value) == text
@@ -122,7 +122,7 @@ def test_choice_names_the_nearest():
         ([[1], [1]], "holds something twice"),
     ],
 )
-def test_listed_refuses_scalars_and_duplicates_catalogue(value, text):
+def test_listed_refuses_scalars_and_duplicates(value, text):
     with pytest.raises(ParameterError) as caught:
         checks.listed("seeds", value)
     assert text in str(caught.value)
@@ -138,7 +138,7 @@ def test_a_parameter_error_is_a_value_error():
     assert issubclass(ParameterError, HardtrainError)
 
 
-def test_unknown_name_finds_the_original_of_nearly_every_typo_catalogue():
+def test_unknown_name_finds_the_original_of_nearly_every_typo():
     letters = "aeknst0258-_"
     right = total = 0
     for name in NETWORKS:

@@ -79,16 +79,15 @@ def test_steps_to_goal_is_inf_when_no_trial_arrives():
 
 
 def test_steps_to_goal_bootstrap_matches_the_exact_distribution():
-    # trials arrive at 100, 200, ..., 1000; P(best of 10 draws > k-th) = (1 - k / 10)^10
-    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
-    result = steps_to_goal(
-        trials(**curves), 0.1, num_resamples=4000, generator=np.random.default_rng(7)
-    )
-    assert (result.steps, result.low) == (100, 100)
-    # 0.7^10 = 0.0282 > 0.025 > 0.6^10 = 0.0060, so the 97.5 % quantile is the fourth
-    assert result.high == 400
-    half = steps_to_goal(trials(**curves), 0.1, confidence=0.5, generator=np.random.default_rng(7))
-    assert half.high == 200  # 0.9^10 = 0.3487 > 0.25 > 0.8^10 = 0.1074
+    # trials arrive at 100, 200, ..., n 100; P(best of n draws > k-th) = (1 - k / n)^n
+    for n, high in (
+        (5, 300),  # 0.6^5 = 0.0778 > 0.025 > 0.4^5 = 0.0102, so the 97.5 % quantile is the third
+        (6, 300),  # (4/6)^6 = 0.0878 > 0.025 > (3/6)^6 = 0.0156
+        (12, 400),  # (9/12)^12 = 0.0317 > 0.025 > (8/12)^12 = 0.0077
+    ):
+        curves = {f"t{i}": [0.9] * i + [0.1] for i in range(n)}
+        result = steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(7))
+        assert (result.steps, result.low, result.high) == (100, 100, high)
 
 
 def test_steps_to_goal_bootstrap_depends_on_the_generator_alone():
@@ -113,8 +112,6 @@ def test_steps_to_goal_reaches_inf_when_few_trials_arrive():
         (trials(a=[0.1]).assign(trial=None), {}, "a trial in each"),
         (trials(a=[0.1]).assign(step=0), {}, "above 0"),
         (trials(a=[0.1]), {"goal": math.nan}, "goal"),
-        (trials(a=[0.1]), {"num_resamples": 0}, "num_resamples"),
-        (trials(a=[0.1]), {"confidence": 1.0}, "confidence"),
     ],
 )
 def test_steps_to_goal_rejects(frame, arguments, message):

@@ -9,7 +9,6 @@ import scipy.stats
 
 from hardtrain import ParameterError
 from hardtrain.statistics import (
-    VERDICTS,
     PairedDifference,
     direction,
     mean_interval,
@@ -30,11 +29,11 @@ def test_mean_interval_of_three_numbers_by_hand():
     assert interval.half_width == pytest.approx(2.48414, abs=1e-5)
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
-def test_mean_interval_matches_scipy(confidence):
-    values = np.random.default_rng(1).normal(17.4, 0.3, 10)
-    interval = mean_interval(values, confidence)
-    reference = scipy.stats.t.interval(confidence, 9, values.mean(), scipy.stats.sem(values))
+@pytest.mark.parametrize("n", [2, 3, 10, 100])
+def test_mean_interval_matches_scipy(n):
+    values = np.random.default_rng(1).normal(17.4, 0.3, n)
+    interval = mean_interval(values)
+    reference = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx(reference, rel=1e-12)
 
 
@@ -66,12 +65,6 @@ def test_mean_interval_does_not_depend_on_the_order():
 def test_mean_interval_rejects_what_is_not_a_list_of_finite_numbers(values):
     with pytest.raises(ParameterError, match="values must"):
         mean_interval(values)
-
-
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95, -0.5, math.nan])
-def test_mean_interval_rejects_confidence_outside_zero_one(confidence):
-    with pytest.raises(ParameterError, match="confidence"):
-        mean_interval([1.0, 2.0], confidence)
 
 
 # --- prediction_interval ---------------------------------------------------------------------
@@ -218,7 +211,6 @@ def measured(low, high, n=10):
 )
 def test_verdict_follows_the_rule(printed, difference, word):
     assert verdict(printed, difference).word == word
-    assert word in VERDICTS
 
 
 def test_verdict_gives_the_numbers():
@@ -285,7 +277,6 @@ def test_direction_is_that_of_an_interval_without_zero(low, high, n, word):
 def test_percentile_bounds_are_order_statistics_of_the_draws():
     draws = np.random.default_rng(0).permutation(np.arange(1001.0))
     assert [float(bound) for bound in percentile_bounds(draws)] == [25, 975]
-    assert [float(bound) for bound in percentile_bounds(draws, 0.5)] == [250, 750]
     low, high = percentile_bounds(np.stack([draws, 2 * draws], axis=1))
     assert (low.tolist(), high.tolist()) == ([25, 50], [975, 1950])
 

@@ -10,7 +10,6 @@ import torch
 
 from hardtrain.errors import ParameterError
 from hardtrain.runs.progress import Progress
-from hardtrain.runs.results import result_row
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import fingerprint_at_hand, load_data, train_run
@@ -70,11 +69,11 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def stored_row(run: Run, store: RunStore) -> dict | None:
-    """The row of a run whose record and artefacts are all in the store, or ``None``."""
+    """The record and metrics of a run that is in the store with all its artefacts, or ``None``."""
     record = store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))
     if record is None:
         return None
     if record["status"] == "finished":
         if any(store.load_artefact(record, name) is None for name in run.keep):
             return None
-    return result_row(record | record["metrics"], "store")
+    return record | record["metrics"] | {"source": "store"}

@@ -1,16 +1,21 @@
 """Results as tables: rows of runs, their histories and timings, and the CSV files of a figure
 folder, from which every figure can be drawn again."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from hardtrain.errors import RecordError
 from hardtrain.files import project_root, remove_stale_partials, write_atomically
+from hardtrain.runs import subsets
+from hardtrain.runs.run import NOT_IN_KEY, Run
 from hardtrain.runs.store import RunStore
 
+_LEADING = ("key", "fingerprint", "source", "status")
 _ALWAYS = (
     "test_error",
     "test_loss",
@@ -28,26 +33,32 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "test_half_width_by_batch",
 )
 METRICS = _ALWAYS + _WITH_TRAINING_SET
-LOCAL_COLUMNS = ("source", "device", "data_root", "keep")  # they say nothing about the numbers
 
 
-def result_row(record: dict, source: str) -> dict:
-    """The columns of a finished run's row that do not come from its description."""
-    leading = {name: record[name] for name in ("key", "fingerprint")}
-    metrics = {name: record.get(name) for name in METRICS}
-    return leading | {"source": source, "status": record["status"]} | metrics
-
-
-def result_frame(rows: list[dict]) -> pd.DataFrame:
-    """Rows as a frame; what a run does not have is NaN, or an empty text."""
+def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row for each run: where it was ``found``, by its key, its fields, and its metrics; one
+    that it does not have is NaN, or an empty text."""
+    rows = []
+    for run in runs:
+        values = found[run.key]
+        leading = {name: values[name] for name in _LEADING}
+        rows.append(leading | _cells(run) | {name: values.get(name) for name in METRICS})
     frame = pd.DataFrame(rows)
     numbers = [name for name in METRICS if name != "per_class_error"]
     frame[numbers] = frame[numbers].astype("float64")
     frame["per_class_error"] = frame["per_class_error"].fillna("")
     if not frame["evaluate_train"].any():
         frame = frame.drop(columns=list(_WITH_TRAINING_SET))
-    leading = ["key", "fingerprint", "source", "status"]
-    return frame[leading + [name for name in frame if name not in leading]]
+    return frame
+
+
+def _cells(run: Run) -> dict:
+    """A run's fields: lists and mappings as JSON text, a subset, which can be long, by its hash."""
+    fields = run.as_dict() | {"subset": subsets.name(run.subset)}
+    return {
+        name: json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in fields.items()
+    }
 
 
 def load_history(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
@@ -56,12 +67,12 @@ def load_history(results: pd.DataFrame, store: RunStore | None = None) -> pd.Dat
     Columns: ``key``, ``epoch`` (finished ones), ``step``, ``lr``, ``train_loss``, ``objective``,
     ``test_loss``, ``test_error``, and what the method logs.
     """
-    return _per_run(results, store, "history.csv", lambda record: record["history"])
+    return _per_run(results, store, "history")
 
 
 def load_timings(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
     """Seconds, device and versions of every run in ``results``."""
-    return _per_run(results, store, "timings.csv", lambda record: [record["timings"]])
+    return _per_run(results, store, "timings")
 
 
 def write_results(
@@ -74,7 +85,7 @@ def write_results(
     """
     unique = results.drop_duplicates("key")
     tables = {
-        "results.csv": unique.drop(columns=list(LOCAL_COLUMNS)),
+        "results.csv": unique.drop(columns=["source", *NOT_IN_KEY]),
         "history.csv": load_history(unique, store),
         "timings.csv": load_timings(unique, store),
     }
@@ -118,31 +129,24 @@ def committed_results() -> dict[str, dict]:
     return rows
 
 
-def _per_run(
-    results: pd.DataFrame,
-    store: RunStore | None,
-    file: str,
-    rows_of: Callable[[dict], list[dict]],
-) -> pd.DataFrame:
-    store = RunStore() if store is None else store
+def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.DataFrame:
+    """The runs' rows of one table, of their records or of the folders that they were found in."""
+    store = store or RunStore()
     unique = results.drop_duplicates("key")
-    tables = {
-        source: dict(list(read_csv(Path(source) / file).groupby("key", sort=False)))
-        for source in unique["source"].unique()
-        if source != "store"
+    committed = {
+        source: dict(list(read_csv(Path(source) / f"{table}.csv").groupby("key", sort=False)))
+        for source in set(unique["source"]) - {"store"}
     }
     parts = []
-    for key, fingerprint, source in unique[["key", "fingerprint", "source"]].itertuples(
-        index=False
-    ):
-        if source == "store":
-            record = store.load(key, fingerprint)
+    for run in unique.itertuples():
+        if run.source == "store":
+            record = store.load(run.key, run.fingerprint)
             if record is None:
-                raise RecordError(f"{store} holds no record of run {key}")
-            part = pd.DataFrame(rows_of(record))
-            part.insert(0, "key", key)
+                raise RecordError(f"{store} holds no record of run {run.key}")
+            part = pd.json_normalize(record[table])  # a list of rows, or one row
+            part.insert(0, "key", run.key)
         else:
-            part = tables[source].get(key, ())
+            part = committed[run.source].get(run.key, ())
         if len(part):
             parts.append(part.dropna(axis="columns", how="all"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})

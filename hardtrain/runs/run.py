@@ -4,10 +4,9 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError
@@ -26,7 +25,7 @@ ARTEFACTS = (
     "emphasis",
     "prediction_history",
 )
-_NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
+NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Run:
     dataset: str
     network: str
     method: str = "plain"
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # a dict has no hash
+    options: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     epochs: int = 1
     batch_size: int = 128
@@ -121,7 +120,7 @@ class Run:
             for name in names.split():
                 object.__setattr__(self, name, check(name, getattr(self, name)))
         options = lookup.checked_options(self.method, self.options)
-        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "options", _Options(options))
         if self.nesterov and self.momentum == 0:
             raise ParameterError("nesterov = True needs momentum > 0; got momentum = 0.0")
         if self.warmup_epochs > self.epochs:
@@ -138,11 +137,10 @@ class Run:
         """20 hex digits of all that changes the numbers: the fields that are not at their
         default (so that a new field leaves old keys alone; a default never changes), and the
         versions of the method and of the training loop."""
-        described = {
-            name: value
-            for name, value in self.as_dict().items()
-            if name not in _NOT_IN_KEY and value != _DEFAULTS[name]
-        }
+        described = self.as_dict()
+        for item in dataclasses.fields(self):
+            if item.name in NOT_IN_KEY or getattr(self, item.name) == item.default:
+                del described[item.name]
         defaults = lookup.default_options(self.method)
         described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
         described["versions"] = [loop.VERSION, lookup.find_method(self.method).VERSION]
@@ -155,11 +153,18 @@ class Run:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+class _Options(dict):
+    """Options of a method: a mapping that can be part of a hashable run."""
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.items())))
+
+
 def _integers(name: str, value: object, low: int) -> tuple[int, ...]:
     return tuple(checks.integer(name, item, low) for item in checks.listed(name, value))
 
 
-def _artefact(name: str, value: Any) -> str:
+def _artefact(name: str, value: object) -> str:
     kind, _, number = checks.text(name, value).partition(":")
     if kind == "checkpoints":
         if not (number.isascii() and number.isdigit()) or number.startswith("0"):
@@ -172,7 +177,7 @@ def _folder(name: str, value: object) -> str:
     return checks.text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
-_CHECKS: dict[str, Callable[..., Any]] = {
+_CHECKS = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
     "method": checks.text,  # found with its options
@@ -200,8 +205,4 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "keep": lambda name, value: tuple(_artefact(name, item) for item in checks.listed(name, value)),
     "device": checks.text,
     "data_root": lambda name, value: value if value is None else _folder(name, value),
-}
-_DEFAULTS: dict[str, Any] = {
-    item.name: {} if item.name == "options" else [] if item.default == () else item.default
-    for item in dataclasses.fields(Run)
 }

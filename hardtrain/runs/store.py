@@ -6,21 +6,18 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
 import torch
 
+from hardtrain import files
 from hardtrain.errors import RecordError
-from hardtrain.files import (
-    project_root,
-    remove_stale_partials,
-    sha256,
-    store_errors,
-    write_atomically,
-)
+from hardtrain.files import sha256, store_errors
 
 SCHEMA = 1
 
@@ -49,7 +46,7 @@ class RunStore:
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, checkpoint_seconds: float = 5.0):
-        self.path = Path(path or os.environ.get("HARDTRAIN_RUNS") or project_root() / ".runs")
+        self.path = Path(path or os.environ.get("HARDTRAIN_RUNS") or files.project_root() / ".runs")
         self.path = self.path.expanduser().absolute()
         self.checkpoint_seconds = checkpoint_seconds
 
@@ -83,33 +80,42 @@ class RunStore:
         path = self._file("records", record["key"], record["fingerprint"], "json")
         body = {"schema": SCHEMA, **record}
         body["sha256"] = sha256(_canonical(body))
-        write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
+        files.write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
 
     def _read_record(self, path: Path, key: str) -> dict | None:
-        if (content := _content(path)) is None:
-            return None
-        try:
-            record = json.loads(content)
-            stored = record.pop("sha256")
-            intact = stored == sha256(_canonical(record)) and record["key"] == key
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            intact = False
-        if not intact:
-            self._set_aside(path, content, "is torn, edited or of another run")
-            return None
-        if record["schema"] > SCHEMA:
+        record = self._read(path, partial(_record, key))
+        if record and record["schema"] > SCHEMA:
             raise RecordError(
                 f"{path} was written by a newer hardtrain (schema {record['schema']})"
             )
         return record
 
-    def _set_aside(self, path: Path, content: bytes, why: str) -> None:
+    # --- what all files have in common ---------------------------------------------------------
+
+    def _file(self, kind: str, key: str, fingerprint: str, ending: str) -> Path:
+        return self.path / kind / f"{key}-{fingerprint[:8]}.{ending}"
+
+    def _read(self, path: Path, parse: Callable[[bytes], Any]) -> Any:
+        """What ``parse`` makes of a file; ``None`` if there is none, or none that it can read:
+        such a file is set aside."""
+        with store_errors(f"read {path}"):
+            try:
+                content = path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        try:
+            return parse(content)
+        except pickle.UnpicklingError:
+            why = "holds more than tensors and plain values"
+        except Exception:  # whatever json and torch make of any bytes
+            why = "is torn, edited or of another run or version"
         quarantine = self.path / "quarantine"
         with store_errors(f"set {path} aside, which {why}"):
             quarantine.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 os.replace(path, quarantine / f"{path.stem}.{sha256(content)[:8]}{path.suffix}")
         warnings.warn(f"{path} {why}; set aside in {quarantine}, made again", stacklevel=4)
+        return None
 
     # --- one writer per run --------------------------------------------------------------------
 
@@ -123,8 +129,8 @@ class RunStore:
         with store_errors(f"make {self.path}"):
             for name in ("records", "checkpoints", "artefacts", "locks"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-                remove_stale_partials(self.path / name)
-            write_atomically(probe, b"")
+                files.remove_stale_partials(self.path / name)
+            files.write_atomically(probe, b"")
             probe.unlink(missing_ok=True)
 
     def lock(self, key: str, fingerprint: str) -> filelock.BaseFileLock:
@@ -138,33 +144,17 @@ class RunStore:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         body = buffer.getvalue()
-        header = json.dumps({"schema": SCHEMA, "key": key, "sha256": sha256(body)}).encode()
+        header = json.dumps(_header(key, body)).encode()
         newest, previous = self._checkpoints(key, fingerprint)
         with store_errors(f"write {previous}"), contextlib.suppress(FileNotFoundError):
             os.replace(newest, previous)
-        write_atomically(newest, header + b"\n" + body)
+        files.write_atomically(newest, header + b"\n" + body)
 
     def load_checkpoint(self, key: str, fingerprint: str) -> dict | None:
         """The newest intact checkpoint, or ``None``."""
         for path in self._checkpoints(key, fingerprint):
-            if (state := self._read_checkpoint(path, key)) is not None:
+            if (state := self._read(path, partial(_checkpoint, key))) is not None:
                 return state
-        return None
-
-    def _read_checkpoint(self, path: Path, key: str) -> dict | None:
-        if (content := _content(path)) is None:
-            return None
-        header, _, body = content.partition(b"\n")
-        try:
-            # another schema too: a checkpoint that is not understood costs only its epochs
-            if json.loads(header) == {"schema": SCHEMA, "key": key, "sha256": sha256(body)}:
-                return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
-            why = "is torn, edited or of another run"
-        except (ValueError, RecursionError):
-            why = "is torn or was edited"
-        except pickle.UnpicklingError:
-            why = "holds more than tensors and plain values"
-        self._set_aside(path, content, why)
         return None
 
     def remove_checkpoints(self, key: str, fingerprint: str) -> None:
@@ -172,7 +162,7 @@ class RunStore:
             with store_errors(f"remove {path}"):
                 path.unlink(missing_ok=True)
 
-    def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, ...]:
+    def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, Path]:
         return tuple(
             self._file("checkpoints", key, fingerprint, f"{generation}.pt")
             for generation in ("newest", "previous")
@@ -180,39 +170,51 @@ class RunStore:
 
     # --- artefacts -----------------------------------------------------------------------------
 
-    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
+    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: dict) -> dict:
         """Write arrays as ``.npz``; the entry (file, sha256) that belongs into the record."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
         # no colon in a file's name: Windows takes none
         path = self._file("artefacts", key, fingerprint, f"{name.replace(':', '-')}.npz")
-        write_atomically(path, buffer.getvalue())
+        files.write_atomically(path, buffer.getvalue())
         return {"file": path.name, "sha256": sha256(buffer.getvalue())}
 
     def load_artefact(self, record: dict, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a run's artefact; ``None`` if absent or damaged."""
-        if not (entry := record.get("artefacts", {}).get(name)):
+        entry = record.get("artefacts", {}).get(name)
+        if entry is None:
             return None
-        path = self.path / "artefacts" / entry["file"]
-        if (content := _content(path)) is None:
-            return None
-        if sha256(content) != entry["sha256"]:
-            self._set_aside(path, content, "is torn or was edited")
-            return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-
-    def _file(self, kind: str, key: str, fingerprint: str, ending: str) -> Path:
-        return self.path / kind / f"{key}-{fingerprint[:8]}.{ending}"
+        return self._read(
+            self.path / "artefacts" / entry["file"], partial(_arrays, entry["sha256"])
+        )
 
 
-def _content(path: Path) -> bytes | None:
-    """A file's content; ``None`` if there is no such file."""
-    with store_errors(f"read {path}"):
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+def _require(intact: bool) -> None:
+    if not intact:
+        raise ValueError("not what was written")
+
+
+def _record(key: str, content: bytes) -> dict:
+    record = json.loads(content)
+    _require(record.pop("sha256") == sha256(_canonical(record)) and record["key"] == key)
+    return record
+
+
+def _checkpoint(key: str, content: bytes) -> dict:
+    header, _, body = content.partition(b"\n")
+    # another schema too: a checkpoint that is not understood costs only its epochs
+    _require(json.loads(header) == _header(key, body))
+    return torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
+
+
+def _header(key: str, body: bytes) -> dict:
+    return {"schema": SCHEMA, "key": key, "sha256": sha256(body)}
+
+
+def _arrays(digest: str, content: bytes) -> dict[str, np.ndarray]:
+    _require(sha256(content) == digest)
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _canonical(record: dict) -> bytes:

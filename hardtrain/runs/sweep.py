@@ -1,9 +1,7 @@
 """Train what has no result yet, and give results and artefacts of runs."""
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,29 +9,13 @@ import torch
 
 from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError
-from hardtrain.runs import subsets
+from hardtrain.runs import train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
-from hardtrain.runs.results import committed_results, result_frame, result_row
+from hardtrain.runs.results import committed_results, result_frame
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.train import (
-    build,
-    fingerprint_at_hand,
-    forget_data,
-    keeping,
-    load_data,
-    training_set,
-)
 from hardtrain.training import randomness
-
-
-def _distinct(runs: Iterable[Run]) -> list[Run]:
-    """One run for each key, which keeps what any of its duplicates keeps."""
-    distinct: dict[str, Run] = {}
-    for run in runs:
-        distinct[run.key] = keeping(distinct.get(run.key, run), run.keep)
-    return list(distinct.values())
 
 
 def run_missing(
@@ -68,29 +50,35 @@ def run_missing(
     if not runs:
         raise ParameterError("runs is empty; give at least one Run")
     checks.choice("engine", engine, ENGINES)
-    forget_data()
-    store = RunStore() if store is None else store
+    train.forget_data()
+    store = store or RunStore()
+    distinct: dict[str, Run] = {}
+    for run in runs:  # one for each key, which keeps what any of its duplicates keeps
+        distinct[run.key] = train.keeping(distinct.get(run.key, run), run.keep)
     committed = committed_results() if use_committed else {}
-    rows: dict[str, Any] = {}
+    found: dict[str, dict] = {}
     missing: list[Run] = []
-    for run in _distinct(runs):
-        row = _committed_row(run, committed) or stored_row(run, store)
+    for key, run in distinct.items():
+        row = committed.get(key)
+        fingerprint = train.fingerprint_at_hand(run.dataset, run.data_root)
+        if row is None or fingerprint not in (None, row["fingerprint"]):
+            row = stored_row(run, store)
         if row is None:
             missing.append(run)
         else:
-            rows[run.key] = row
+            found[key] = row
     if missing:
         for run in missing:
-            load_data(run)
+            train.load_data(run)
         for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
-            train, test, _ = load_data(run)
+            data, test, _ = train.load_data(run)
             with randomness.isolated_randomness(0, torch.device("cpu")):
-                build(run, training_set(run, train), test)
+                train.build(run, train.training_set(run, data), test)
         store.open()
         with Progress(missing) as progress, ended_by_sigterm():
             ENGINES[engine](missing, store, progress)
-        rows |= {run.key: stored_row(run, store) for run in missing}
-    return result_frame([_columns(run) | rows[run.key] for run in runs])
+        found |= {run.key: stored_row(run, store) for run in missing}
+    return result_frame(runs, found)
 
 
 def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:
@@ -100,12 +88,11 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
         ParameterError: the run does not declare the artefact in ``keep``.
         DivergedError: the run diverged, so there is none.
     """
-    store = RunStore() if store is None else store
     (arrays,) = load_artefacts([run], name, store)
     if arrays is None:
-        found = _record(run, store)["metrics"]
-        epoch, step = found["diverged_epoch"], found["diverged_step"]
-        raise DivergedError(f"{run} diverged, so it has no {name!r}", epoch=epoch, step=step)
+        row = stored_row(run, store or RunStore())
+        where = {"epoch": row["diverged_epoch"], "step": row["diverged_step"]}
+        raise DivergedError(f"{run} diverged, so it has no {name!r}", **where)
     return arrays
 
 
@@ -116,30 +103,7 @@ def load_artefacts(
     for run in runs:
         if name not in run.keep:
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
-    store = RunStore() if store is None else store
-    run_missing(runs, store, use_committed=False)
-    return [store.load_artefact(_record(run, store), name) for run in runs]
-
-
-def _record(run: Run, store: RunStore) -> Any:
-    """Of a run that the store holds."""
-    return store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))
-
-
-def _committed_row(run: Run, committed: Mapping[str, dict]) -> dict | None:
-    row = committed.get(run.key)
-    if row is None:
-        return None
-    if fingerprint_at_hand(run.dataset, run.data_root) not in (None, row["fingerprint"]):
-        return None
-    return result_row(row, row["source"])
-
-
-def _columns(run: Run) -> dict:
-    """A run's fields as cells of a table: lists and mappings as JSON text, a subset, which can
-    be long, by its hash."""
-    fields = run.as_dict() | {"subset": subsets.name(run.subset)}
-    return {
-        name: json.dumps(value) if isinstance(value, (list, dict)) else value
-        for name, value in fields.items()
-    }
+    store = store or RunStore()
+    rows = run_missing(runs, store, use_committed=False)
+    records = map(store.load, rows["key"], rows["fingerprint"])
+    return [store.load_artefact(record, name) for record in records]

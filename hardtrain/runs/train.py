@@ -6,18 +6,19 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hardtrain._version import __version__
 from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
 from hardtrain.data.samplers import BalancedBatchSampler
-from hardtrain.errors import DataError, DivergedError, ParameterError
+from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import subsets
@@ -30,40 +31,28 @@ from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
 
-def train_run(run: Run, store: RunStore, progress: Progress | None = None) -> dict:
-    """Train one run, from its last checkpoint if there is one, and give its record."""
-    training = _Training(run, store)
-    run, checkpoint = training.run, training.checkpoint
-    record = {"key": run.key, "fingerprint": training.fingerprint, "run": run.as_dict()}
-    seed = randomness.derived_seed(run.seed, "torch")
-    with randomness.isolated_randomness(seed, training.device):
-        model, method = training.build()
-        if progress is not None and checkpoint:
-            progress(run, checkpoint["epoch"])
-        try:
-            history = loop.fit(
-                run,
-                model,
-                method,
-                training.evaluate,
-                checkpoint=checkpoint,
-                save_checkpoint=training.save_checkpoint,
-                progress=None if progress is None else partial(progress, run),
-            )
-        except DivergedError as error:
-            record |= {"status": "diverged", "history": error.history}
-            record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
-        else:
-            record |= {"status": "finished", "history": history}
-            record["metrics"] = training.metrics(history[-1])
-            record["artefacts"] = training.save_artefacts()
-    record["timings"] = {
-        "seconds": round(training.seconds(), 3),
-        "seconds_evaluating": round(training.seconds_evaluating, 3),
-        **environment(training.device),
-    }
+def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
+    """Train one run, from its last checkpoint if there is one, and give its record.
+
+    A checkpoint that cannot be used here, as its state has other names or is of another device,
+    costs a warning and its epochs: the run starts over.
+    """
+    fingerprint = load_data(run)[2]
+    stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
+    # the new record forgets none of the old artefacts
+    run = keeping(run, stored.get("artefacts", ()))
+    checkpoint = store.load_checkpoint(run.key, fingerprint)
+    if checkpoint and not set(run.keep) <= set(checkpoint.get("keep", ())):
+        checkpoint = None  # of the same run when it kept, and counted, less
+    try:
+        record = _Training(run, store, checkpoint).record(progress)
+    except RecordError as error:
+        if checkpoint is None:
+            raise
+        warnings.warn(f"{run} starts over: {error}", stacklevel=2)
+        record = _Training(run, store, None).record(progress)
     store.save(record)
-    store.remove_checkpoints(run.key, training.fingerprint)
+    store.remove_checkpoints(run.key, fingerprint)
     return record
 
 
@@ -73,36 +62,55 @@ class _Training:
     Without counting what is evaluated, and what the method looks at between epochs, as training.
     """
 
-    def __init__(self, run: Run, store: RunStore):
+    def __init__(self, run: Run, store: RunStore, checkpoint: dict | None):
+        self.run, self.store, self.checkpoint = run, store, checkpoint
         train, self.test, self.fingerprint = load_data(run)
-        self.train, self.store = training_set(run, train), store
+        self.train = training_set(run, train)
         self.device = self.train.images.device
-        self.began = self.last_saved = time.perf_counter()
         self.pause = store.checkpoint_seconds
-        stored = store.load(run.key, self.fingerprint) or {}  # if any, it lacks an artefact
-        # the new record forgets none of the old artefacts
-        self.run = keeping(run, stored.get("artefacts", ()))
-        checkpoint = store.load_checkpoint(run.key, self.fingerprint)
-        if checkpoint and not set(self.run.keep) <= set(checkpoint["keep"]):
-            checkpoint = None  # of the same run when it kept, and counted, less
-        self.checkpoint = checkpoint
-        self.seconds_before = checkpoint["seconds"] if checkpoint else 0.0
-        self.seconds_evaluating = checkpoint["seconds_evaluating"] if checkpoint else 0.0
+        self.last_saved = time.perf_counter()
+        before = checkpoint or {}
+        self.began = self.last_saved - before.get("seconds", 0.0)
+        self.seconds_evaluating = before.get("seconds_evaluating", 0.0)
         self.final: dict[str, evaluation.Evaluation] = {}
+        self.transform = pieces.train_transform(run, self.train).without_augmentation()
+        self.settings = {"precision": run.precision}
+        if run.batch_norm == "batch":
+            self.settings |= {"batch_statistics": True, "batch_size": run.batch_size}
 
-    def build(self) -> tuple[nn.Module, loop.Method]:
-        """The network and the method, whose looks between epochs are timed."""
-        self.model, self.method = build(self.run, self.train, self.test)
-        self.transform = pieces.train_transform(self.run, self.train).without_augmentation()
-        self.settings: dict[str, Any] = {"precision": self.run.precision}
-        if self.run.batch_norm == "batch":
-            self.settings |= {"batch_statistics": True, "batch_size": self.run.batch_size}
-        self.method.start_epoch = partial(self._timed, self.method.start_epoch)
-        return self.model, self.method
-
-    def seconds(self) -> float:
-        """Of this run so far, those before an interruption included."""
-        return self.seconds_before + time.perf_counter() - self.began
+    def record(self, progress: Progress) -> dict:
+        """Train, and describe what came of it."""
+        run = self.run
+        record = {"key": run.key, "fingerprint": self.fingerprint, "run": run.as_dict()}
+        if self.checkpoint:
+            progress(run, self.checkpoint.get("epoch", 0))
+        seed = randomness.derived_seed(run.seed, "torch")
+        with randomness.isolated_randomness(seed, self.device):
+            self.model, self.method = build(run, self.train, self.test)
+            self.method.start_epoch = partial(self._timed, self.method.start_epoch)
+            try:
+                history = loop.fit(
+                    run,
+                    self.model,
+                    self.method,
+                    self.evaluate,
+                    checkpoint=self.checkpoint,
+                    save_checkpoint=self.save_checkpoint,
+                    progress=partial(progress, run),
+                )
+            except DivergedError as error:
+                record |= {"status": "diverged", "history": error.history}
+                record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
+            else:
+                record |= {"status": "finished", "history": history}
+                record["metrics"] = self.metrics(history[-1])
+                record["artefacts"] = self.save_artefacts()
+        record["timings"] = {
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "seconds_evaluating": round(self.seconds_evaluating, 3),
+            **environment(self.device),
+        }
+        return record
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and error of the test set and, if the run wants it, of the training set."""
@@ -120,7 +128,7 @@ class _Training:
         now = time.perf_counter()
         if now - self.last_saved < self.pause:
             return
-        state |= {"seconds": self.seconds(), "seconds_evaluating": self.seconds_evaluating}
+        state |= {"seconds": now - self.began, "seconds_evaluating": self.seconds_evaluating}
         state["keep"] = list(self.run.keep)
         self.store.save_checkpoint(self.run.key, self.fingerprint, state)
         self.last_saved = time.perf_counter()
@@ -235,20 +243,14 @@ def training_set(run: Run, train: ImageDataset) -> ImageDataset:
 
 def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module, loop.Method]:
     """The run's network and method; refuses here what cannot be trained."""
-    if train.num_classes != test.num_classes:
-        raise DataError(
-            f"{run.dataset}: {train.num_classes} classes in train, {test.num_classes} in test"
-        )
-    shapes = [tuple(data.images.shape[1:]) for data in (train, test)]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"{run.dataset}: images are {shapes[0]} in train, {shapes[1]} in test")
-    model = build_network(
-        run.network,
-        train.num_classes,
-        train.in_channels,
-        stem=run.stem,
-        image_size=run.image_size or train.image_size,
-    )
+    splits = [
+        f"{d.num_classes} classes of images {tuple(d.images.shape[1:])}" for d in (train, test)
+    ]
+    if splits[0] != splits[1]:
+        raise DataError(f"{run.dataset}: {splits[0]} in train, {splits[1]} in test")
+    size = run.image_size or train.image_size
+    classes, channels = train.num_classes, train.in_channels
+    model = build_network(run.network, classes, channels, stem=run.stem, image_size=size)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
     if run.batch_norm == "batch":
         sizes |= {len(test) % run.batch_size}
@@ -287,15 +289,16 @@ def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) 
     """Make ``checkpoints:N`` an artefact of the method, whose ``observe`` comes after each step."""
     num_steps = run.epochs * len(method.batches)
     snapshots = Snapshots.of_last_half(model, num_steps, int(name.partition(":")[2]))
-    remember = method.observe
-
-    def observe(indices: torch.Tensor, losses: torch.Tensor) -> None:
-        remember(indices, losses)
-        snapshots.note()
-
-    method.observe = observe
+    method.observe = partial(_observe_and_note, method.observe, snapshots)
     method.state = {**method.state, name: snapshots}
     method.artefacts = {**method.artefacts, name: snapshots.arrays}
+
+
+def _observe_and_note(
+    observe: Callable[[Tensor, Tensor], None], snapshots: Snapshots, indices: Tensor, losses: Tensor
+) -> None:
+    observe(indices, losses)
+    snapshots.note()
 
 
 def keeping(run: Run, names: Iterable[str]) -> Run:

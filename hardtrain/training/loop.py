@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain.data.batches import Batch, Batches
-from hardtrain.errors import DivergedError, ParameterError
+from hardtrain.errors import DivergedError, ParameterError, RecordError
 from hardtrain.training.pieces import endless, precision_context
 from hardtrain.training.randomness import global_state, set_global_state
 
@@ -82,6 +82,7 @@ def fit(
     Raises:
         DivergedError: a loss was not finite; names the first bad step.
         ParameterError: an epoch of 0 batches, or an objective that depends on no parameter.
+        RecordError: ``checkpoint`` does not fit the model and the method.
 
     Randomness: torch's global generator (dropout) is the caller's to seed and to fork; its state
     is part of the checkpoint. The loop itself waits for the device at evaluations and at the ends
@@ -104,11 +105,16 @@ def fit(
     # before the checkpoint is loaded, which may hold the hooks' state
     handles = [hook(optimizer) for hook in method.hooks]
     if checkpoint is not None:
-        first_epoch = checkpoint["epoch"]
-        history += checkpoint["history"]
-        _load_states(parts, checkpoint)
-        _load_states(method.state, checkpoint["method"])
-        set_global_state(checkpoint["rng"], device)
+        try:
+            first_epoch = checkpoint["epoch"]
+            history += checkpoint["history"]
+            _load_states(parts, checkpoint)
+            _load_states(method.state, checkpoint["method"])
+            set_global_state(checkpoint["rng"], device)
+        except Exception as error:
+            raise RecordError(
+                f"its checkpoint cannot be used here ({type(error).__name__}: {error})"
+            ) from error
     batches = endless(method.batches)
     model.train()
     try:

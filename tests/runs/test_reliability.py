@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="needs SIGKILL, SIGINT to one process, and fork"
 )
 ROUNDS = int(os.environ.get("HARDTRAIN_KILL_ROUNDS", "1"))
-NUM_KILLS = 10  # a round
-NUM_RUNS = 12
+NUM_KILLS = 6  # a round
+NUM_RUNS = 6
 PATIENCE = 120  # seconds until a process that does not end counts as hanging
 TABLES = ("results.csv", "history.csv")
 
@@ -55,8 +55,8 @@ class LoggingStore(RunStore):
 
 
 def runs_on(dataset):
-    """Twelve runs of 8 epochs, with momentum, augmentation, a schedule and counts to resume."""
-    common = {"network": "cnn_small", "epochs": 8, "batch_size": 16, "lr": 0.05, "device": "cpu"}
+    """Six runs of 6 epochs, with momentum, augmentation, a schedule and counts to resume."""
+    common = {"network": "cnn_small", "epochs": 6, "batch_size": 16, "lr": 0.05, "device": "cpu"}
     common |= {"dataset": dataset, "momentum": 0.9, "augment": "flip", "schedule": "cosine"}
     return [
         Run(**common, seed=seed, method=method, keep=["final_weights"])
@@ -135,7 +135,7 @@ def start_sweeps(tiny_set, tmp_path_factory):
     """A function: a new folder in which sweeps can be started."""
     context = multiprocessing.get_context("forkserver")
     # torch imports the last one, slowly, at the first step of an optimiser
-    context.set_forkserver_preload(["pytest", "hardtrain", "torch._dynamo"])
+    context.set_forkserver_preload(["pytest", "hardtrain.runs.sweep", "torch._dynamo"])
     folder = tmp_path_factory.mktemp("sweeps")
     return lambda name: Sweeps(context, folder / name, tiny_set)
 
@@ -151,14 +151,12 @@ def expected(start_sweeps):
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_a_sweep_killed_at_random_moments_ends_with_the_same_tables_catalogue(
-    start_sweeps, expected, round_
-):
+def test_a_sweep_killed_at_random_moments_ends_with_the_same_tables(start_sweeps, expected, round_):
     sweeps, rng = start_sweeps(f"killed {round_}"), random.Random(round_)
     kills = 0
     for _ in range(NUM_KILLS):
         process = sweeps.start()
-        sweeps.wait_for_checkpoints(process, rng.randrange(5))  # of 84
+        sweeps.wait_for_checkpoints(process, rng.randrange(4))  # of 30
         time.sleep(rng.random() * 0.015)  # anywhere in an epoch, an evaluation or a write
         process.kill()
         process.join(PATIENCE)
@@ -172,10 +170,10 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_tables_catalogue(
         assert not list(sweeps.folder.rglob("*.partial"))
 
 
-def test_two_sweeps_on_one_store_share_the_work_catalogue(start_sweeps, expected):
+def test_two_sweeps_on_one_store_share_the_work(start_sweeps, expected):
     sweeps = start_sweeps("shared")
-    first = sweeps.start("a", range(0, 8))
-    second = sweeps.start("b", range(11, 3, -1))
+    first = sweeps.start("a", range(0, 4))
+    second = sweeps.start("b", range(5, 1, -1))
     sweeps.finish(first)
     sweeps.finish(second)
     sweeps.check(expected, "a")
@@ -184,12 +182,12 @@ def test_two_sweeps_on_one_store_share_the_work_catalogue(start_sweeps, expected
     assert sweeps.count("resumed") == 0
 
 
-def test_two_sweeps_of_which_one_is_killed_again_and_again_catalogue(start_sweeps, expected):
+def test_two_sweeps_of_which_one_is_killed_again_and_again(start_sweeps, expected):
     sweeps, rng = start_sweeps("shared and killed"), random.Random(1)
     steady = sweeps.start("a")
-    for _ in range(3):
+    for _ in range(2):
         process = sweeps.start("b", range(NUM_RUNS - 1, -1, -1))
-        sweeps.wait_for_checkpoints(process, 1 + rng.randrange(6))
+        sweeps.wait_for_checkpoints(process, 1 + rng.randrange(4))
         time.sleep(rng.random() * 0.03)
         process.kill()
         process.join(PATIENCE)
@@ -199,7 +197,7 @@ def test_two_sweeps_of_which_one_is_killed_again_and_again_catalogue(start_sweep
     sweeps.check(expected, "b")
 
 
-def test_the_lock_of_a_dead_process_does_not_block_catalogue(start_sweeps, expected):
+def test_the_lock_of_a_dead_process_does_not_block(start_sweeps):
     sweeps = start_sweeps("dead lock")
     arguments = (sweeps.folder, sweeps.log, sweeps.dataset)
     holder = sweeps.context.Process(target=hold_lock, args=arguments, daemon=True)
@@ -207,34 +205,27 @@ def test_the_lock_of_a_dead_process_does_not_block_catalogue(start_sweeps, expec
     holder.join(PATIENCE)
     assert holder.exitcode == -signal.SIGKILL
     assert list((sweeps.folder / "runs" / "locks").iterdir())
-    sweeps.finish(sweeps.start())
-    sweeps.check(expected)
+    store = LoggingStore(sweeps.folder / "runs", sweeps.log)
+    began = time.monotonic()
+    run_missing(runs_on(sweeps.dataset)[:1], store, use_committed=False)
+    assert time.monotonic() - began < 10
+    assert sweeps.count("finished") == 1
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"),
-    [
-        pytest.param(signal.SIGINT, 1, id="ctrl_c_c5"),  # KeyboardInterrupt came through
-        pytest.param(signal.SIGTERM, 143, id="scheduler_c6"),
-    ],
-)
-def test_a_signal_ends_a_sweep_at_once_and_keeps_what_it_has_catalogue(
-    start_sweeps, expected, sent, code
-):
-    sweeps, rng = start_sweeps(f"signal {code}"), random.Random(2)
-    codes = []
-    for _ in range(3):
+def test_a_signal_ends_a_sweep_at_once_and_keeps_what_it_has(start_sweeps, expected):
+    sweeps, rng = start_sweeps("signals"), random.Random(2)
+    # Ctrl-C, by which KeyboardInterrupt comes through, and what a scheduler sends
+    expected_codes = {signal.SIGINT: 1, signal.SIGTERM: 143}
+    for sent, code in (*expected_codes.items(), *expected_codes.items()):
         process = sweeps.start()
-        sweeps.wait_for_checkpoints(process, 2 + rng.randrange(6))
+        sweeps.wait_for_checkpoints(process, 1 + rng.randrange(4))
         began = time.monotonic()
         os.kill(process.pid, sent)
         process.join(PATIENCE)
         assert time.monotonic() - began < 5
-        codes.append(process.exitcode)
+        assert process.exitcode == code
         for path in (sweeps.folder / "runs").glob("records/*.json"):
             assert json.loads(path.read_bytes())["status"] == "finished"
-    assert code in codes
-    assert set(codes) <= {0, code}
     sweeps.finish(sweeps.start())
     sweeps.check(expected)
     assert sweeps.count("resumed") > 0

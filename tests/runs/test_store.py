@@ -106,7 +106,7 @@ class Disk:
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="this system opens no folders")
-def test_writing_flushes_before_it_renames_catalogue(tmp_path, monkeypatch):
+def test_writing_flushes_before_it_renames(tmp_path, monkeypatch):
     disk = Disk(monkeypatch)
     write_atomically(tmp_path / "a", b"old")
     assert disk.names == ["write", "fsync", "replace", "fsync folder"]
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_never_the_only_one_in_danger(ready, monkeypatch):
 
 
 @pytest.mark.parametrize("fail_at", range(4))
-def test_a_full_disk_leaves_the_old_file_or_the_new_catalogue(tmp_path, monkeypatch, fail_at):
+def test_a_full_disk_leaves_the_old_file_or_the_new(tmp_path, monkeypatch, fail_at):
     path = tmp_path / "a"
     write_atomically(path, b"old")
     disk = Disk(monkeypatch)
@@ -161,7 +161,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path):
     assert contents(tmp_path) == {str(tmp_path / "a"): b"old"}
 
 
-def test_a_sweep_on_a_full_disk_can_be_repeated_catalogue(tmp_path, tiny_run, monkeypatch):
+def test_a_sweep_on_a_full_disk_can_be_repeated(tmp_path, tiny_run, monkeypatch):
     short = {"train_size": 16, "test_size": 3}
     runs = [
         tiny_run(**short, epochs=3),  # two checkpoints, so that one is moved away
@@ -206,14 +206,14 @@ def test_a_record_comes_back_as_it_was(ready):
     assert ready.load(KEY, FINGERPRINT[:8] + 56 * "2") is None  # the first digits are not enough
 
 
-def test_a_record_holds_no_nan_catalogue(ready):
+def test_a_record_holds_no_nan(ready):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="not JSON compliant"):
             ready.save(RECORD | {"metrics": {"test_loss": value}})
     assert ready.load(KEY, FINGERPRINT) is None
 
 
-def test_a_record_truncated_or_flipped_anywhere_gives_no_wrong_value_catalogue(ready):
+def test_a_record_truncated_or_flipped_anywhere_gives_no_wrong_value(ready):
     ready.save(RECORD)
     path = record_path(ready)
     content = path.read_bytes()
@@ -244,7 +244,7 @@ def test_a_damaged_record_is_set_aside_and_its_run_made_again(store, tiny_run):
     path.write_bytes(path.read_bytes().replace(b'"test_error": 0.', b'"test_error": 1.'))
     damaged = path.read_bytes()
     with pytest.warns(
-        UserWarning, match=r"is torn, edited or of another run; set aside in"
+        UserWarning, match=r"is torn, edited or of another run or version; set aside in"
     ) as seen:
         again = run_missing([tiny_run()], store)
     assert len(seen) == 1
@@ -263,7 +263,7 @@ def test_a_record_of_another_run_is_not_taken(ready):
         assert ready.load(other, FINGERPRINT) is None
 
 
-def test_a_record_of_a_newer_hardtrain_is_refused_and_left_alone_catalogue(ready):
+def test_a_record_of_a_newer_hardtrain_is_refused_and_left_alone(ready):
     body = RECORD | {"schema": 2}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     text = json.dumps(body | {"sha256": sha256(canonical)})
@@ -286,7 +286,7 @@ def test_a_record_of_schema_1_is_read_for_good(ready):
     assert ready.load(KEY, FINGERPRINT)["metrics"] == {"test_loss": 0.1}
 
 
-def test_foreign_files_are_ignored_catalogue(store, tiny_run):
+def test_foreign_files_are_ignored(store, tiny_run):
     frame = run_missing([tiny_run()], store)
     foreign = {
         store.path / "records" / ".DS_Store": b"\0\1",
@@ -314,7 +314,7 @@ def test_unreadable_files_are_store_errors(ready):
 # --- what dead processes leave -------------------------------------------------------------------
 
 
-def test_partial_files_of_dead_processes_are_removed_catalogue(tmp_path, monkeypatch):
+def test_partial_files_of_dead_processes_are_removed(tmp_path, monkeypatch):
     dead = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", ""])
     os.waitpid(dead, 0)
     host = files._HOST
@@ -376,7 +376,7 @@ def test_checkpoints_come_back_and_go(ready):
     assert contents(ready.path) == {}
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_previous_one_catalogue(ready):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(ready):
     two_checkpoints(ready)
     newest, previous = (checkpoint_path(ready, g) for g in ("newest", "previous"))
     content, before = newest.read_bytes(), previous.read_bytes()
@@ -407,7 +407,7 @@ def test_two_damaged_checkpoints_mean_starting_over(ready):
     assert len(seen) == 2
 
 
-def test_a_checkpoint_of_another_run_or_schema_is_refused_catalogue(ready):
+def test_a_checkpoint_of_another_run_or_schema_is_refused(ready):
     two_checkpoints(ready)
     other = "0" * 20
     folder = ready.path / "checkpoints"
@@ -429,7 +429,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
-def test_a_checkpoint_with_code_in_it_is_refused_and_not_run_catalogue(ready, tmp_path, form):
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(ready, tmp_path, form):
     target = tmp_path / "boom"
     payload = {"epoch": 1, "model": Bomb(target)}
     file = io.BytesIO()
@@ -461,7 +461,7 @@ def test_an_artefact_is_checked_and_holds_no_objects(ready):
     content = path.read_bytes()
     for case in (content[:-1], content[:40] + b"?" + content[41:], b""):
         path.write_bytes(case)
-        with pytest.warns(UserWarning, match="is torn or was edited"):
+        with pytest.warns(UserWarning, match="is torn, edited or of another run"):
             assert ready.load_artefact(record, "x") is None
         assert not path.exists()
 
@@ -481,7 +481,7 @@ def test_a_store_is_found_by_argument_variable_or_repository(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["ä b {x} [1] *", "x" * 200])
-def test_any_folder_name_works_catalogue(tmp_path, tiny_run, name):
+def test_any_folder_name_works(tmp_path, tiny_run, name):
     store = RunStore(tmp_path / name / "runs", checkpoint_seconds=0)
     run = tiny_run(keep=["features"])
     frame = run_missing([run], store)
@@ -510,7 +510,7 @@ def test_a_folder_without_permission_is_refused_before_training(tmp_path, tiny_r
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
 )
-def test_a_read_only_store_serves_what_it_has_catalogue(store, tiny_run, monkeypatch):
+def test_a_read_only_store_serves_what_it_has(store, tiny_run, monkeypatch):
     frame = run_missing([tiny_run()], store)
     folders = [store.path, *(p for p in store.path.iterdir() if p.is_dir())]
     for folder in folders:
@@ -525,7 +525,7 @@ def test_a_read_only_store_serves_what_it_has_catalogue(store, tiny_run, monkeyp
             folder.chmod(0o700)
 
 
-def test_a_finished_sweep_writes_nothing_catalogue(store, tiny_run, monkeypatch):
+def test_a_finished_sweep_writes_nothing(store, tiny_run, monkeypatch):
     run = tiny_run(keep=["features"])
     run_missing([run], store)
     disk = Disk(monkeypatch)
@@ -549,7 +549,7 @@ def test_a_lock_excludes_others_and_only_of_the_same_run(ready):
         pass
 
 
-def test_a_lock_file_that_was_left_behind_does_not_block_catalogue(store, tiny_run):
+def test_a_lock_file_that_was_left_behind_does_not_block(store, tiny_run):
     run = tiny_run()
     frame = run_missing([run], store)
     lock = store.lock(run.key, frame["fingerprint"][0]).lock_file

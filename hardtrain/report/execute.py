@@ -103,9 +103,7 @@ def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="hardtrain.report.execute", description="Execute notebooks whole."
-    )
+    parser = argparse.ArgumentParser("hardtrain.report.execute", description="Execute notebooks.")
     kind = parser.add_mutually_exclusive_group(required=True)
     for name in ("train", "refresh", "check"):
         kind.add_argument(f"--{name}", action="store_true")
@@ -123,8 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             execute(path, target, parameters)
         except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+            sys.exit(str(error))
         print(f"{path.name}: complete in {time.perf_counter() - began:.0f} s", flush=True)
     return 0
 

@@ -85,9 +85,7 @@ def check(notebooks: list[Path]) -> int:
 
 def _is_complete(notebook: nbformat.NotebookNode) -> bool:
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1:]
-    outputs = [output for cell in last for output in cell.outputs]
-    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
-    return any(END_MARKER in text for text in texts)
+    return any(END_MARKER in str(output.get("data")) for cell in last for output in cell.outputs)
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -204,8 +204,9 @@ def band(
         ax.xaxis.get_major_locator().set_params(integer=True)
     if log and (values <= 0).any():
         raise ParameterError("log = True needs positive values")
-    there, back = (np.log, np.exp) if log else (np.array, np.array)
-    mean, low, high = back([mean_interval(column)[:3] for column in there(values).T]).T
+    transform, inverse = (np.log, np.exp) if log else (np.array, np.array)
+    intervals = [mean_interval(column) for column in transform(values).T]
+    mean, low, high = inverse([interval[:3] for interval in intervals]).T
     (line,) = ax.plot(x, mean, label=label, **style)
     if len(values) > 1:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)

@@ -1,6 +1,7 @@
 """Every notebook, executed with small parameters: it trains, is found done, and refuses nonsense.
 
-A new notebook is one entry in ``NOTEBOOKS``.
+A new notebook is one entry in ``NOTEBOOKS``. Kernels start slowly, so what needs none is executed
+cell by cell in this process.
 """
 
 import itertools
@@ -9,12 +10,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 
-from hardtrain import Run, RunStore, run_missing, write_results
+from hardtrain import DataError, ParameterError, Run, RunStore, run_missing, write_results
+from hardtrain.report import plotting, timing
 from hardtrain.report.notebook import END_MARKER
 from hardtrain.runs.results import read_csv
 from hardtrain.training import loop
@@ -30,8 +34,9 @@ class Notebook:
     num_runs: int
     figures: tuple[str, ...]
     tables: tuple[str, ...]
+    arrays: tuple[str, ...]
     run: Run  # one of those that it trains
-    measured: tuple[str, ...] = ()  # files of times, which are not the same again
+    times: tuple[str, ...] = ()  # what holds times, which are not the same again
     smaller: dict = field(default_factory=dict)  # more parameters that ``SMALL`` needs
     falling: bool = True  # all losses do; not where a search tries learning rates
 
@@ -39,6 +44,7 @@ class Notebook:
     def files(self) -> set[str]:
         pairs = itertools.product(self.figures, ("pdf", "png"))
         pairs = [*pairs, *itertools.product(self.tables, ("csv", "md"))]
+        pairs += itertools.product(self.arrays, ("npz",))
         return {"results.csv", "history.csv", "timings.csv"} | {".".join(pair) for pair in pairs}
 
 
@@ -54,11 +60,15 @@ NOTEBOOKS = {
             "table_1_test_error", "table_2_last_share", "table_3_optimizers", "table_4_features",
             "table_5_printed",
         ),
+        arrays=(
+            "fig_2_samples", "fig_5_kept_shares", "fig_7_tsne", "fig_8_step_time",
+        ),
         run=Run(
             dataset="digits", network="cnn_small", method="trimming", options={"end": 0.2},
             seed=1, epochs=2, batch_size=128, train_size=200, test_size=100, optimizer="adam",
             lr=0.001, weight_decay=0.0001, schedule="multistep", milestones=(1,), gamma=0.5,
         ),
+        times=("fig_8_step_time",),
     ),
     "02_hard_mini_batches": Notebook(
         num_runs=2 * (4 + 1 + 5),  # seeds x (deltas, drawn anew, all with wrong labels)
@@ -71,12 +81,15 @@ NOTEBOOKS = {
             "table_5_stl10", "table_11_digits", "table_6_best_delta", "table_7_convergence",
             "table_8_stress", "table_9_audit", "table_10_claims",
         ),
+        arrays=(
+            "fig_10_samples", "fig_2_timeline", "table_1_time", "table_2_networks",
+        ),
         run=Run(
             dataset="digits", network="cnn_small", method="hard_batches", seed=1, epochs=2,
             options={"delta": 0.5, "order": "loss"}, batch_size=32, train_size=200,
             test_size=100, lr=0.01, momentum=0.9, stem="imagenet", evaluate_train=True,
         ),
-        measured=("table_1_time.csv", "table_1_time.md", "table_1_time.npz"),
+        times=("table_1_time",),
     ),
     "03_gradient_noise": Notebook(
         # seeds x (two rates of decay; as many updates, remedies, grid, constant noise; MLPs)
@@ -90,6 +103,10 @@ NOTEBOOKS = {
             "table_1_literature", "table_2_accuracy", "table_3_differences", "table_4_share",
             "table_5_sharpness", "table_6_own_noise", "table_7_controls", "table_8_grid",
             "table_9_remedies", "table_10_claims",
+        ),
+        arrays=(
+            "fig_12_samples", "fig_6_interpolation", "fig_2_same_rate", "fig_8_directions",
+            "fig_3_sharpness", "fig_9_own_noise", "table_6_own_noise",
         ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="gradient_noise",
@@ -112,6 +129,10 @@ NOTEBOOKS = {
             "table_9_controls", "table_10_collapse", "table_11_audit", "table_12_claims",
             "table_13_protocol", "table_14_digits",
         ),
+        arrays=(
+            "fig_12_samples", "fig_8_calibration", "table_7_features", "fig_2_tsne_digits",
+            "fig_6_tsne_digits",
+        ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="distribution_matching", seed=1,
             epochs=2, options={"weight": 0.4}, batch_size=150, lr=0.2, momentum=0.5,
@@ -131,6 +152,9 @@ NOTEBOOKS = {
             "table_1_best", "table_2_regimes", "table_3_rules", "table_4_budgets",
             "table_5_comparisons", "table_6_noisy_quadratic", "table_7_claims", "table_8_scale",
         ),
+        arrays=(
+            "fig_10_samples", "fig_10_sizes", "fig_1_regimes", "fig_8_noisy_quadratic",
+        ),
         run=Run(
             dataset="digits", network="mlp", seed=1, epochs=16, batch_size=32, drop_last=True,
             lr=0.05994, momentum=0.7512, nesterov=True, schedule="linear", gamma=0.1696,
@@ -149,6 +173,10 @@ NOTEBOOKS = {
         tables=(
             "table_1_formulas", "table_2_test_error", "table_3_reduction", "table_4_trade_off",
             "table_5_claims", "table_6_sensitivity", "table_7_readings",
+        ),
+        arrays=(
+            "fig_2_samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
+            "table_7_readings",
         ),
         run=Run(
             dataset="digits", network="cnn_small", method="active_bias", seed=1, epochs=2,
@@ -170,6 +198,11 @@ NOTEBOOKS = {
             "table_1_test_error", "table_2_budget", "table_3_members", "table_4_transfer",
             "table_5_scores", "table_6_label_errors", "table_7_wrong_labels", "table_8_claims",
         ),
+        arrays=(
+            "fig_8_data", "fig_8_labels_digits", "fig_1_scores_digits", "fig_1_grown_digits_0",
+            "fig_1_grown_digits_1", "fig_1_grown_digits_2", "fig_2_members",
+            "fig_7_label_errors", "fig_5_samples", "fig_9_suspects",
+        ),
         run=Run(
             dataset="digits", network="cnn_small", seed=1, epochs=2, batch_size=64, lr=0.05,
             momentum=0.9, nesterov=True, weight_decay=0.0005, schedule="cosine",
@@ -178,23 +211,29 @@ NOTEBOOKS = {
     ),
 }  # fmt: skip
 
-# runs in the kernel before the first cell: no network, and times are measured only once
+# runs in the kernel before the first cell: no network, and times are measured only once. A kernel
+# that fails to run it only warns, so it leaves a file; so does each measurement.
 STARTUP = """
+import pathlib
 import socket
 from hardtrain.report import timing
 
 def refuse(*args, **kwargs):
     raise OSError("network is unreachable")
 
+def once(functions, *_, **__):
+    pathlib.Path("measured").touch()
+    return measure(functions, 1, warmup=0)
+
 socket.getaddrinfo = refuse
-measure = timing.interleaved
-timing.interleaved = lambda functions, *_, **__: measure(functions, 1, warmup=0)
+measure, timing.interleaved = timing.interleaved, once
+pathlib.Path("started").touch()
 """
 
 
 @dataclass(frozen=True)
 class Place:
-    """Folders of one notebook's executions, and what the last one said."""
+    """Folders of one notebook's executions; the working folder is none of ours."""
 
     folder: Path
 
@@ -204,36 +243,73 @@ class Place:
 
     def records(self) -> dict[str, int]:
         """Names of the trained runs, and when each was written."""
-        found = self.folder.glob("runs/records/*.json")
-        return {path.name: path.stat().st_mtime_ns for path in found}
+        paths = self.folder.glob("runs/records/*.json")
+        return {path.name: path.stat().st_mtime_ns for path in paths}
 
     def drawn(self) -> list[str]:
         """Every figure, table or result, wherever it was written to."""
-        found = [*self.out.rglob("*"), *(self.folder / "figures").rglob("*")]
-        return sorted(path.name for path in found if path.is_file())
+        paths = [*self.out.rglob("*"), *(self.folder / "figures").rglob("*")]
+        return sorted(path.name for path in paths if path.is_file())
 
-    def execute(self, stem: str, **parameters) -> tuple[int, str]:
-        """papermill's exit code and the error, if any; the working folder is none of ours."""
-        startup = self.folder / "ipython" / "profile_default" / "startup"
-        startup.mkdir(parents=True, exist_ok=True)
-        (startup / "small.py").write_text(STARTUP)
+    def parameters(self, stem: str, **given) -> dict:
         small = SMALL | NOTEBOOKS[stem].smaller
-        parameters = small | {"use_committed": False, "out_dir": str(self.out)} | parameters
+        return small | {"use_committed": False, "out_dir": str(self.out)} | given
+
+    def set_environment(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setenv("IPYTHONDIR", str(self.folder / "ipython"))
+        patch.setenv("HARDTRAIN_RUNS", str(self.folder / "runs"))
+        patch.setenv("HARDTRAIN_FIGURES", str(self.folder / "figures"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+
+    def execute(self, stem: str, **given) -> tuple[int, str]:
+        """In a kernel, with papermill: its exit code and the error, if any."""
+        startup = self.folder / "ipython" / "profile_default" / "startup"
+        startup.mkdir(parents=True)
+        (startup / "small.py").write_text(STARTUP)
         command = [str(FOLDER / f"{stem}.ipynb"), str(self.folder / f"{stem}.ipynb")]
         command += ["-k", "python3", "--cwd", str(self.folder), "--no-progress-bar"]
-        command += ["--execution-timeout", "300", "-y", json.dumps(parameters)]
+        command += ["--execution-timeout", "300", "-y", json.dumps(self.parameters(stem, **given))]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("IPYTHONDIR", str(self.folder / "ipython"))
-            patch.setenv("HARDTRAIN_RUNS", str(self.folder / "runs"))
-            patch.setenv("HARDTRAIN_FIGURES", str(self.folder / "figures"))
-            patch.setenv("OMP_NUM_THREADS", "1")
+            self.set_environment(patch)
             result = CliRunner().invoke(papermill_command, command)
+        assert (self.folder / "started").is_file(), result.output
         return result.exit_code, str(result.exception or "")
 
+    def execute_here(self, stem: str, **given) -> object:
+        """In this process, without drawing; the value of the last cell."""
+        first, *others, last = (
+            cell.source
+            for cell in nbformat.read(FOLDER / f"{stem}.ipynb", 4).cells
+            if cell.cell_type == "code"
+        )
+        lines = [f"{name} = {value!r}" for name, value in self.parameters(stem, **given).items()]
+        injected = "\n".join(["# Parameters", *lines])
+        namespace = {"In": [""]}
+        measure = timing.interleaved
+        with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context({"backend": "agg"}):
+            self.set_environment(patch)
+            patch.chdir(self.folder)
+            patch.setattr(plotting, "save", lambda *_: None)
+            patch.setattr(timing, "interleaved", lambda f, *_, **__: measure(f, 1, warmup=0))
+            patch.setattr("socket.getaddrinfo", refuse)
+            try:
+                for source in (first, injected, *others):
+                    namespace["In"].append(source)
+                    exec(source, namespace)
+                namespace["In"].append(last)
+                return eval(last, namespace)
+            finally:
+                plt.close("all")
 
-def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
-    paths = itertools.chain(*(folder.glob(pattern) for pattern in patterns))
-    return {path.name: path.read_bytes() for path in paths}
+
+def refuse(*_, **__):
+    raise OSError("network is unreachable")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that is the same again: neither how long something took, nor pictures."""
+    paths = [path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".npz")]
+    return {path.name: path.read_bytes() for path in paths if path.name != "timings.csv"}
 
 
 def assert_trained(folder: Path, run: Run, store: RunStore, falling: bool = True) -> None:
@@ -266,11 +342,12 @@ def executed(request, tmp_path_factory):
 def test_notebook_writes_what_it_promises(executed):
     stem, place = executed
     written = {path.name: path.stat().st_size for path in place.out.iterdir()}
-    assert NOTEBOOKS[stem].files <= set(written)
+    assert set(written) == NOTEBOOKS[stem].files
     assert all(written.values())
     assert not (place.folder / "figures").exists()  # out_dir was given
     last = nbformat.read(place.folder / f"{stem}.ipynb", 4).cells[-1]
     assert END_MARKER in last.outputs[0].data["text/plain"]
+    assert (place.folder / "measured").is_file() == bool(NOTEBOOKS[stem].times)
 
 
 def test_notebook_trains_each_run_once(executed):
@@ -286,15 +363,14 @@ def test_notebook_shows_numbers_of_the_training_loop(executed, store):
 
 def test_notebook_again_trains_nothing_and_writes_the_same(executed):
     stem, place = executed
-    patterns = ("results.csv", "history.csv", "table_*")
-    records, files = place.records(), contents(place.out, *patterns)
-    exit_code, error = place.execute(stem)
-    assert exit_code == 0, error
+    records, files = place.records(), contents(place.out)
+    assert END_MARKER in place.execute_here(stem)
     assert place.records() == records
-    again = contents(place.out, *patterns)
+    again = contents(place.out)
     assert again.keys() == files.keys()
-    for name in again.keys() - set(NOTEBOOKS[stem].measured):
-        assert again[name] == files[name], name
+    for name in again:
+        if not name.startswith(NOTEBOOKS[stem].times):
+            assert again[name] == files[name], name
 
 
 def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):
@@ -318,26 +394,46 @@ def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):
 # --- a notebook that refuses ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("parameters", "texts"),
-    [
-        ({"epoch": 3}, ["unknown parameter 'epoch'", "did you mean 'epochs'?"]),
-        ({"epochs": "3"}, ["epochs = '3' is str, not int"]),
-        ({"datasets": ["digit"]}, ["unknown data set 'digit'", "did you mean 'digits'?"]),
-        ({"networks": ["cnn-small"]}, ["unknown network 'cnn-small'", "did you mean 'cnn_small'?"]),
-        ({"datasets": ["mnist"]}, ["mnist_train.npz", "data", "unreachable", "HARDTRAIN_DATA"]),
-    ],
-    ids=["misspelt", "type", "data set", "network", "no data"],
-)
-@pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_notebook_refuses_before_it_trains_or_draws(tmp_path, stem, parameters, texts):
+REFUSED = {
+    "misspelt": ({"epoch": 3}, ["unknown parameter 'epoch'", "did you mean 'epochs'?"]),
+    "type": ({"epochs": "3"}, ["epochs = '3' is str, not int"]),
+    "data set": (
+        {"datasets": ["digit"]}, ["unknown data set 'digit'", "did you mean 'digits'?"]
+    ),
+    "network": (
+        {"networks": ["cnn-small"]}, ["unknown network 'cnn-small'", "did you mean 'cnn_small'?"]
+    ),
+    "no data": (
+        {"datasets": ["mnist"]}, ["mnist_train.npz", "data", "unreachable", "HARDTRAIN_DATA"]
+    ),
+}  # fmt: skip
+FIRST, *OTHERS = NOTEBOOKS
+PAIRS = [(FIRST, fault) for fault in REFUSED] + [(stem, "no data") for stem in OTHERS]
+
+
+@pytest.mark.parametrize(("stem", "fault"), PAIRS)
+def test_notebook_refuses_before_it_trains_or_draws(tmp_path, stem, fault):
     (tmp_path / "data").mkdir()
     place = Place(tmp_path)
+    parameters, texts = REFUSED[fault]
     began = time.perf_counter()
     exit_code, error = place.execute(stem, data_root=str(tmp_path / "data"), **parameters)
     assert time.perf_counter() - began < 60  # nothing waits for a network that is not there
     assert exit_code != 0
     for text in texts:
         assert text in error
+    assert place.records() == {}
+    assert place.drawn() == []
+
+
+@pytest.mark.parametrize("fault", [fault for fault in REFUSED if fault != "no data"])
+@pytest.mark.parametrize("stem", OTHERS)
+def test_notebook_without_a_kernel_refuses_the_same(tmp_path, stem, fault):
+    place = Place(tmp_path)
+    parameters, texts = REFUSED[fault]
+    with pytest.raises((ParameterError, DataError)) as error:
+        place.execute_here(stem, **parameters)
+    for text in texts:
+        assert text in str(error.value)
     assert place.records() == {}
     assert place.drawn() == []

@@ -49,8 +49,6 @@ def embed(
     chosen = features[indices]
     if (chosen == chosen[0]).all():
         raise ParameterError("features are all equal; there is nothing to embed")
-    if chosen.shape[1] == 1:
-        chosen = np.pad(chosen, ((0, 0), (0, 1)))  # two principal components need two columns
     perplexity = min(perplexity, (len(chosen) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
     with threadpool_limits(1):
@@ -107,10 +105,8 @@ def plot_embedding(
     labels: np.ndarray,
     class_names: Sequence[str],
     *,
-    marked: np.ndarray | None = None,
-    marked_label: str = "hardest",
+    marked: Sequence[int] = (),
     legend: bool = True,
-    size: float = 9.0,
 ) -> None:
     """Scatter plot of an embedding, one colour and marker per class.
 
@@ -122,10 +118,8 @@ def plot_embedding(
         embedding: shape ``(n, 2)``.
         labels: shape ``(n,)``, int in 0..K-1.
         class_names: K names.
-        marked: indices into the rows: ringed on top.
-        marked_label: what the rings mean, for the legend.
+        marked: indices into the rows, of the hardest samples: ringed on top.
         legend: false for all but the last of several panels.
-        size: marker area in points squared.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -137,11 +131,11 @@ def plot_embedding(
     embedding, labels = np.asarray(embedding), np.asarray(labels)
     for label in np.unique(labels):
         look = {"color": CLASS_COLOURS[label % 10], "marker": MARKERS[(label + label // 10) % 10]}
-        look |= {"s": size, "linewidths": 0, "alpha": 0.8, "rasterized": True}
+        look |= {"s": 9, "linewidths": 0, "alpha": 0.8, "rasterized": True}
         ax.scatter(*embedding[labels == label].T, label=class_names[label], **look)
-    if marked is not None:
+    if len(marked):
         ring = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
-        ax.scatter(*embedding[marked].T, s=4 * size, label=marked_label, **ring)
+        ax.scatter(*embedding[marked].T, s=36, label="hardest", **ring)
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.set_adjustable("datalim")
     ax.spines[:].set_visible(False)
@@ -152,13 +146,9 @@ def plot_embedding(
 
 
 def _name_classes(
-    ax: Axes,
-    embedding: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    most: int = 20,
+    ax: Axes, embedding: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Names at class medians, largest classes first, none nearer than a tenth of the plot."""
+    """Up to twenty names at class medians, of the largest classes that are far enough apart."""
     extent = np.ptp(embedding, axis=0).max()
     look = {"fontsize": 7, "ha": "center", "va": "center", "zorder": 4}
     look["path_effects"] = [patheffects.withStroke(linewidth=2.5, foreground="white")]
@@ -167,25 +157,22 @@ def _name_classes(
         centre = np.median(embedding[labels == label], axis=0)
         # names are wide and low, so a neighbour above may be nearer than one beside
         near = [np.hypot((centre[0] - x) / 2.5, centre[1] - y) < 0.06 * extent for x, y in placed]
-        if len(placed) < most and not any(near):
+        if len(placed) < 20 and not any(near):
             placed.append(centre)
             ax.text(*centre, class_names[label], **look)
 
 
 def _checked(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points)
-    if points.ndim != 2 or len(points) < 4 or points.shape[1] == 0:
-        raise ParameterError(f"features must have shape (n, D), n >= 4; got {points.shape}")
+    if points.ndim != 2 or len(points) < 4 or points.shape[1] < 2:
+        raise ParameterError(f"features must have shape (n, D), n >= 4, D >= 2; got {points.shape}")
     if not np.isfinite(points).all():
         raise ParameterError("features must be finite")
     return points.astype(np.float32)
 
 
 def embedded_features(
-    artefacts: Sequence[Mapping[str, np.ndarray] | None],
-    *,
-    seed: int = 0,
-    max_points: int = 5000,
+    artefacts: Sequence[Mapping[str, np.ndarray] | None], *, seed: int = 0, max_points: int = 5000
 ) -> dict[str, np.ndarray]:
     """t-SNE of the test set's features of several runs, with numbers for what the eye sees.
 

@@ -85,9 +85,7 @@ def check(notebooks: list[Path]) -> int:
 
 def _is_complete(notebook: nbformat.NotebookNode) -> bool:
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1:]
-    outputs = [output for cell in last for output in cell.outputs]
-    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
-    return any(END_MARKER in text for text in texts)
+    return any(END_MARKER in str(output.get("data")) for cell in last for output in cell.outputs)
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -103,9 +101,7 @@ def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="hardtrain.report.execute", description="Execute notebooks whole."
-    )
+    parser = argparse.ArgumentParser("hardtrain.report.execute", description="Execute notebooks.")
     kind = parser.add_mutually_exclusive_group(required=True)
     for name in ("train", "refresh", "check"):
         kind.add_argument(f"--{name}", action="store_true")
@@ -123,8 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             execute(path, target, parameters)
         except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+            sys.exit(str(error))
         print(f"{path.name}: complete in {time.perf_counter() - began:.0f} s", flush=True)
     return 0
 

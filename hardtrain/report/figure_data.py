@@ -9,6 +9,7 @@ import ast
 import inspect
 import io
 import json
+import pkgutil
 import sys
 import textwrap
 import tokenize
@@ -64,12 +65,10 @@ def figure_data(
         loads = artefact and "store" not in taken
         artefacts = [load_artefacts(runs, artefact, store)] if loads else []
         arrays = make(*artefacts, **given, **settings, **places)
-        function = f"{make.__module__}:{make.__qualname__}"
-        about = (origin, json.dumps(at_hand), function, code_digest(make))
+        about = {"origin": origin, "fingerprints": json.dumps(at_hand)}
+        about |= {"function": f"{make.__module__}:{make.__qualname__}", "code": code_digest(make)}
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, **dict(zip(_ABOUT, map(np.array, about), strict=True)), **arrays
-        )
+        np.savez_compressed(buffer, **about, **arrays)
         content = buffer.getvalue()
     write_atomically(out_dir / f"{name}.npz", content)
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -101,22 +100,23 @@ def stale(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*.npz")):
         about = _about(path.read_bytes())
-        module, _, name = about.get("function", "").partition(":")
-        make = getattr(_imported(module), name, None)
+        name = about.get("function", "")
+        make = _function(name)
         if make is None:
-            found.append(f"{path}: {module}:{name} is no function of ours")
+            found.append(f"{path}: {name} is no function of ours")
         elif code_digest(make) != about["code"]:
             found.append(
-                f"{path}: the code that {module}.{name} reaches has changed since; raise its "
-                "VERSION if numbers change, and run make figures"
+                f"{path}: the code that {name} reaches has changed since; raise its VERSION if "
+                "numbers change, and run make figures"
             )
     return found
 
 
-def _imported(module: str):
+def _function(name: str) -> Callable | None:
+    """The function of hardtrain that is called so (``module:name``), if there is one."""
     try:
-        return __import__(module, fromlist=["_"]) if module.startswith("hardtrain.") else None
-    except ImportError:
+        return pkgutil.resolve_name(name) if name.startswith("hardtrain.") else None
+    except (ImportError, AttributeError):
         return None
 
 
@@ -177,11 +177,7 @@ def code_digest(make: Callable, source: Callable[[Callable], str] = _source) -> 
     texts = []
     for item in reached(make):
         if item.__module__.split(".")[1] in _COMPUTING:
-            kept = {
-                name: value
-                for name, value in _named(item).items()
-                if not isinstance(value, types.ModuleType) and not callable(value)
-            }
+            kept = {name: value for name, value in _named(item).items() if not callable(value)}
             constants = json.dumps(kept, sort_keys=True, default=lambda value: type(value).__name__)
             texts.append(f"{item.__qualname__}{_without_words(source(item))}{constants}")
     return sha256("".join(sorted(texts)).encode())[:20]

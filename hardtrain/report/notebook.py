@@ -16,7 +16,7 @@ import torch
 from hardtrain import checks
 from hardtrain.data.images import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, StoreError, unknown_name
-from hardtrain.files import project_root, sha256, write_atomically
+from hardtrain.files import project_root, sha256, store_errors, write_atomically
 from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.figure_data import figure_data
@@ -30,15 +30,23 @@ from hardtrain.runs.train import forget_data
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 # parameters that do not change numbers, or that the caption names anyway
 _ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed")
-_CHECKS = {
+
+
+def _each_entry(check: Callable[[str, object], object], name: str, value: object) -> None:
+    for entry in checks.listed(name, value):
+        check(f"an entry of {name}", entry)
+
+
+_CHECKS: dict[str, Callable[[str, object], object]] = {
     "bool": checks.flag,
     "str": checks.text,
     "float": checks.number,
     "int": partial(checks.integer, low=0),
 }
+_CHECKS |= {f"list[{kind}]": partial(_each_entry, check) for kind, check in _CHECKS.items()}
 
 
-def check_parameters(namespace: Mapping) -> dict:
+def check_parameters(namespace: Mapping) -> list[str]:
     """Refuse unknown names and wrong types among a notebook's parameters.
 
     The annotated assignments of the parameters cell (``epochs: int = None``) say which names and
@@ -56,33 +64,32 @@ def check_parameters(namespace: Mapping) -> dict:
     declared: dict[str, ast.AnnAssign] = {}
     assigned: list[str] = []
     for source in namespace.get("In", [])[:-1]:
-        body = _statements(source)
-        annotated = {node.target.id: node for node in body if isinstance(node, ast.AnnAssign)}
+        cell = _parsed(source)
+        annotated = {node.target.id: node for node in cell.body if isinstance(node, ast.AnnAssign)}
         if "profile" in annotated:
             declared, assigned = annotated, []
         if "profile" in annotated or source.startswith("# Parameters"):  # papermill's first line
-            assigned += [
-                target.id
-                for node in body
-                for target in getattr(node, "targets", [])
-                if isinstance(target, ast.Name)
-            ]
+            names = [node for node in ast.walk(cell) if isinstance(node, ast.Name)]
+            assigned += [node.id for node in names if isinstance(node.ctx, ast.Store)]
     for name in assigned:
         if name not in declared:
             raise unknown_name("parameter", name, declared)
-    defaults = {name: ast.literal_eval(node.value) for name, node in declared.items()}
-    for name, default in defaults.items():
-        check = _type_check(name, ast.unparse(declared[name].annotation))
-        if namespace[name] is not None or default is not None:
-            check(name, namespace[name])
-    return {name: namespace[name] for name in defaults if namespace[name] != defaults[name]}
+    changed = []
+    for name, node in declared.items():
+        value, default = namespace[name], ast.literal_eval(node.value)
+        check = _CHECKS[checks.choice(f"type of {name}", ast.unparse(node.annotation), _CHECKS)]
+        if value is not None or default is not None:
+            check(name, value)
+        if value != default:
+            changed.append(name)
+    return changed
 
 
-def _statements(source: str) -> list[ast.stmt]:
+def _parsed(source: str) -> ast.Module:
     try:
-        return ast.parse(source).body
+        return ast.parse(source)
     except SyntaxError:  # a cell that failed
-        return []
+        return ast.parse("")
 
 
 def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> SimpleNamespace:
@@ -104,22 +111,11 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
     forget_data()  # a notebook begins: files may have changed since it last ran in this kernel
     profile = checks.choice("profile", namespace["profile"], profiles)
     chosen = dict(profiles[profile])
-    changed = [
-        name
-        for name, value in chosen.items()
-        if namespace.get(name) is not None and namespace[name] != value
-    ]
+    changed = [name for name in chosen if namespace.get(name) not in (None, chosen[name])]
     chosen |= {name: namespace[name] for name in changed}
     for name, value in chosen.items():
-        if isinstance(value, (list, tuple)):
-            checks.listed(name, value)
-            if not value:
-                raise ParameterError(f"{name} = [] is empty; give at least one")
-    _check_names(chosen, namespace)
-    return SimpleNamespace(profile=profile, **chosen, changed=changed)
-
-
-def _check_names(chosen: Mapping, namespace: Mapping) -> None:
+        if isinstance(value, (list, tuple)) and not checks.listed(name, value):
+            raise ParameterError(f"{name} = [] is empty; give at least one")
     for name in chosen.get("networks", ()):
         checks.choice("network", name, NETWORKS)
     trains = not namespace.get("use_committed", True)
@@ -127,36 +123,7 @@ def _check_names(chosen: Mapping, namespace: Mapping) -> None:
         if trains or name not in DATASETS:  # committed results can be looked at without the data
             for split in ("train", "test"):
                 load_dataset(name, split, root=namespace.get("data_root"))
-
-
-def figure_folder(notebook: str, profile: str, out_dir: str | os.PathLike | None = None) -> Path:
-    """Where a notebook's figures and tables go: ``out_dir``, else ``NOTEBOOK/PROFILE`` below
-    ``$HARDTRAIN_FIGURES`` or the repository's ``figures``. Created, and seen to be writable."""
-    root = Path(os.environ.get("HARDTRAIN_FIGURES") or project_root() / "figures")
-    folder = Path(out_dir) if out_dir is not None else root / notebook / profile
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"could not make {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"{folder} cannot be written")
-    return folder.absolute()
-
-
-def save_table(frame: pd.DataFrame, out_dir: Path, name: str, *, note: str = ""):
-    """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it back as Markdown.
-
-    Raises:
-        ParameterError: a name that is not ``table_...``, or holds a folder.
-    """
-    from IPython.display import Markdown
-
-    if not name.startswith("table_") or Path(name).name != name:
-        raise ParameterError(f"name = {name!r} is not table_... without a folder")
-    markdown = to_markdown(frame) + (f"\n*{note}*\n" if note else "")
-    write_atomically(out_dir / f"{name}.csv", frame.to_csv(index=False).encode())
-    write_atomically(out_dir / f"{name}.md", markdown.encode())
-    return Markdown(markdown)
+    return SimpleNamespace(profile=profile, **chosen, changed=changed)
 
 
 class Notebook:
@@ -187,28 +154,39 @@ class Notebook:
         *,
         allowed: Mapping[str, Callable] = types.MappingProxyType({}),
     ):
-        given = check_parameters(namespace)
+        changed = check_parameters(namespace)
         self.p = p = choose_profile(profiles, namespace)
         for setting, check in allowed.items():
             value = getattr(p, setting, namespace.get(setting))
-            entries = value if isinstance(value, (list, tuple)) else [value]
-            what = f"an entry of {setting}" if entries is value else setting
-            for entry in entries:
-                check(what, entry)
-        p.changed += [key for key in given if key not in (*p.changed, *_ELSEWHERE)]
+            if isinstance(value, (list, tuple)):
+                _each_entry(check, setting, value)
+            else:
+                check(setting, value)
+        p.changed += [key for key in changed if key not in (*p.changed, *_ELSEWHERE)]
         self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
         self.places = {place: namespace[place] for place in ("device", "data_root")}
-        self.out = figure_folder(name, p.profile, namespace["out_dir"])
+        self.out = self._folder(name, namespace["out_dir"])
         self.store = RunStore()
-        changed = f" (changed: {', '.join(p.changed)})" if p.changed else ""
+        changes = f" (changed: {', '.join(p.changed)})" if p.changed else ""
         sizes = f"{p.train_size or 'all'} training and {p.test_size or 'all'} test images"
         self.caption = (
-            f"{p.profile} profile{changed}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
+            f"{p.profile} profile{changes}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
         )
         self._written: set[str] = set()
         plotting.use_style()
         if p.profile == "quick":  # tiny networks: faster, and the same bits on any number of cores
             torch.set_num_threads(1)
+
+    def _folder(self, name: str, out_dir: str | None) -> Path:
+        """``out_dir``, else ``NAME/PROFILE`` below ``$HARDTRAIN_FIGURES`` or the repository's
+        ``figures``. Created, and seen to be writable."""
+        root = Path(os.environ.get("HARDTRAIN_FIGURES") or project_root() / "figures")
+        folder = Path(out_dir or root / name / self.p.profile).absolute()
+        with store_errors(f"make {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise StoreError(f"{folder} cannot be written")
+        return folder
 
     def run(self, runs: Iterable[Run]) -> pd.DataFrame:
         """Train what is missing of ``runs``; a row for each, as ``run_missing`` gives it."""
@@ -230,9 +208,9 @@ class Notebook:
         ``data_root`` are given to a ``make`` that takes them."""
         taken = inspect.signature(make).parameters
         settings |= {place: value for place, value in self.places.items() if place in taken}
-        how = {"store": self.store, "use_committed": self.use_committed}
+        settings |= {"store": self.store, "use_committed": self.use_committed}
         self._written.add(f"{name}.npz")
-        return figure_data(name, make, self.out, runs=runs, artefact=artefact, **how, **settings)
+        return figure_data(name, make, self.out, runs=runs, artefact=artefact, **settings)
 
     def save_figure(self, fig, name: str, note: str | None = None) -> None:
         """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it."""
@@ -240,10 +218,21 @@ class Notebook:
         self._written |= {f"{name}.pdf", f"{name}.png"}
 
     def save_table(self, frame: pd.DataFrame, name: str, note: str | None = None):
-        """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it as Markdown."""
-        self._written |= {f"{name}.csv", f"{name}.md"}
+        """Write a table as ``NAME.csv`` and, with its note, ``NAME.md``; give it as Markdown.
+
+        Raises:
+            ParameterError: a name that is not ``table_...``, or holds a folder.
+        """
+        from IPython.display import Markdown
+
+        if not name.startswith("table_") or Path(name).name != name:
+            raise ParameterError(f"name = {name!r} is not table_... without a folder")
         note = self.caption if note is None else note
-        return save_table(frame, self.out, name, note=note)
+        markdown = to_markdown(frame) + (f"\n*{note}*\n" if note else "")
+        write_atomically(self.out / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_atomically(self.out / f"{name}.md", markdown.encode())
+        self._written |= {f"{name}.csv", f"{name}.md"}
+        return Markdown(markdown)
 
     def finish(self) -> str:
         """The last cell's value: says that the notebook ran to its end and what it wrote.
@@ -256,17 +245,6 @@ class Notebook:
             raise StoreError(f"{self.out} lacks {', '.join(absent)}")
         digest = sha256((self.out / "results.csv").read_bytes())[:12]
         return f"{END_MARKER} {len(self._written)} files, results.csv {digest}"
-
-
-def _type_check(name: str, annotation: str) -> Callable[[str, object], object]:
-    """The check of a value's type that a parameter's annotation asks for."""
-    kind = annotation.removeprefix("list[").removesuffix("]")
-    check = _CHECKS[checks.choice(f"type of {name}", kind, _CHECKS)]
-    if kind == annotation:
-        return check
-    return lambda name, value: [
-        check(f"an entry of {name}", entry) for entry in checks.listed(name, value)
-    ]
 
 
 def sample_images(
@@ -293,11 +271,9 @@ def sample_images(
                 f"{data.name} {split}: {len(data)} images {shape}, {data.num_classes} classes; "
                 f"used: {len(used)}"
             )
-    labels = first_set.labels.numpy()
-    present = np.unique(labels)[:10]
-    first = [int(np.flatnonzero(labels == label)[0]) for label in present]
+    present, first = np.unique(first_set.labels.numpy(), return_index=True)
     return {
         "described": np.array(lines),
-        "images": first_set.images[first].numpy(),
-        "titles": np.array([first_set.class_names[label] for label in present]),
+        "images": first_set.images[first[:10]].numpy(),
+        "titles": np.array([first_set.class_names[label] for label in present[:10]]),
     }

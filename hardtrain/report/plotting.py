@@ -26,8 +26,7 @@ from hardtrain.runs.run import Run
 from hardtrain.statistics import Interval, PairedDifference, mean_interval
 
 STYLE = Path(__file__).with_name("hardtrain.mplstyle")
-_COLUMNS = ("label", "color", "linestyle", "marker")  # in grey the last two tell methods apart
-_METHODS = {  # colours: Okabe-Ito, Tol's muted
+_METHODS = {  # colours: Okabe-Ito, Tol's muted; in grey, lines and markers tell methods apart
     "plain": ("Plain training", "#000000", "-", "o"),
     "trimming": ("Mini-batch trimming", "#D55E00", "--", "s"),
     "hard_batches": ("Hard mini-batches", "#0072B2", "-.", "^"),
@@ -78,8 +77,8 @@ def method_style(method: str) -> dict:
         >>> method_style("trimming")
         {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
     """
-    entry = _METHODS[checks.choice("method", method, _METHODS)]
-    return dict(zip(_COLUMNS[1:], entry[1:], strict=True))
+    _, color, linestyle, marker = _METHODS[checks.choice("method", method, _METHODS)]
+    return {"color": color, "linestyle": linestyle, "marker": marker}
 
 
 def method_label(method: str) -> str:
@@ -186,7 +185,7 @@ def band(
         The line, ``matplotlib.lines.Line2D``.
 
     Raises:
-        ParameterError: shapes that do not fit, a value that is not finite, or an unknown method.
+        ParameterError: a value that is not finite, or not positive with ``log``; an unknown method.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -195,11 +194,6 @@ def band(
         [0.3, 0.1]
     """
     x, values = np.asarray(x), np.asarray(values, dtype=float)
-    if values.ndim != 2 or x.shape != values.shape[1:]:
-        raise ParameterError(
-            "values must have shape (num_seeds, num_points) and x (num_points,); "
-            f"got {values.shape} and {x.shape}"
-        )
     if method is not None:
         style = method_style(method) | style
         label = method_label(method) if label is None else label
@@ -210,11 +204,9 @@ def band(
         ax.xaxis.get_major_locator().set_params(integer=True)
     if log and (values <= 0).any():
         raise ParameterError("log = True needs positive values")
-    drawn = np.log(values) if log else values
-    intervals = [mean_interval(column) for column in drawn.T]
-    mean, low, high = np.array([interval[:3] for interval in intervals]).T
-    if log:
-        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+    transform, inverse = (np.log, np.exp) if log else (np.array, np.array)
+    intervals = [mean_interval(column) for column in transform(values).T]
+    mean, low, high = inverse([interval[:3] for interval in intervals]).T
     (line,) = ax.plot(x, mean, label=label, **style)
     if len(values) > 1:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
@@ -224,17 +216,15 @@ def band(
 class _PlainLogLocator(ticker.LogLocator):
     """1, 2 and 5 in each decade; decades alone where these are many, round numbers where few."""
 
-    def __init__(self, most: int):
-        super().__init__()
-        self.most = most
-
     def tick_values(self, vmin, vmax):
         low, high = sorted((vmin, vmax))
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
-        round_numbers = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-        found = np.outer(decades, (1, 2, 5)).ravel(), decades, round_numbers
-        many, decades, few = (ticks[(low <= ticks) & (ticks <= high)] for ticks in found)
-        return few if len(many) < 2 else many if len(many) <= self.most else decades
+        many = np.outer(decades, (1, 2, 5)).ravel()
+        many, decades = (ticks[(low <= ticks) & (ticks <= high)] for ticks in (many, decades))
+        if len(many) < 2:
+            few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+            return few[(low <= few) & (few <= high)]
+        return many if len(many) <= self.numticks else decades
 
 
 def log_axis(axis: Axis) -> None:
@@ -250,7 +240,7 @@ def log_axis(axis: Axis) -> None:
         ['5', '10', '20', '50']
     """
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(_PlainLogLocator(most=8 if axis.axis_name == "y" else 5))
+    axis.set_major_locator(_PlainLogLocator(numticks=8 if axis.axis_name == "y" else 5))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _=None: f"{value:g}"))
     axis.set_minor_locator(ticker.NullLocator())
 
@@ -316,22 +306,21 @@ def arm_differences(
     ax: Axes,
     results: pd.DataFrame,
     arms: Mapping[str, Sequence[Run]],
-    baseline: Sequence[Run] | Mapping[str, Sequence[Run]],
+    baseline: Sequence[Run],
     metric: Metric = TEST_ERROR,
     **style: object,
 ) -> None:
-    """`intervals` of each arm's paired difference to a baseline.
+    """`intervals` of each arm's paired difference to one baseline.
 
     Args:
         ax: axes to draw on.
         results: of the runs.
         arms: runs by label.
-        baseline: runs, or runs by label.
+        baseline: runs.
         metric: what is compared.
         **style: as of `intervals`.
     """
-    others = baseline if isinstance(baseline, Mapping) else dict.fromkeys(arms, baseline)
-    gaps = [difference(results, arm, others[name], metric) for name, arm in arms.items()]
+    gaps = [difference(results, arm, baseline, metric) for arm in arms.values()]
     intervals(ax, list(arms), gaps, **style)
 
 

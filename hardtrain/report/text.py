@@ -28,18 +28,6 @@ def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bo
     return f"{mean}{spread} (n = {interval.n})"
 
 
-def format_p(difference: PairedDifference | None) -> str:
-    """Text of a paired difference's p for a table cell; empty where there is none.
-
-    Example:
-        >>> format_p(PairedDifference(1.0, 0.5, 1.5, 0.0421, 3)), format_p(None)
-        ('0.042', '')
-    """
-    if difference is None or math.isnan(difference.p):
-        return ""
-    return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"
-
-
 def format_difference(difference: PairedDifference | None, digits: int = 2) -> str:
     """A paired difference with its sign, interval, n and p; empty where there is none.
 
@@ -49,8 +37,10 @@ def format_difference(difference: PairedDifference | None, digits: int = 2) -> s
     """
     if difference is None:
         return ""
-    text, p = format_interval(difference, digits, signed=True), format_p(difference)
-    return f"{text}, p {p if p.startswith('<') else f'= {p}'}" if p else text
+    text = format_interval(difference, digits, signed=True)
+    if math.isnan(difference.p):
+        return text
+    return f"{text}, p < 0.001" if difference.p < 0.001 else f"{text}, p = {difference.p:.3f}"
 
 
 def format_number(value: float, digits: int, *, signed: bool = False, missing: str = "–") -> str:

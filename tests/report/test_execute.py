@@ -200,10 +200,9 @@ def test_main_trains_into_build_and_refreshes_in_place(
 def test_main_fails_with_the_reason(root, pretend, capsys, monkeypatch):
     monkeypatch.setenv("HARDTRAIN_PROGRESS", "terminal")
     pretend(ValueError("no such thing"))
-    assert execute.main(["--refresh", str(root / "01_a.ipynb"), str(root / "02_b.ipynb")]) == 1
-    said = capsys.readouterr()
-    assert "01_a.ipynb failed: no such thing" in said.err
-    assert "complete" not in said.out
+    with pytest.raises(SystemExit, match=r"01_a.ipynb failed: no such thing"):  # and exit code 1
+        execute.main(["--refresh", str(root / "01_a.ipynb"), str(root / "02_b.ipynb")])
+    assert "complete" not in capsys.readouterr().out
 
 
 # --- check ---------------------------------------------------------------------------------------

@@ -136,8 +136,7 @@ FOLDERS = sorted({path.parent for path in FIGURES.glob("*/quick/*.npz")})
 def made_by(path):
     """The function that computed a committed file, and what stands beside its arrays."""
     about = module._about(path.read_bytes())
-    name, _, function = about["function"].partition(":")
-    return getattr(module._imported(name), function), about
+    return module._function(about["function"]), about
 
 
 COMMITTED = [made_by(path) for folder in FOLDERS for path in sorted(folder.glob("*.npz"))]

@@ -10,13 +10,7 @@ from matplotlib.figure import Figure
 
 from hardtrain import DataError, ParameterError, StoreError, checks
 from hardtrain.report import notebook
-from hardtrain.report.notebook import (
-    Notebook,
-    check_parameters,
-    choose_profile,
-    figure_folder,
-    save_table,
-)
+from hardtrain.report.notebook import Notebook, check_parameters, choose_profile
 
 PARAMETERS = """
 profile: str = "quick"  # what stays None comes from the profile
@@ -170,51 +164,6 @@ def test_choose_profile_needs_the_data_only_to_train(tmp_path, monkeypatch):
         choose_profile(PROFILES, given | {"use_committed": False})
 
 
-# --- folders ---------------------------------------------------------------------
-
-
-def test_figure_folder_is_out_dir_or_named_after_notebook_and_profile(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebook, "project_root", lambda: tmp_path / "repository")
-    monkeypatch.delenv("HARDTRAIN_FIGURES", raising=False)
-    assert figure_folder("01_a", "quick") == tmp_path / "repository" / "figures" / "01_a" / "quick"
-    monkeypatch.setenv("HARDTRAIN_FIGURES", str(tmp_path / "drawn"))
-    assert figure_folder("01_a", "quick") == tmp_path / "drawn" / "01_a" / "quick"
-    assert (tmp_path / "drawn" / "01_a" / "quick").is_dir()
-    monkeypatch.chdir(tmp_path)
-    assert figure_folder("01_a", "quick", "a b/ä") == tmp_path / "a b" / "ä"
-
-
-def test_figure_folder_refuses_a_place_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"could not make .*file"):
-        figure_folder("01_a", "quick", tmp_path / "file" / "below")
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(StoreError, match="cannot be written"):
-        figure_folder("01_a", "quick", tmp_path)
-
-
-# --- tables and the end --------------------------------------------------------------------------
-
-
-def test_save_table_writes_csv_and_markdown(tmp_path):
-    frame = pd.DataFrame({"arm": ["plain", "trim"], "error (%)": [1.5, 2.0]})
-    shown = save_table(frame, tmp_path, "table_1_error", note="quick profile")
-    assert pd.read_csv(tmp_path / "table_1_error.csv").equals(frame)
-    text = (tmp_path / "table_1_error.md").read_text()
-    assert "| plain | 1.5 |" in text
-    assert "*quick profile*" in text
-    assert shown.data == text
-    plain = save_table(frame, tmp_path, "table_2").data
-    assert "*" not in plain
-
-
-@pytest.mark.parametrize("name", ["fig_1", "1_table", "table_1/a", "table_../a"])
-def test_save_table_refuses_other_names(tmp_path, name):
-    with pytest.raises(ParameterError, match="is not table_"):
-        save_table(pd.DataFrame({"a": [1]}), tmp_path, name)
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- a notebook at work --------------------------------------------------------------------------
 
 BOOK = PARAMETERS.replace("share: float = None", "share: float = None\ntrain_size: int = None") + (
@@ -303,3 +252,45 @@ def test_notebook_works_where_cells_leave_no_history(book, monkeypatch):
 def test_parameters_of_an_unknown_type_are_refused():
     with pytest.raises(ParameterError, match="unknown type of epochs 'exit'"):
         run_cells(PARAMETERS.replace("epochs: int", "epochs: exit"), "", CHECK)
+
+
+# --- folders and tables -------------------------------------------------------------------------
+
+
+def test_files_go_to_out_dir_or_are_named_after_notebook_and_profile(book, tmp_path, monkeypatch):
+    assert book().out == tmp_path / "01_a" / "quick"
+    assert book().out.is_dir()
+    monkeypatch.chdir(tmp_path)
+    assert book("out_dir = 'a b/ä'").out == tmp_path / "a b" / "ä"
+    monkeypatch.setattr(notebook, "project_root", lambda: tmp_path / "repository")
+    monkeypatch.delenv("HARDTRAIN_FIGURES")
+    assert book().out == tmp_path / "repository" / "figures" / "01_a" / "quick"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(book, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"could not make .*file"):
+        book(f"out_dir = {str(tmp_path / 'file' / 'below')!r}")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(StoreError, match="cannot be written"):
+        book()
+
+
+def test_save_table_writes_csv_and_markdown(book):
+    mine = book()
+    frame = pd.DataFrame({"arm": ["plain", "trim"], "error (%)": [1.5, 2.0]})
+    shown = mine.save_table(frame, "table_1_error", note="five seeds")
+    assert pd.read_csv(mine.out / "table_1_error.csv").equals(frame)
+    text = (mine.out / "table_1_error.md").read_text()
+    assert "| plain | 1.5 |" in text
+    assert "*five seeds*" in text
+    assert shown.data == text
+    assert "*" not in mine.save_table(frame, "table_2", note="").data
+
+
+@pytest.mark.parametrize("name", ["fig_1", "1_table", "table_1/a", "table_../a"])
+def test_save_table_refuses_other_names(book, name):
+    mine = book()
+    with pytest.raises(ParameterError, match="is not table_"):
+        mine.save_table(pd.DataFrame({"a": [1]}), name)
+    assert list(mine.out.iterdir()) == []

@@ -10,7 +10,6 @@ from hardtrain.report.text import (
     format_difference,
     format_interval,
     format_number,
-    format_p,
     to_markdown,
 )
 from hardtrain.statistics import Interval, PairedDifference, mean_interval
@@ -53,11 +52,10 @@ def test_to_markdown_of_no_rows_and_of_equal_column_names():
 def test_format_difference_ends_in_its_p(p, text):
     measured = PairedDifference(-0.4, -0.7, -0.1, p, 3)
     assert format_difference(measured, 1) == f"-0.4 ± 0.3 (n = 3){text}"
-    assert format_p(measured) == text.removeprefix(", p ").removeprefix("= ")
 
 
 def test_what_is_not_there_is_an_empty_cell_or_a_dash():
-    assert format_difference(None) == format_p(None) == ""
+    assert format_difference(None) == ""
     assert format_number(math.nan, 2) == "–"
     assert format_number(math.nan, 2, missing="") == ""
     assert format_number(-0.001, 2, signed=True) == "+0.00"

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError
@@ -80,7 +81,7 @@ class Run:
     dataset: str
     network: str
     method: str = "plain"
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict, hash=False)
     seed: int = 0
     epochs: int = 1
     batch_size: int = 128
@@ -120,7 +121,7 @@ class Run:
             for name in names.split():
                 object.__setattr__(self, name, check(name, getattr(self, name)))
         options = lookup.checked_options(self.method, self.options)
-        object.__setattr__(self, "options", _Options(options))
+        object.__setattr__(self, "options", options)
         if self.nesterov and self.momentum == 0:
             raise ParameterError("nesterov = True needs momentum > 0; got momentum = 0.0")
         if self.warmup_epochs > self.epochs:
@@ -153,18 +154,11 @@ class Run:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-class _Options(dict):
-    """Options of a method: a mapping that can be part of a hashable run."""
-
-    def __hash__(self) -> int:
-        return hash(tuple(sorted(self.items())))
-
-
 def _integers(name: str, value: object, low: int) -> tuple[int, ...]:
     return tuple(checks.integer(name, item, low) for item in checks.listed(name, value))
 
 
-def _artefact(name: str, value: object) -> str:
+def _artefact(name: str, value: Any) -> str:
     kind, _, number = checks.text(name, value).partition(":")
     if kind == "checkpoints":
         if not (number.isascii() and number.isdigit()) or number.startswith("0"):
@@ -177,7 +171,7 @@ def _folder(name: str, value: object) -> str:
     return checks.text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[..., Any]] = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
     "method": checks.text,  # found with its options

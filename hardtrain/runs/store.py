@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,15 @@ class RunStore:
                 path.unlink(missing_ok=True)
 
     def _checkpoints(self, key: str, fingerprint: str) -> tuple[Path, Path]:
-        return tuple(
-            self._file("checkpoints", key, fingerprint, f"{generation}.pt")
-            for generation in ("newest", "previous")
-        )
+        place = partial(self._file, "checkpoints", key, fingerprint)
+        return place("newest.pt"), place("previous.pt")
 
     # --- artefacts -----------------------------------------------------------------------------
 
-    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: dict) -> dict:
+    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
         """Write arrays as ``.npz``; the entry (file, sha256) that belongs into the record."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items()})
+        np.savez_compressed(buffer, **arrays)
         # no colon in a file's name: Windows takes none
         path = self._file("artefacts", key, fingerprint, f"{name.replace(':', '-')}.npz")
         files.write_atomically(path, buffer.getvalue())

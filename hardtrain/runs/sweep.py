@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def run_missing(
     for run in runs:  # one for each key, which keeps what any of its duplicates keeps
         distinct[run.key] = train.keeping(distinct.get(run.key, run), run.keep)
     committed = committed_results() if use_committed else {}
-    found: dict[str, dict] = {}
+    rows: dict[str, Any] = {}
     missing: list[Run] = []
     for key, run in distinct.items():
         row = committed.get(key)
@@ -66,7 +67,7 @@ def run_missing(
         if row is None:
             missing.append(run)
         else:
-            found[key] = row
+            rows[key] = row
     if missing:
         for run in missing:
             train.load_data(run)
@@ -77,8 +78,8 @@ def run_missing(
         store.open()
         with Progress(missing) as progress, ended_by_sigterm():
             ENGINES[engine](missing, store, progress)
-        found |= {run.key: stored_row(run, store) for run in missing}
-    return result_frame(runs, found)
+        rows |= {run.key: stored_row(run, store) for run in missing}
+    return result_frame(runs, rows)
 
 
 def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:
@@ -90,9 +91,9 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
     """
     (arrays,) = load_artefacts([run], name, store)
     if arrays is None:
-        row = stored_row(run, store or RunStore())
-        where = {"epoch": row["diverged_epoch"], "step": row["diverged_step"]}
-        raise DivergedError(f"{run} diverged, so it has no {name!r}", **where)
+        row: Any = stored_row(run, store or RunStore())
+        epoch, step = row["diverged_epoch"], row["diverged_step"]
+        raise DivergedError(f"{run} diverged, so it has no {name!r}", epoch=epoch, step=step)
     return arrays
 
 
@@ -105,5 +106,5 @@ def load_artefacts(
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = store or RunStore()
     rows = run_missing(runs, store, use_committed=False)
-    records = map(store.load, rows["key"], rows["fingerprint"])
+    records: Any = map(store.load, rows["key"], rows["fingerprint"])
     return [store.load_artefact(record, name) for record in records]

@@ -74,7 +74,7 @@ class _Training:
         self.seconds_evaluating = before.get("seconds_evaluating", 0.0)
         self.final: dict[str, evaluation.Evaluation] = {}
         self.transform = pieces.train_transform(run, self.train).without_augmentation()
-        self.settings = {"precision": run.precision}
+        self.settings: dict[str, Any] = {"precision": run.precision}
         if run.batch_norm == "batch":
             self.settings |= {"batch_statistics": True, "batch_size": run.batch_size}
 

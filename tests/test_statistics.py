@@ -117,6 +117,13 @@ def test_paired_difference_matches_scipy_and_pairs_by_seed():
     assert difference.p < 0.05 < 0.5 < unpaired
 
 
+def test_paired_difference_pairs_seeds_and_not_ranks():
+    # differences -3 and 5, s = 5.65685; the ranks would differ by 1 and 1
+    difference = paired_difference({0: 1.0, 1: 5.0}, {0: 4.0, 1: 0.0})
+    assert difference.mean == 1.0
+    assert difference.half_width == pytest.approx(12.7062 * 5.65685 / math.sqrt(2), rel=1e-5)
+
+
 def test_paired_difference_uses_the_common_seeds_only():
     difference = paired_difference({1: 1.0, 2: 3.0, 7: 99.0}, {0: 50.0, 1: 0.0, 2: 1.0})
     assert (difference.mean, difference.n) == (1.5, 2)

@@ -666,6 +666,8 @@ def test_histories_come_back_to_the_last_bit(store, tiny_run, tmp_path):
     frame = run_missing([tiny_run(epochs=4, lr=0.1 / 3, method="trimming")], store)
     write_results(frame, store, tmp_path)
     before, after = load_history(frame, store), read_csv(tmp_path / "history.csv")
+    assert before["epoch"].tolist() == [1, 2, 3, 4]  # no row of the record is lost
+    assert before["step"].tolist() == [4, 8, 12, 16]
     assert list(before.columns) == list(after.columns)
     for name in before.columns:
         assert before[name].tolist() == after[name].tolist()

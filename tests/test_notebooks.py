@@ -6,6 +6,7 @@ cell by cell in this process.
 
 import itertools
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,6 +261,7 @@ class Place:
         patch.setenv("HARDTRAIN_RUNS", str(self.folder / "runs"))
         patch.setenv("HARDTRAIN_FIGURES", str(self.folder / "figures"))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)  # this checkout
 
     def execute(self, stem: str, **given) -> tuple[int, str]:
         """In a kernel, with papermill: its exit code and the error, if any."""

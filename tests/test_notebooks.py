@@ -4,6 +4,7 @@ A new notebook is one entry in ``NOTEBOOKS``. Kernels start slowly, so what need
 cell by cell in this process.
 """
 
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
@@ -363,6 +365,16 @@ def test_notebook_shows_numbers_of_the_training_loop(executed, store):
     assert_trained(place.out, NOTEBOOKS[stem].run, store, NOTEBOOKS[stem].falling)
 
 
+def assert_same_arrays(ours, others):
+    ours, others = (np.load(io.BytesIO(content)) for content in (ours, others))
+    assert ours.files == others.files
+    for name in ours.files:
+        if ours[name].dtype.kind == "f":
+            np.testing.assert_allclose(ours[name], others[name], rtol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(ours[name], others[name], err_msg=name)
+
+
 def test_notebook_again_trains_nothing_and_writes_the_same(executed):
     stem, place = executed
     records, files = place.records(), contents(place.out)
@@ -371,7 +383,11 @@ def test_notebook_again_trains_nothing_and_writes_the_same(executed):
     again = contents(place.out)
     assert again.keys() == files.keys()
     for name in again:
-        if not name.startswith(NOTEBOOKS[stem].times):
+        if name.startswith(NOTEBOOKS[stem].times):
+            continue
+        if name.endswith(".npz"):  # eigenvalues agree to the sixth digit from process to process
+            assert_same_arrays(again[name], files[name])
+        else:
             assert again[name] == files[name], name
 
 

@@ -198,3 +198,11 @@ def test_stale_names_a_function_that_is_gone(tmp_path):
     gone, foreign = stale(tmp_path)
     assert "hardtrain.report.text:gone is no function of ours" in gone
     assert "os:remove is no function of ours" in foreign
+
+
+def test_figure_data_of_another_function_is_not_taken(tmp_path, committed):
+    def doubled(factor):
+        return {"values": 2 * factor * np.arange(3.0)}
+
+    figure_data("fig_1", counted([]), committed, factor=1)
+    assert figure_data("fig_1", doubled, tmp_path, factor=1)["values"].tolist() == [0, 2, 4]

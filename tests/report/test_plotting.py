@@ -373,3 +373,12 @@ def test_arm_differences_are_to_the_baseline():
         arm_differences(ax, results, arms, baseline)
     means = [float(container[0].get_xdata()[0]) for container in ax.containers]
     assert means == pytest.approx([0, 10, -10, 0])
+
+
+def test_intervals_have_bars_from_bound_to_bound():
+    ax = Figure().subplots()
+    interval = mean_interval([0.1, 0.3, 0.2])
+    intervals(ax, ["one"], [interval])
+    (bar,) = ax.containers[0][2]
+    ((start, end),) = bar.get_segments()
+    np.testing.assert_allclose([start[0], end[0]], [interval.low, interval.high])

@@ -272,3 +272,10 @@ def test_training_with_trimmed_loss_lowers_the_loss():
         loss_function(model(inputs), targets).backward()
         optimizer.step()
     assert F.cross_entropy(model(inputs), targets).item() < 0.6 * before
+
+
+def test_a_loaded_first_epoch_counts_as_an_epoch():
+    saved, loaded = TrimmedLoss(num_epochs=3), TrimmedLoss(num_epochs=3)
+    saved.set_epoch(0)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)).isfinite()

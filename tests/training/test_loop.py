@@ -306,3 +306,9 @@ def test_make_optimizer_takes_the_runs_settings(tiny_run):
         made = loop.make_optimizer(tiny_run(optimizer=name, weight_decay=0.2), model)
         assert type(made) is kind
         assert made.param_groups[0]["weight_decay"] == 0.2
+
+
+def test_observe_gets_the_losses_without_their_graph(tiny_run):
+    seen = []
+    trained(tiny_run(), observe=lambda indices, losses: seen.append(losses.requires_grad))
+    assert set(seen) == {False}

@@ -123,13 +123,6 @@ def _causes(cells: Mapping, printed: str, gain: Decimal, dataset: str, column: s
     return [slip] if slip else []
 
 
-def _held(pairs: list[tuple], wins) -> tuple[str, str]:
-    """In how many pairs ``(name, mine, other)`` mine wins, and a note on up to six others."""
-    beaten = [f"{name} ({mine}, {other})" for name, mine, other in pairs if not wins(mine, other)]
-    note = "not " + ", ".join(beaten) if 0 < len(beaten) <= 6 else ""
-    return f"{len(pairs) - len(beaten)} of {len(pairs)}", note
-
-
 # What a line of itdm_text.csv claims of its cells ``chosen``: what is recomputed, and a note.
 
 
@@ -140,7 +133,7 @@ def _in_cells(line: Mapping, chosen: Mapping, cells: Mapping) -> tuple[str, str]
         rival = cells[*key[:2], line["rival"]]
         name = key[0] if key[2] == "with" else " ".join(key)
         pairs.append((name, getattr(row, line["column"]), getattr(rival, line["column"])))
-    return _held(pairs, _RELATIONS[line["relation"]])
+    return printed_numbers.held(pairs, _RELATIONS[line["relation"]])
 
 
 def _with_arrows(line: Mapping, chosen: Mapping, cells: Mapping) -> tuple[str, str]:
@@ -201,7 +194,7 @@ def _larger_drops(line: Mapping, chosen: Mapping, cells: Mapping) -> tuple[str, 
     most = max(drop for key, drop in drops.items() if key not in chosen)
     pairs = [(" ".join(key), drops[key], most) for key in chosen]
     note = f"at least {min(drops[key] for key in chosen):.2f} against at most {most:.2f}"
-    return _held(pairs, gt)[0], note
+    return printed_numbers.held(pairs, gt)[0], note
 
 
 _MEASURES = {

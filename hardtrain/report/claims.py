@@ -1,0 +1,150 @@
+"""What a paper claims, and what is found here: ``claims.csv``, and README's table of findings."""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from hardtrain import checks
+from hardtrain.files import project_root, write_atomically
+from hardtrain.report.tables import MISSING, Protocol
+from hardtrain.report.text import format_interval, format_number, to_markdown
+from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
+
+PROFILES = ("paper", "reduced", "quick")  # README shows the first that there is
+COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
+_MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
+
+
+class Claim(NamedTuple):
+    """One claim of a paper and the quantity that decides it.
+
+    Args:
+        claim: what the paper says, a sentence.
+        quantity: what is measured, with its unit.
+        expected: the side of 0 on which the claim sees the quantity: "lower", "higher", or
+            "equal", that is within ``margin`` of 0.
+        found: our paired difference or interval; ``None`` where nothing was run. Several are one
+            claim on any of many ("in some networks"): their smallest Holm-corrected p decides.
+        printed: the paper's number; nan where it prints none.
+        protocol: whether the printed number can be held against ours.
+        margin: half width of "equal", in the unit of the quantity.
+        digits: decimals.
+    """
+
+    claim: str
+    quantity: str
+    expected: str
+    found: PairedDifference | Interval | Sequence[PairedDifference | None] | None
+    printed: float = math.nan
+    protocol: Protocol = Protocol(False)
+    margin: float = 0.0
+    digits: int = 2
+
+
+def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
+    """A row for each claim: what is printed, what was found, and the finding.
+
+    "supports": the 95 % interval lies on the claim's side of 0, and the p value, Holm-corrected
+    over the claims of the table, is below 0.05. "contradicts": the same on the other side; or the
+    paper's protocol was followed and the verdict on its number is "not reproduced". "undecided":
+    neither, or fewer than 3 seeds. "not run". A claim of "equal" is supported by an interval within
+    the margin and contradicted by one outside.
+
+    Returns:
+        Text columns ``claim, quantity, printed, here, n, p, finding, scale``.
+
+    Example:
+        >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10, spread=0.2)
+        >>> claim = Claim("Trimming helps.", "test error (points)", "lower", gap, printed=-0.42)
+        >>> claims_table([claim], "digits")[["printed", "here", "p", "finding"]].iloc[0].tolist()
+        ['-0.42', '-0.40 ± 0.30 (n = 10)', '0.010', 'supports']
+    """
+    for claim in claims:
+        checks.choice("expected", claim.expected, ("lower", "higher", "equal"))
+    found = [_decisive(claim) for claim in claims]
+    p_values = holm([math.nan if f is None else getattr(f, "p", math.nan) for f in found])
+    rows = []
+    for claim, ours, p in zip(claims, found, p_values, strict=True):
+        row = {"claim": claim.claim, "quantity": claim.quantity}
+        row["printed"] = format_number(claim.printed, claim.digits, signed=True)
+        row["here"] = MISSING if ours is None else format_interval(ours, claim.digits, signed=True)
+        row["n"] = "" if ours is None else str(ours.n)
+        row["p"] = "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+        row["finding"] = _finding(claim, ours, p)
+        rows.append(row | {"scale": scale})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _decisive(claim: Claim) -> PairedDifference | Interval | None:
+    """Of several the one with the smallest p, corrected over all of them."""
+    found = claim.found
+    if found is None or isinstance(found, (PairedDifference, Interval)):
+        return found
+    there = [one for one in found if one is not None]
+    if not there:
+        return None
+    corrected = [
+        one._replace(p=p) for one, p in zip(there, holm([o.p for o in there]), strict=True)
+    ]
+    return min(corrected, key=lambda one: (math.isnan(one.p), one.p))
+
+
+def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -> str:
+    if ours is None:
+        return MISSING
+    if ours.n < MIN_SEEDS or math.isnan(ours.low):
+        return "undecided"
+    if claim.expected == "equal":
+        if -claim.margin <= ours.low and ours.high <= claim.margin:
+            return "supports"
+        outside = ours.low > claim.margin or ours.high < -claim.margin
+        return "contradicts" if outside else "undecided"
+    seen = not ours.low <= 0 <= ours.high and not p >= 0.05
+    if seen:
+        return "supports" if (ours.mean > 0) == (claim.expected == "higher") else "contradicts"
+    if isinstance(ours, PairedDifference) and claim.protocol.comparable:
+        outcome = verdict(claim.printed, ours, num_runs=claim.protocol.num_runs)
+        if outcome.word == "not reproduced":
+            return "contradicts"
+    return "undecided"
+
+
+def findings_text(table: pd.DataFrame) -> str:
+    """The claims as a Markdown list: the claim, the paper's number, ours, the finding."""
+    lines = []
+    for row in table.itertuples():
+        numbers = f"{row.quantity}: printed {row.printed}, here {row.here}"
+        p = f", p {row.p}" if row.p.startswith("<") else f", p = {row.p}" if row.p else ""
+        lines.append(f"- **{row.finding}:** {row.claim} {numbers[0].upper()}{numbers[1:]}{p}.")
+    scale = f"\n*{table['scale'].iloc[0]}*\n" if len(table) else ""
+    return "\n".join(lines) + "\n" + scale
+
+
+def findings_table(figures: Path) -> str:
+    """README's table: the claims of every notebook, at the largest scale that was run."""
+    rows = []
+    for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
+        files = [notebook / profile / "claims.csv" for profile in PROFILES]
+        for path in [file for file in files if file.is_file()][:1]:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table.insert(0, "notebook", notebook.name)
+            rows.append(table)
+    return to_markdown(pd.concat(rows)) if rows else ""
+
+
+def refresh(readme: Path, figures: Path) -> None:
+    """Write the table of findings between its marks in README."""
+    begin, end = _MARKS
+    text = readme.read_text(encoding="utf-8")
+    new = f"{begin}\n{findings_table(figures)}\n{end}"
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(refresh(project_root() / "README.md", project_root() / "figures"))

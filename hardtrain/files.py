@@ -153,7 +153,7 @@ def lock(path: Path) -> Any:
     """
     with store_errors(f"lock {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _has_locks(path.parent):
+        if not has_locks(path.parent):
             return _NoLock()
     return _KernelLock(path, mode=0o666)  # a store may be shared with other users
 
@@ -177,7 +177,8 @@ class _NoLock(contextlib.AbstractContextManager):
 
 
 @functools.lru_cache(maxsize=256)
-def _has_locks(folder: Path) -> bool:
+def has_locks(folder: Path) -> bool:
+    """Whether the kernel locks files in ``folder``; a warning says once if not."""
     try:
         import fcntl
     except ImportError:  # Windows, whose locks need no probe

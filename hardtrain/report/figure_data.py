@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hardtrain.files import sha256, write_atomically
-from hardtrain.runs.results import committed_folder
+from hardtrain.files import sha256, store_errors, write_atomically
+from hardtrain.runs.committed import committed_files
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import load_artefacts
@@ -81,8 +81,9 @@ def figure_data(
 
 
 def _committed(name: str, origin: str, at_hand: Mapping[str, str | None]) -> bytes | None:
-    for path in sorted(committed_folder().glob(f"*/*/{name}.npz")):
-        content = path.read_bytes()
+    for path in committed_files(f"{name}.npz"):
+        with store_errors(f"read {path}"):
+            content = path.read_bytes()
         about = _about(content)
         if about.get("origin") == origin:
             kept = json.loads(about["fingerprints"])

@@ -70,7 +70,8 @@ def ended_by_sigterm() -> Iterator[None]:
 
 def stored_row(run: Run, store: RunStore) -> dict | None:
     """The record and metrics of a run that is in the store with all its artefacts, or ``None``."""
-    record = store.load(run.key, fingerprint_at_hand(run.dataset, run.data_root))
+    fingerprint = fingerprint_at_hand(run.dataset, run.data_root)
+    record = store.load(run.key, fingerprint, run.as_dict())
     if record is None:
         return None
     if record["status"] == "finished":

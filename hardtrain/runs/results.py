@@ -4,15 +4,18 @@ folder, from which every figure can be drawn again."""
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from hardtrain import files
 from hardtrain.errors import RecordError
-from hardtrain.files import project_root, remove_stale_partials, write_atomically
-from hardtrain.runs import subsets
+from hardtrain.files import store_errors
+from hardtrain.runs import committed, subsets
+from hardtrain.runs.committed import read_csv as read_csv
 from hardtrain.runs.run import NOT_IN_KEY, Run
 from hardtrain.runs.store import RunStore
 
@@ -34,6 +37,7 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "test_half_width_by_batch",
 )
 METRICS = _ALWAYS + _WITH_TRAINING_SET
+_ENVIRONMENT = ("device", "threads", "cpu_capability", "torch")  # on what last bits depend
 
 
 def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -80,75 +84,114 @@ def load_timings(results: pd.DataFrame, store: RunStore | None = None) -> pd.Dat
 def write_results(
     results: pd.DataFrame, store: RunStore | None, out_dir: str | os.PathLike
 ) -> None:
-    """Write ``results.csv``, ``history.csv`` (what the seeds determine) and ``timings.csv``.
+    """Write ``results.csv``, ``history.csv`` (what the seeds determine) and ``timings.csv``, and
+    their checksums: all of them or none.
 
     Rows of other runs that stand in ``out_dir`` already are kept, behind the given ones, so that
-    a partial sweep never erases another's results.
+    a partial sweep never erases another's results; several programs may write one folder. A line
+    says where a run stood there with other numbers.
     """
+    folder = files.user_path("out_dir", out_dir)
     unique = results.drop_duplicates("key")
-    tables = {
-        "results.csv": unique.drop(columns=["source", *NOT_IN_KEY]),
-        "history.csv": load_history(unique, store),
-        "timings.csv": load_timings(unique, store),
-    }
-    remove_stale_partials(Path(out_dir))
-    for name, table in tables.items():
-        path = Path(out_dir) / name
-        if path.exists():
-            old = read_csv(path)
-            old = old[~old["key"].isin(unique["key"])]
-            if len(old):
-                table = pd.concat([table, old.sort_values("key", kind="stable")])
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+    rows = unique.drop(columns=["source", *NOT_IN_KEY]).to_dict("records")
+    histories, timings = _rows(unique, store, "history"), _rows(unique, store, "timings")
+    new = [
+        committed.Entry(row, histories[row["key"]], timings[row["key"]][0]) for row in rows
+    ]
+    with store_errors(f"make {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with committed.folder_lock(folder):
+        files.remove_stale_partials(folder)
+        given = {entry.row["key"]: committed.digest(*entry[:2]) for entry in new}
+        old = committed.read_folder(folder)
+        other = [
+            entry
+            for entry in old
+            if given.get(entry.row["key"]) not in (None, committed.digest(*entry[:2]))
+        ]
+        if other:
+            warnings.warn(
+                f"{folder}: {len(other)} runs had other numbers here, of another environment or "
+                "another version of their method; they are replaced",
+                stacklevel=2,
+            )
+        kept = [entry for entry in old if entry.row["key"] not in given]
+        kept.sort(key=lambda entry: entry.row["key"])
+        committed.write_folder(folder, [*new, *kept])
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV of ours: numbers to the last bit, whatever pandas' own parser rounds to."""
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for name in frame.columns.difference(["key", "fingerprint", "dataset"]):
-        for number in (int, lambda text: float(text or "nan")):
-            try:
-                frame[name] = [number(text) for text in frame[name]]
-                break
-            except ValueError:
-                continue
-    return frame
+def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> int:
+    """Write the runs of several figure folders, as of several machines, into ``out_dir``.
+
+    A run whose numbers agree stands there once. One with other numbers elsewhere stands there
+    once for each environment; tables show the first and say so (see `environments`).
+
+    Returns:
+        How many runs have several results.
+    """
+    sources = [files.user_path("folders", folder) for folder in folders]
+    merged: dict[tuple[str, str], committed.Entry] = {}
+    for folder in sources:
+        for entry in committed.read_folder(folder):
+            merged.setdefault((entry.row["key"], committed.digest(*entry[:2])), entry)
+    out = files.user_path("out_dir", out_dir)
+    with committed.folder_lock(out):
+        committed.write_folder(out, list(merged.values()))
+    return len(merged) - len({key for key, _ in merged})
 
 
-def committed_folder() -> Path:
-    """Where results that came with the repository stand: ``$HARDTRAIN_COMMITTED``, else its
-    ``figures``."""
-    return Path(os.environ.get("HARDTRAIN_COMMITTED") or project_root() / "figures")
-
-
-def committed_results() -> dict[str, dict]:
-    """Rows of every ``results.csv`` below `committed_folder` by key, each with its folder as
-    ``source``."""
-    rows: dict[str, dict] = {}
-    for path in sorted(committed_folder().glob("*/*/results.csv")):
-        for row in read_csv(path).to_dict("records"):
-            rows.setdefault(row["key"], row | {"source": str(path.parent)})
-    return rows
+def environments(results: pd.DataFrame, store: RunStore | None = None) -> str:
+    """A note where the runs of ``results`` come from several environments, or have other numbers
+    in another; else an empty text."""
+    timings = load_timings(results, store).reindex(columns=["key", *_ENVIRONMENT])
+    described = timings[list(_ENVIRONMENT)].astype(object).fillna("?").astype(str)
+    counts = described.apply(", ".join, axis=1).value_counts() if len(described) else {}
+    notes = []
+    if len(counts) > 1:
+        parts = "; ".join(f"{number} on {name}" for name, number in counts.items())
+        notes.append(f"runs of {len(counts)} environments ({', '.join(_ENVIRONMENT)}): {parts}")
+    everywhere = committed.committed_results()
+    shown = results.drop_duplicates("key").set_index("key")["test_loss"]
+    others = [
+        key
+        for key, loss in shown.items()
+        if any(abs(row.get("test_loss", loss) - loss) > 0 for row in everywhere.get(key, ()))
+    ]
+    if others:
+        notes.append(f"{len(others)} runs have other numbers in another environment")
+    return "; ".join(notes)
 
 
 def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.DataFrame:
     """The runs' rows of one table, of their records or of the folders that they were found in."""
+    rows = _rows(results.drop_duplicates("key"), store, table)
+    found = [row for of_run in rows.values() for row in of_run]
+    return pd.DataFrame(found) if found else pd.DataFrame({"key": []})
+
+
+def _rows(unique: pd.DataFrame, store: RunStore | None, table: str) -> dict[str, list[dict]]:
+    """Of each run, by its key, the rows of one table; what a row does not have is left out."""
     store = store or RunStore()
-    unique = results.drop_duplicates("key")
-    committed = {
-        source: dict(list(read_csv(Path(source) / f"{table}.csv").groupby("key", sort=False)))
+    there = {
+        source: {
+            (entry.row["key"], entry.row["fingerprint"]): entry
+            for entry in reversed(committed.read_folder(Path(source)))  # of several the first
+        }
         for source in set(unique["source"]) - {"store"}
     }
-    parts = []
+    rows: dict[str, list[dict]] = {}
     for run in unique.itertuples():
         if run.source == "store":
             record = store.load(run.key, run.fingerprint)
             if record is None:
                 raise RecordError(f"{store} holds no record of run {run.key}")
-            part = pd.json_normalize(record[table])  # a list of rows, or one row
-            part.insert(0, "key", run.key)
+            found = record[table] if table == "history" else [record[table]]
+            found = [{"key": run.key} | {k: v for k, v in row.items() if v is not None} for row in found]
         else:
-            part = committed[run.source].get(run.key, ())
-        if len(part):
-            parts.append(part.dropna(axis="columns", how="all"))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})
+            entry = there[run.source].get((run.key, run.fingerprint))
+            if entry is None:
+                raise RecordError(f"{run.source} no longer holds run {run.key}")
+            found = entry.history if table == "history" else [entry.timings]
+            found = [committed.typed(row) for row in found]
+        rows[run.key] = [{k: v for k, v in row.items() if k != "digest"} for row in found]
+    return rows

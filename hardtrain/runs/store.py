@@ -5,21 +5,24 @@ import io
 import json
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
+from torch import Tensor
 
 from hardtrain import files
-from hardtrain.errors import RecordError
+from hardtrain.errors import ParameterError, RecordError
 from hardtrain.files import sha256, store_errors
 
 SCHEMA = 1
+STATES = ("finished", "diverged")
+_PLAIN = (bool, int, float, str, bytes)  # and None, tensors, lists, tuples, dictionaries
 
 
 class RunStore:
@@ -46,8 +49,8 @@ class RunStore:
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, checkpoint_seconds: float = 5.0):
-        self.path = Path(path or os.environ.get("HARDTRAIN_RUNS") or files.project_root() / ".runs")
-        self.path = self.path.expanduser().absolute()
+        given = path or os.environ.get("HARDTRAIN_RUNS") or files.project_root() / ".runs"
+        self.path = files.user_path("path of the run store", given)
         self.checkpoint_seconds = checkpoint_seconds
 
     def __repr__(self) -> str:
@@ -55,24 +58,29 @@ class RunStore:
 
     # --- records -----------------------------------------------------------------------------
 
-    def load(self, key: str, fingerprint: str | None) -> dict | None:
+    def load(
+        self, key: str, fingerprint: str | None, described: Mapping | None = None
+    ) -> dict | None:
         """The record of a finished run, or ``None``.
 
-        ``fingerprint=None`` (the data is not at hand) takes the one record with this key.
+        ``fingerprint=None`` (the data is not at hand) takes the one record with this key. Given
+        what a run is ``described`` as, a record of another or with missing parts is set aside.
 
         Raises:
             RecordError: the record was written by a newer hardtrain, or several records of
                 different data answer to ``key`` and none can be preferred.
         """
         if fingerprint is None:
-            found = sorted(self.path.glob(f"records/{key}-*.json"))
+            with store_errors(f"read {self.path}"):
+                found = sorted(self.path.glob(f"records/{key}-*.json"))
             if len(found) > 1:
                 raise RecordError(
                     f"{len(found)} records of different data answer to run {key}; "
                     "give the data, so that its fingerprint can choose"
                 )
-            return self._read_record(found[0], key) if found else None
-        record = self._read_record(self._file("records", key, fingerprint, "json"), key)
+            return self._read_record(found[0], key, described) if found else None
+        path = self._file("records", key, fingerprint, "json")
+        record = self._read_record(path, key, described)
         return record if record and record["fingerprint"] == fingerprint else None
 
     def save(self, record: dict) -> None:
@@ -82,8 +90,8 @@ class RunStore:
         body["sha256"] = sha256(_canonical(body))
         files.write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
 
-    def _read_record(self, path: Path, key: str) -> dict | None:
-        record = self._read(path, partial(_record, key))
+    def _read_record(self, path: Path, key: str, described: Mapping | None) -> dict | None:
+        record = self._read(path, partial(_record, key, described))
         if record and record["schema"] > SCHEMA:
             raise RecordError(
                 f"{path} was written by a newer hardtrain (schema {record['schema']})"
@@ -109,13 +117,16 @@ class RunStore:
             why = "holds more than tensors and plain values"
         except Exception:  # whatever json and torch make of any bytes
             why = "is torn, edited or of another run or version"
+        self._set_aside(path, content, why)
+        return None
+
+    def _set_aside(self, path: Path, content: bytes, why: str) -> None:
         quarantine = self.path / "quarantine"
         with store_errors(f"set {path} aside, which {why}"):
             quarantine.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 os.replace(path, quarantine / f"{path.stem}.{sha256(content)[:8]}{path.suffix}")
-        warnings.warn(f"{path} {why}; set aside in {quarantine}, made again", stacklevel=4)
-        return None
+        warnings.warn(f"{path} {why}; set aside in {quarantine}, made again", stacklevel=5)
 
     # --- one writer per run --------------------------------------------------------------------
 
@@ -132,15 +143,22 @@ class RunStore:
                 files.remove_stale_partials(self.path / name)
             files.write_atomically(probe, b"")
             probe.unlink(missing_ok=True)
+            files.has_locks(self.path / "locks")  # who cannot lock here hears so now
 
-    def lock(self, key: str, fingerprint: str) -> filelock.BaseFileLock:
+    def lock(self, key: str, fingerprint: str) -> Any:
         """The lock of one run: a kernel lock, so the death of its holder frees it."""
-        return filelock.FileLock(self._file("locks", key, fingerprint, "lock"))
+        return files.lock(self._file("locks", key, fingerprint, "lock"))
 
     # --- checkpoints ---------------------------------------------------------------------------
 
     def save_checkpoint(self, key: str, fingerprint: str, state: dict) -> None:
-        """Write a checkpoint and keep the one before it; ``state["epoch"]`` tells them apart."""
+        """Write a checkpoint and keep the one before it; ``state["epoch"]`` tells them apart.
+
+        Raises:
+            ParameterError: a part of ``state`` is no tensor and no plain value, and so could not
+                be loaded again.
+        """
+        _require_plain("state", state)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         body = buffer.getvalue()
@@ -192,10 +210,55 @@ def _require(intact: bool) -> None:
         raise ValueError("not what was written")
 
 
-def _record(key: str, content: bytes) -> dict:
+def _record(key: str, described: Mapping | None, content: bytes) -> dict:
     record = json.loads(content)
     _require(record.pop("sha256") == sha256(_canonical(record)) and record["key"] == key)
+    _require(type(record["schema"]) is int and type(record["fingerprint"]) is str)
+    if record["schema"] <= SCHEMA:  # a newer one may have other parts
+        _require_parts(record)
+        _require(described is None or _is_of(described, record))
     return record
+
+
+def _require_parts(record: dict) -> None:
+    """What every record has, or may have, of the right types: before anything is done with it."""
+    for name in ("metrics", "run", "timings", "artefacts"):
+        _require(isinstance(record.get(name, {}), dict))
+    _require("metrics" in record and record.get("status", "finished") in STATES)
+    for name, value in record["metrics"].items():
+        _require(value is None or type(value) in (int, float) or name == "per_class_error")
+    history = record.get("history", [])
+    _require(isinstance(history, list) and all(isinstance(row, dict) for row in history))
+    numbers = (int, float, type(None))
+    _require(all(type(value) in numbers for row in history for value in row.values()))
+    for entry in record.get("artefacts", {}).values():
+        name, digest = entry["file"], entry["sha256"]
+        # a name in the store's own folder: neither "../x" nor "C:x"
+        _require(bool(re.fullmatch(r"[\w-][\w.-]*", name)) and isinstance(digest, str))
+
+
+def _is_of(described: Mapping, record: dict) -> bool:
+    """Whether a record has all that a table needs, and is of the run that is ``described``: fields
+    and options that one of them lacks came or went with a version."""
+    if not {"status", "history", "run", "timings"} <= record.keys():
+        return False
+    ours, kept = ({**run, **dict(run.get("options", {}))} for run in (described, record["run"]))
+    elsewhere = {"options", "keep", "device", "data_root"}
+    return all(ours[name] == kept[name] for name in ours.keys() & kept.keys() - elsewhere)
+
+
+def _require_plain(name: str, value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_plain(f"{name}[{key!r}]", item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _require_plain(f"{name}[{index}]", item)
+    elif not isinstance(value, Tensor) and type(value) not in (*_PLAIN, type(None)):
+        raise ParameterError(
+            f"{name} is {type(value).__module__}.{type(value).__name__}; a checkpoint holds "
+            "tensors, numbers, texts, lists and dictionaries"
+        )
 
 
 def _checkpoint(key: str, content: bytes) -> dict:

@@ -13,7 +13,8 @@ from hardtrain.errors import DivergedError, ParameterError, RecordError
 from hardtrain.runs import train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
-from hardtrain.runs.results import committed_results, result_frame
+from hardtrain.runs.committed import committed_results
+from hardtrain.runs.results import result_frame
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.training import randomness
@@ -62,10 +63,11 @@ def run_missing(
     rows: dict[str, Any] = {}
     missing: list[Run] = []
     for key, run in distinct.items():
-        row = committed.get(key)
         fingerprint = train.fingerprint_at_hand(run.dataset, run.data_root)
-        if row is None or fingerprint not in (None, row["fingerprint"]):
-            row = stored_row(run, store)
+        fitting = (
+            row for row in committed.get(key, ()) if fingerprint in (None, row["fingerprint"])
+        )
+        row = next(fitting, None) or stored_row(run, store)
         if row is None:
             missing.append(run)
         else:

@@ -7,6 +7,7 @@ from hardtrain.errors import HardtrainError as HardtrainError
 from hardtrain.errors import ParameterError as ParameterError
 from hardtrain.errors import RecordError as RecordError
 from hardtrain.errors import StoreError as StoreError
+from hardtrain.errors import SweepError as SweepError
 from hardtrain.goals import convergence_epoch as convergence_epoch
 from hardtrain.goals import steps_to_goal as steps_to_goal
 from hardtrain.networks import build_network as build_network

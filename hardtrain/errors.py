@@ -1,7 +1,7 @@
 """The errors of hardtrain, and the one way to say that a name is unknown."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class HardtrainError(Exception):
@@ -31,6 +31,24 @@ class DivergedError(HardtrainError, ArithmeticError):
         super().__init__(message)
         self.epoch, self.step = epoch, step
         self.history: list[dict] = []  # the evaluations before it
+
+
+class SweepError(HardtrainError, RuntimeError):
+    """Some runs of a sweep failed, the others are finished; ``failures`` are pairs of a run and
+    its error.
+
+    Example:
+        >>> print(SweepError([("plain, seed 3", MemoryError("no room"))], num_runs=20))
+        1 of 20 runs failed, the others are finished; run again to try it again:
+          plain, seed 3: MemoryError: no room
+    """
+
+    def __init__(self, failures: Sequence[tuple[object, Exception]], num_runs: int):
+        self.failures = list(failures)
+        again = "it" if len(self.failures) == 1 else "them"
+        lines = [f"  {run}: {type(error).__name__}: {error}" for run, error in self.failures]
+        head = f"{len(lines)} of {num_runs} runs failed, the others are finished; run again to "
+        super().__init__("\n".join([f"{head}try {again} again:", *lines]))
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ParameterError:

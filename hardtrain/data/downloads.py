@@ -19,15 +19,18 @@ from PIL import Image
 from hardtrain.data.npz import FORMAT, SPLITS, Arrays, check_pair, write_npz
 from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError
+from hardtrain.files import user_path
 
 TIMEOUT = 20.0  # seconds that one silent connection may last
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder of the named sets: ``root``, else ``$HARDTRAIN_DATA``, else the user's cache."""
-    folder = root or os.environ.get("HARDTRAIN_DATA")
-    folder = folder or platformdirs.user_cache_path("hardtrain") / "data"
-    return Path(folder).expanduser().absolute()
+    if root:
+        return user_path("data_root", root)
+    if folder := os.environ.get("HARDTRAIN_DATA"):
+        return user_path("HARDTRAIN_DATA", folder)
+    return user_path("the cache folder", platformdirs.user_cache_path("hardtrain") / "data")
 
 
 def files_of(name: str, root: str | os.PathLike | None = None) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from hardtrain import checks
 from hardtrain.data import downloads, npz
 from hardtrain.data.stratify import eighty_twenty, pick_per_class, proportional
 from hardtrain.errors import DataError, ParameterError, unknown_name
+from hardtrain.files import user_path
 
 DATASETS: tuple[str, ...] = ("digits", *downloads.SOURCES)
 """Names that `load_dataset` knows."""
@@ -85,8 +86,9 @@ class ImageDataset:
             ImageDataset(arrays train: 3 images 1x8x8, 2 classes, cpu)
         """
         source = f"{name} ({split})"
-        images = np.asarray(images)
-        labels = npz.check_pair(source, images, np.asarray(labels))
+        # copies of views that run backwards, which torch does not take
+        images = np.ascontiguousarray(images)
+        labels = npz.check_pair(source, images, np.ascontiguousarray(labels))
         if class_names is None:
             class_names = npz.class_numbers(source, labels)
         names = tuple(map(str, class_names))
@@ -235,6 +237,7 @@ def load_dataset(
         raise unknown_name("data set", name_or_path, DATASETS)
     device = resolve_device(device)  # before anything is downloaded
     name = os.fspath(name_or_path)
+    user_path("data set", name)
     path = Path(name).expanduser()
     if name == "digits":
         arrays = _digits(split)

@@ -161,6 +161,8 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None]:
     """``(images, labels, class_names)`` of one file, checked; no names: None, no images: empty."""
     wanted = {"images", "labels", "class_names"} if with_images else {"labels", "class_names"}
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file (a folder, a pipe, a device); wanted: {FORMAT}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             keys = archive.files
@@ -185,9 +187,14 @@ def _read(
                 f"{path}: class_names are {class_names.dtype} {class_names.shape}; "
                 "allowed: strings (K,)"
             )
-        class_names = tuple(
-            name.decode() if isinstance(name, bytes) else name for name in class_names.tolist()
-        )
+        try:
+            class_names = tuple(
+                name.decode() if isinstance(name, bytes) else name for name in class_names.tolist()
+            )
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: class_names hold {error.object!r}, which is not UTF-8; save them as text"
+            ) from error
     num_classes = len(class_names) if class_names else None
     if not with_images:
         return np.empty(0), check_labels(path, arrays["labels"], num_classes), class_names

@@ -108,4 +108,5 @@ class BiasedBatchSampler:
         return len(self.plain)
 
     def __iter__(self) -> Iterator:
-        return islice(self.other if self.biased else self.plain, len(self))
+        biased = getattr(self.other, "tensors", self.other.__iter__)  # which wait for no device
+        return islice(biased() if self.biased else self.plain, len(self))

@@ -7,8 +7,9 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 from hardtrain.errors import DataError, ParameterError
-from hardtrain.report.plotting import CLASS_COLOURS, MARKERS
+from hardtrain.report.plotting import CLASS_COLOURS, MARKERS, plain
 
+_SMALLEST, _LARGEST = 1e-12, 1e12  # spreads of features whose squares are safe in float32
 SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
 
 
@@ -129,20 +130,24 @@ def plot_embedding(
         ['cat', 'dog', 'hardest']
     """
     embedding, labels = np.asarray(embedding), np.asarray(labels)
+    names = []
     for label in np.unique(labels):
         look = {"color": CLASS_COLOURS[label % 10], "marker": MARKERS[(label + label // 10) % 10]}
         look |= {"s": 9, "linewidths": 0, "alpha": 0.8, "rasterized": True}
-        ax.scatter(*embedding[labels == label].T, label=class_names[label], **look)
+        points = ax.scatter(*embedding[labels == label].T, **look)
+        names.append((points, plain(class_names[label])))
     if len(marked):
         ring = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
-        ax.scatter(*embedding[marked].T, s=36, label="hardest", **ring)
+        names.append((ax.scatter(*embedding[marked].T, s=36, **ring), "hardest"))
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.set_adjustable("datalim")
     ax.spines[:].set_visible(False)
     if len(class_names) > 10:
         _name_classes(ax, embedding, labels, class_names)
     elif legend:
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6, handletextpad=0.2)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        # given as pairs: of labels that it finds itself, a legend leaves out those with "_" first
+        ax.legend(*zip(*names, strict=True), markerscale=1.6, handletextpad=0.2, **place)
 
 
 def _name_classes(
@@ -159,7 +164,7 @@ def _name_classes(
         near = [np.hypot((centre[0] - x) / 2.5, centre[1] - y) < 0.06 * extent for x, y in placed]
         if len(placed) < 20 and not any(near):
             placed.append(centre)
-            ax.text(*centre, class_names[label], **look)
+            ax.text(*centre, plain(class_names[label]), **look)
 
 
 def _checked(points: np.ndarray) -> np.ndarray:
@@ -168,6 +173,11 @@ def _checked(points: np.ndarray) -> np.ndarray:
         raise ParameterError(f"features must have shape (n, D), n >= 4, D >= 2; got {points.shape}")
     if not np.isfinite(points).all():
         raise ParameterError("features must be finite")
+    spread = float(np.abs(points - points[:1]).max())
+    if not 0 < spread < np.inf:
+        return points.astype(np.float32)
+    if not _SMALLEST < spread < _LARGEST:  # squares would leave float32, which ends t-SNE's process
+        points = (points - points[:1]) / spread
     return points.astype(np.float32)
 
 

@@ -15,15 +15,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import filelock
 import nbformat
 import papermill
 
+from hardtrain import checks, files
+from hardtrain.errors import ParameterError
 from hardtrain.files import project_root, write_atomically
 from hardtrain.report.figure_data import stale
-from hardtrain.report.notebook import END_MARKER
+from hardtrain.report.notebook import END_MARKER, parameter_names
+from hardtrain.runs.committed import damaged
 
 NO_DATA = os.path.join(os.sep, "no", "image", "sets")  # tables say what is not at hand
 CELL_TIMEOUT = 300  # seconds; nbval alone would wait 2000 for a dead kernel
@@ -33,13 +37,15 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     """Run ``source`` with ``parameters`` and write the result to ``target``, whole or not at all.
 
     Raises:
+        ParameterError: a parameter that the notebook does not have; nothing is executed.
         RuntimeError: a cell failed, the kernel died, the end was not reached, or another process
             is executing it. What was executed stands in ``build/notebooks/NAME.failed.ipynb``.
     """
+    _check_names(source, parameters)
     build = project_root() / "build" / "notebooks"
     build.mkdir(parents=True, exist_ok=True)
     failed = build / f"{target.stem}.failed.ipynb"
-    lock = filelock.FileLock(build / f"{target.stem}.lock")
+    lock = files.lock(build / f"{target.stem}.lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -57,6 +63,18 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
         failed.unlink()
 
 
+def _check_names(source: Path, parameters: Mapping[str, object]) -> None:
+    """Refuse names of parameters that the notebook does not have: papermill would execute them."""
+    if not parameters:
+        return
+    cells = [
+        c for c in nbformat.read(source, 4).cells if "parameters" in c.metadata.get("tags", ())
+    ]
+    known = [name for cell in cells for name in parameter_names(cell.source)]
+    for name in parameters:
+        checks.choice("parameter", name, known)
+
+
 def check(notebooks: list[Path]) -> int:
     """Run nbval on the notebooks as committed (or staged), with the figures committed beside
     them: results that were trained here since then do not stand in the comparison. Figure data
@@ -69,8 +87,8 @@ def check(notebooks: list[Path]) -> int:
     if in_git.returncode != 0 or not (copy / "notebooks").is_dir():
         for name in ("notebooks", "figures"):
             shutil.copytree(root / name, copy / name)
-    changed = [line for path in notebooks for line in stale(copy / "figures" / path.stem / "quick")]
-    print(*changed, sep="\n", file=sys.stderr)
+    folders = [folder for path in notebooks for folder in (copy / "figures" / path.stem).glob("*")]
+    changed = [line for folder in sorted(folders) for line in (*stale(folder), *damaged(folder))]
     environment = os.environ | {
         "HARDTRAIN_COMMITTED": str(copy / "figures"),
         "HARDTRAIN_FIGURES": str(copy / "drawn"),
@@ -80,7 +98,21 @@ def check(notebooks: list[Path]) -> int:
     command = [sys.executable, "-m", "pytest", "--nbval", "-o", "addopts=", "-q"]
     command += [f"--nbval-cell-timeout={CELL_TIMEOUT}", "-p", "no:cacheprovider"]
     command += [f"--rootdir={copy}", *(str(copy / "notebooks" / path.name) for path in notebooks)]
-    return subprocess.run(command, cwd=copy, env=environment).returncode or bool(changed)
+    failed = subprocess.run(command, cwd=copy, env=environment).returncode
+    changed += [line for path in notebooks for line in _redrawn(copy, path.stem)]
+    print(*changed, sep="\n", file=sys.stderr)
+    return failed or bool(changed)
+
+
+def _redrawn(copy: Path, name: str) -> list[str]:
+    """Which committed tables are not those that the notebook gives now, a sentence each."""
+    found = []
+    for drawn in sorted((copy / "drawn" / name).glob("*/*")):
+        committed = copy / "figures" / name / drawn.parent.name / drawn.name
+        if drawn.suffix in (".csv", ".md") and committed.parent.is_dir():
+            if not committed.is_file() or committed.read_bytes() != drawn.read_bytes():
+                found.append(f"{committed} is not what its notebook gives now")
+    return found
 
 
 def _is_complete(notebook: nbformat.NotebookNode) -> bool:
@@ -118,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {"use_committed": False} if options.train else {}
         try:
             execute(path, target, parameters)
-        except RuntimeError as error:
+        except (RuntimeError, ParameterError) as error:
             sys.exit(str(error))
         print(f"{path.name}: complete in {time.perf_counter() - began:.0f} s", flush=True)
     return 0

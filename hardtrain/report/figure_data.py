@@ -14,6 +14,7 @@ import sys
 import textwrap
 import tokenize
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def _committed(name: str, origin: str, at_hand: Mapping[str, str | None]) -> byt
         with store_errors(f"read {path}"):
             content = path.read_bytes()
         about = _about(content)
+        if not about:
+            warnings.warn(f"not used: {path} is torn, edited or none of ours", stacklevel=3)
         if about.get("origin") == origin:
             kept = json.loads(about["fingerprints"])
             if all(ours in (None, kept.get(key)) for key, ours in at_hand.items()):
@@ -96,6 +99,8 @@ def _about(content: bytes) -> dict[str, str]:
     """What stands beside the arrays; nothing if the file is damaged or not ours."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            for name in arrays.files:  # reading compares each array with its checksum
+                _ = arrays[name]
             return {key: str(arrays[key]) for key in _ABOUT}
     except Exception:  # faults of zip, zlib, headers and pickle have a dozen types
         return {}

@@ -16,13 +16,20 @@ import torch
 from hardtrain import checks
 from hardtrain.data.images import DATASETS, load_dataset
 from hardtrain.errors import ParameterError, RecordError, StoreError, unknown_name
-from hardtrain.files import project_root, sha256, store_errors, write_atomically
+from hardtrain.files import (
+    project_root,
+    sha256,
+    store_errors,
+    user_path,
+    write_atomically,
+)
 from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.claims import Claim, claims_table, findings_text
 from hardtrain.report.figure_data import figure_data
 from hardtrain.report.text import to_markdown
-from hardtrain.runs.results import load_history, write_results
+from hardtrain.runs.committed import CHANGES, seal_folder
+from hardtrain.runs.results import environments, load_history, write_results
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import run_missing
@@ -65,13 +72,13 @@ def check_parameters(namespace: Mapping) -> list[str]:
     declared: dict[str, ast.AnnAssign] = {}
     assigned: list[str] = []
     for source in namespace.get("In", [])[:-1]:
-        cell = _parsed(source)
-        annotated = {node.target.id: node for node in cell.body if isinstance(node, ast.AnnAssign)}
-        if "profile" in annotated:
-            declared, assigned = annotated, []
-        if "profile" in annotated or source.startswith("# Parameters"):  # papermill's first line
-            names = [node for node in ast.walk(cell) if isinstance(node, ast.Name)]
-            assigned += [node.id for node in names if isinstance(node.ctx, ast.Store)]
+        if source.startswith("# Parameters"):  # papermill's first line
+            assigned += _given_names(source)
+        elif "profile" in (annotated := _annotated(_parsed(source))):
+            declared = annotated
+            assigned = _stored_names(_parsed(source))
+    if not declared:
+        _check_types(namespace)
     for name in assigned:
         if name not in declared:
             raise unknown_name("parameter", name, declared)
@@ -84,6 +91,41 @@ def check_parameters(namespace: Mapping) -> list[str]:
         if value != default:
             changed.append(name)
     return changed
+
+
+def _annotated(cell: ast.Module) -> dict[str, ast.AnnAssign]:
+    nodes = [node for node in cell.body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: node for node in nodes if isinstance(node.target, ast.Name)}
+
+
+def _stored_names(cell: ast.AST) -> list[str]:
+    names = [node for node in ast.walk(cell) if isinstance(node, ast.Name)]
+    return [node.id for node in names if isinstance(node.ctx, ast.Store)]
+
+
+def _given_names(source: str) -> list[str]:
+    """The names that papermill's cell assigns; papermill writes a name as it was given, be it
+    code."""
+    for node in _parsed(source).body:
+        plain = isinstance(node, ast.Assign) and len(node.targets) == 1
+        if not plain or not isinstance(node.targets[0], ast.Name):
+            given = ast.unparse(node)
+            raise ParameterError(f"the name of a parameter is no name: {given[:80]!r}")
+    return _stored_names(_parsed(source))
+
+
+def _check_types(namespace: Mapping) -> None:
+    """Of annotated names, where cells leave no history (an exported script, other kernels)."""
+    for name, annotation in namespace.get("__annotations__", {}).items():
+        kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+        kind = str(annotation) if "[" in str(annotation) else kind
+        if kind in _CHECKS and namespace.get(name) is not None:
+            _CHECKS[kind](name, namespace[name])
+
+
+def parameter_names(source: str) -> list[str]:
+    """The names that a parameters cell declares."""
+    return list(_annotated(_parsed(source)))
 
 
 def _parsed(source: str) -> ast.Module:
@@ -181,9 +223,13 @@ class Notebook:
 
     def _folder(self, name: str, out_dir: str | None) -> Path:
         """``out_dir``, else ``NAME/PROFILE`` below ``$HARDTRAIN_FIGURES`` or the repository's
-        ``figures``. Created, and seen to be writable."""
-        root = Path(os.environ.get("HARDTRAIN_FIGURES") or project_root() / "figures")
-        folder = Path(out_dir or root / name / self.p.profile).absolute()
+        ``figures``, ``NAME/PROFILE+changes`` if parameters change what is in the profile. Created,
+        and seen to be writable."""
+        given = os.environ.get("HARDTRAIN_FIGURES")
+        root = user_path("HARDTRAIN_FIGURES", given) if given else project_root() / "figures"
+        # committed files are those of the profile as it is
+        changed = CHANGES if self.p.changed else ""
+        folder = user_path("out_dir", out_dir or root / name / f"{self.p.profile}{changed}")
         with store_errors(f"make {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -210,6 +256,8 @@ class Notebook:
         distinct = results.drop_duplicates("key")
         diverged = (distinct["status"] == "diverged").sum()
         print(f"{len(distinct)} runs, of which {diverged} diverged")
+        if (note := environments(results, self.store)) and note not in self.caption:
+            self.caption += f"; {note}"
         return results, load_history(results, self.store)
 
     def figure_data(self, name: str, make: Callable, *, runs=(), artefact: str = "", **settings):
@@ -290,6 +338,7 @@ class Notebook:
         absent = sorted(name for name in self._written if not (self.out / name).is_file())
         if absent:
             raise StoreError(f"{self.out} lacks {', '.join(absent)}")
+        seal_folder(self.out, self._written)
         digest = sha256((self.out / "results.csv").read_bytes())[:12]
         return f"{END_MARKER} {len(self._written)} files, results.csv {digest}"
 

@@ -324,6 +324,16 @@ def arm_differences(
     intervals(ax, list(arms), gaps, **style)
 
 
+def plain(text: object) -> str:
+    """A name as it is written: its dollar signs begin no formula.
+
+    Example:
+        >>> print(plain("US$_5 to US$_9"))
+        US\\$_5 to US\\$_9
+    """
+    return str(text).replace("$", r"\$")
+
+
 def image_grid(
     images: np.ndarray, titles: Sequence[str], *, columns: int = 10, size: float = 0.9
 ) -> Figure:
@@ -352,6 +362,6 @@ def image_grid(
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         ax.set(xticks=[], yticks=[])
-        ax.set_xlabel(title, fontsize=8, labelpad=2)
+        ax.set_xlabel(plain(title), fontsize=8, labelpad=2)
         ax.spines[:].set_visible(False)
     return fig

@@ -1,6 +1,7 @@
 """Numbers and tables as text."""
 
 import math
+import re
 
 import pandas as pd
 
@@ -59,7 +60,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown pipe table, without its index; numeric columns align right.
 
     Missing cells are empty, floats keep every digit (round before), pipes are escaped and line
-    breaks become ``<br>``.
+    breaks become ``<br>``. Other HTML, links, and formulas between dollar signs stay text.
 
     Example:
         >>> print(to_markdown(pd.DataFrame({"network": ["vgg13"], "error": [17.43]})), end="")
@@ -83,5 +84,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def _cell(value) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
-    text = str(value).replace("|", "\\|")
-    return "<br>".join(text.splitlines())
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", str(value))
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # "p < 0.001" is no tag
+    text = re.sub(r"\[(?=[^\]]*\]\()", r"\[", text)
+    text = text.replace("$", r"\$") if text.count("$") > 1 else text
+    return "<br>".join(text.replace("|", "\\|").splitlines())

@@ -1,14 +1,18 @@
 """How the missing runs of a sweep are trained: one after the other in this process."""
 
+import contextlib
+import gc
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import filelock
 import torch
 
-from hardtrain.errors import ParameterError
+from hardtrain.errors import DataError, ParameterError, StoreError, SweepError
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -17,33 +21,75 @@ from hardtrain.runs.train import fingerprint_at_hand, load_data, train_run
 
 def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> None:
     """One after the other; runs that another process holds come last, and are waited for. One that
-    does not fit the device's memory is left out, and named when the others are done."""
+    fails is left out, and named when the others are done.
+
+    Raises:
+        SweepError: some failed. StoreError: at once, since the others could not be kept either.
+    """
     waiting: list[Run] = []
-    too_large: list[Run] = []
+    failures: list[tuple[Run, Exception]] = []
     try:
         for patient, queue in ((False, runs), (True, waiting)):
             for run in queue:
-                lock = store.lock(run.key, load_data(run)[2])
                 try:
-                    held = lock.acquire(blocking=patient)
-                except filelock.Timeout:
-                    waiting.append(run)
-                    continue
-                with held:
-                    try:
+                    held = _lock(run, store, progress, patient)
+                    if held is None:
+                        waiting.append(run)
+                        continue
+                    with held:
                         if stored_row(run, store) is None:  # another may have finished it
                             train_run(run, store, progress)
-                    except torch.OutOfMemoryError:
-                        too_large.append(run)
-                    progress(run, run.epochs)
+                except StoreError:
+                    raise
+                except Exception as error:
+                    failures.append((run, _described(run, error)))
+                progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
+                if _lost_device(failures):
+                    raise SweepError(failures, len(runs))
     except (KeyboardInterrupt, SystemExit):
         progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
         raise
-    if too_large:
-        raise ParameterError(
-            f"batch_size = {too_large[0].batch_size} needs more memory than the device has for "
-            f"{too_large[0]} ({len(too_large)} of {len(runs)} runs; the others are finished)"
+    if failures:
+        raise SweepError(failures, len(runs))
+
+
+def _lock(run: Run, store: RunStore, progress: Progress, patient: bool) -> Any:
+    """The held lock of a run; ``None`` if another has it and we are not patient."""
+    fingerprint = load_data(run)[2]
+    if fingerprint_at_hand(run.dataset, run.data_root) not in (None, fingerprint):
+        raise DataError(f"{run.dataset} has changed since the sweep began")
+    lock = store.lock(run.key, fingerprint)
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout:
+        if not patient:
+            return None
+    progress.say(f"waiting for another sweep, which trains {run}")
+    return lock.acquire()
+
+
+def _described(run: Run, error: Exception) -> Exception:
+    """A run's error, without the tensors that its frames hold, and with a word on what to do."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    gc.collect()
+    if torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):  # of a lost device
+            torch.cuda.empty_cache()
+    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    if no_memory or "allocate memory" in str(error):  # so says the CPU's allocator
+        return ParameterError(
+            f"batch_size = {run.batch_size} needs more memory than the device has ({error})"
         )
+    return error
+
+
+def _lost_device(failures: Sequence[tuple[Run, Exception]]) -> bool:
+    """Whether two runs in a row found their GPU unusable: it stays so in this process."""
+    lost = getattr(torch, "AcceleratorError", ())
+    return len(failures) > 1 and all(isinstance(error, lost) for _, error in failures[-2:])
 
 
 ENGINES = {"local": _train_locally}

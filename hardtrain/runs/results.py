@@ -95,9 +95,7 @@ def write_results(
     unique = results.drop_duplicates("key")
     rows = unique.drop(columns=["source", *NOT_IN_KEY]).to_dict("records")
     histories, timings = _rows(unique, store, "history"), _rows(unique, store, "timings")
-    new = [
-        committed.Entry(row, histories[row["key"]], timings[row["key"]][0]) for row in rows
-    ]
+    new = [committed.Entry(row, histories[row["key"]], timings[row["key"]][0]) for row in rows]
     with store_errors(f"make {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with committed.folder_lock(folder):
@@ -157,6 +155,8 @@ def environments(results: pd.DataFrame, store: RunStore | None = None) -> str:
         for key, loss in shown.items()
         if any(abs(row.get("test_loss", loss) - loss) > 0 for row in everywhere.get(key, ()))
     ]
+    elsewhere = {path.name[:20] for path in (store or RunStore()).path.glob("environments/*.json")}
+    others += sorted(elsewhere & set(shown.index) - set(others))  # of stores that were merged
     if others:
         notes.append(f"{len(others)} runs have other numbers in another environment")
     return "; ".join(notes)
@@ -186,7 +186,9 @@ def _rows(unique: pd.DataFrame, store: RunStore | None, table: str) -> dict[str,
             if record is None:
                 raise RecordError(f"{store} holds no record of run {run.key}")
             found = record[table] if table == "history" else [record[table]]
-            found = [{"key": run.key} | {k: v for k, v in row.items() if v is not None} for row in found]
+            found = [
+                {"key": run.key} | {k: v for k, v in row.items() if v is not None} for row in found
+            ]
         else:
             entry = there[run.source].get((run.key, run.fingerprint))
             if entry is None:

@@ -26,6 +26,7 @@ ARTEFACTS = (
     "emphasis",
     "prediction_history",
 )
+_FLOAT32 = 2.0**128  # the optimisers' numbers
 NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
 
 
@@ -181,9 +182,9 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
     "drop_last nesterov channels_last evaluate_train balanced": checks.flag,
     "optimizer": partial(checks.choice, known=("sgd", "adam", "adamw")),
-    "lr gamma": partial(checks.number, low=0, above=True),
+    "lr gamma": partial(checks.number, low=0, above=True, below=_FLOAT32),
     "momentum": partial(checks.number, low=0, below=1),
-    "weight_decay": partial(checks.number, low=0),
+    "weight_decay": partial(checks.number, low=0, below=_FLOAT32),
     "label_noise": partial(checks.number, low=0, below=1),
     "label_noise_seed": lambda name, value: (
         value if value is None else checks.integer(name, value, low=0)

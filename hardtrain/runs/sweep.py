@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from hardtrain import checks
-from hardtrain.errors import DivergedError, ParameterError, RecordError
+from hardtrain.errors import DivergedError, ParameterError, RecordError, SweepError
 from hardtrain.runs import train
+from hardtrain.runs.committed import committed_results
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
-from hardtrain.runs.committed import committed_results
 from hardtrain.runs.results import result_frame
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -49,6 +49,7 @@ def run_missing(
 
     Raises:
         ParameterError, DataError, StoreError: before anything is trained.
+        SweepError: when all others are finished, with the runs that failed.
     """
     runs = list(runs)
     if not runs:
@@ -82,9 +83,20 @@ def run_missing(
             with randomness.isolated_randomness(0, torch.device("cpu")):
                 train.build(run, train.training_set(run, data), test)
         store.open()
+        failures: list[tuple[Run, Exception]] = []
         with Progress(missing) as progress, ended_by_sigterm():
-            ENGINES[engine](missing, store, progress)
-        rows |= {run.key: stored_row(run, store) for run in missing}
+            try:
+                ENGINES[engine](missing, store, progress)
+            except SweepError as error:
+                failures = error.failures
+        failed = {run.key for run, _ in failures}
+        for run in missing:
+            rows[run.key] = stored_row(run, store) if run.key not in failed else None
+            if rows[run.key] is None and run.key not in failed:
+                gone = "its record is gone, or its data changed, while others were trained"
+                failures.append((run, RecordError(gone)))
+        if failures:
+            raise SweepError(failures, len(missing)) from failures[0][1]
     return result_frame(runs, rows)
 
 

@@ -7,8 +7,9 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain._version import __version__
-from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
+from hardtrain.data.images import DATASETS, ImageDataset, load_dataset, resolve_device
+from hardtrain.data.quality import findings, unpublished
 from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
 from hardtrain.files import sha256
@@ -68,9 +70,11 @@ class _Training:
         self.train = training_set(run, train)
         self.device = self.train.images.device
         self.pause = store.checkpoint_seconds
-        self.last_saved = time.perf_counter()
+        # the first end of an epoch writes one, so that lives shorter than the pause get on
+        self.last_saved = -math.inf
         before = checkpoint or {}
-        self.began = self.last_saved - before.get("seconds", 0.0)
+        self.environment = merged(before.get("environment", {}), environment(self.device))
+        self.began = time.perf_counter() - before.get("seconds", 0.0)
         self.seconds_evaluating = before.get("seconds_evaluating", 0.0)
         self.final: dict[str, evaluation.Evaluation] = {}
         self.transform = pieces.train_transform(run, self.train).without_augmentation()
@@ -88,6 +92,7 @@ class _Training:
         with randomness.isolated_randomness(seed, self.device):
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
+            self.method.log = partial(_finite, self.method.log)
             try:
                 history = loop.fit(
                     run,
@@ -108,7 +113,7 @@ class _Training:
         record["timings"] = {
             "seconds": round(time.perf_counter() - self.began, 3),
             "seconds_evaluating": round(self.seconds_evaluating, 3),
-            **environment(self.device),
+            **self.environment,
         }
         return record
 
@@ -129,7 +134,7 @@ class _Training:
         if now - self.last_saved < self.pause:
             return
         state |= {"seconds": now - self.began, "seconds_evaluating": self.seconds_evaluating}
-        state["keep"] = list(self.run.keep)
+        state |= {"keep": list(self.run.keep), "environment": self.environment}
         self.store.save_checkpoint(self.run.key, self.fingerprint, state)
         self.last_saved = time.perf_counter()
         if self.pause:
@@ -195,6 +200,14 @@ class _Training:
         return result
 
 
+def _finite(log: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+    """What a method logs, which must be numbers."""
+    for name, value in (logged := log()).items():
+        if not math.isfinite(value):
+            raise ParameterError(f"its method logs {name} = {value}, which is no number")
+    return logged
+
+
 def forget_data() -> None:
     """Read the image sets anew when they are next needed: their files may have changed."""
     _data.cache_clear()
@@ -207,6 +220,15 @@ def _data(
 ) -> tuple[ImageDataset, ImageDataset, str]:
     train = load_dataset(dataset, "train", root=root, device=device)
     test = load_dataset(dataset, "test", root=root, device=device)
+    for split, size in ((train, train_size), (test, test_size)):
+        if size > len(split):
+            raise ParameterError(
+                f"{split.split}_size = {size} is more than the {len(split)} {split.split} samples "
+                f"of data set {dataset!r}"
+            )
+    odd = unpublished(train, test) if dataset in DATASETS else findings(train, test)
+    for text in odd:
+        warnings.warn(f"data set {dataset!r}: {text}", stacklevel=3)
     return train.subset(train_size), test.subset(test_size), _fingerprint(train, test)
 
 
@@ -273,8 +295,9 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         model = model.to(memory_format=torch.channels_last)
     try:
         method = lookup.find_method(run.method)(run, train, model, **run.options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ParameterError(f"{run}: {error}") from error
+    _try_hooks(run, model, method)
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):
         raise ParameterError(f"balanced = True: {run.method!r} chooses its mini-batches itself")
     for name in run.keep:
@@ -283,6 +306,20 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         elif name not in ("final_weights", "features", "logits", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
+
+
+def _try_hooks(run: Run, model: nn.Module, method: loop.Method) -> None:
+    """Attach the method's hooks to an optimiser, so that what they refuse is refused here."""
+    handles: list[Any] = []
+    try:
+        optimizer = loop.make_optimizer(run, model)
+        for hook in method.hooks:
+            handles.append(hook(optimizer))
+    except (ValueError, TypeError) as error:
+        raise ParameterError(f"{run}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:
@@ -306,6 +343,23 @@ def keeping(run: Run, names: Iterable[str]) -> Run:
     return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
 
 
+def merged(before: Mapping[str, str | int], now: Mapping[str, str | int]) -> dict[str, str | int]:
+    """The environments of a run that was resumed: where they differ, all that took part.
+
+    Example:
+        >>> merged({"threads": 1, "torch": "2.6"}, {"threads": 2, "torch": "2.6"})
+        {'threads': '1, 2', 'torch': '2.6'}
+    """
+    both = dict(now)
+    for name, value in now.items():
+        parts = str(before.get(name, value)).split(", ")
+        if str(value) not in parts:
+            both[name] = ", ".join([*parts, str(value)])
+        elif name in before:
+            both[name] = before[name]
+    return both
+
+
 def environment(device: torch.device) -> dict[str, str | int]:
     """What a run's last bits depend on besides its seed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -313,7 +367,18 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "torchvision": _version_of("torchvision"),
+        "timm": _version_of("timm"),
         "python": platform.python_version(),
         "hardtrain": __version__,
     }
+
+
+@functools.lru_cache
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

@@ -294,7 +294,7 @@ class WeightedBatchSampler(Sampler[Tensor]):
 
     Example:
         >>> sampler = WeightedBatchSampler(torch.tensor([0.0, 1.0, 0.0]), batch_size=2)
-        >>> [indices.tolist() for indices in sampler], len(sampler)
+        >>> list(sampler), len(sampler)
         ([[1, 1], [1]], 2)
     """
 
@@ -321,7 +321,12 @@ class WeightedBatchSampler(Sampler[Tensor]):
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.tensors():
+            yield indices.tolist()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """A pass whose batches stay on the device of the probabilities."""
         for start in range(0, self.num_samples, self.batch_size):
             yield self.draw(min(self.batch_size, self.num_samples - start))
 

@@ -82,6 +82,9 @@ class TrimmedLoss(nn.Module):
 
     The epoch is the buffer ``epoch`` (-1: not set) of ``state_dict``; loading restores ``keep``.
 
+    Targets that cross-entropy ignores (-100, or a criterion's ``ignore_index``) are no part of the
+    mini-batch.
+
     Source:
         Section 2: "linearly decreased", 1.0 in the first epoch, 0.2 in the last, E = 150.
 
@@ -130,18 +133,22 @@ class TrimmedLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss ``()`` of logits ``(B, K)`` and targets ``(B,)``."""
         losses = losses_per_sample(self.criterion, logits, targets)
-        if not self.training:
-            return losses.mean()
-        if not self._epoch_is_set and self.num_epochs > 1:
+        counts = counted(self.criterion, targets)
+        if self.training and not self._epoch_is_set and self.num_epochs > 1:
             raise RuntimeError("call set_epoch(epoch) before the first forward in training mode")
-        if not torch.compiler.is_compiling():
-            return trim(losses, self._keep)
-        # the same with k as a tensor: one graph serves all epochs
-        keep = self._keep_at(self.epoch.clamp(min=0).double())
-        k = (keep * len(losses)).round().clamp(min=1)
-        ranked = losses.sort(descending=True).values
-        kept = torch.arange(len(losses), device=losses.device) < k
-        return torch.where(kept, ranked, 0).sum() / k.to(losses.dtype)
+        keep = self._keep if self.training else 1.0
+        if torch.compiler.is_compiling():  # with k as a tensor: one graph serves all epochs
+            if self.training:
+                keep = self._keep_at(self.epoch.clamp(min=0).double())
+            return _trim_counted(losses, keep, torch.ones_like(losses).bool() if counts is None
+                                 else counts)  # fmt: skip
+        if counts is None:
+            return trim(losses, keep)
+        if counts.device.type == "cpu":
+            left = losses if counts.all() else losses[counts]
+            return trim(left, keep) if len(left) else left.mean()
+        # without a look at the device; where all count, the bits of trim
+        return torch.where(counts.all(), trim(losses, keep), _trim_counted(losses, keep, counts))
 
     def _keep_at(self, epoch: Epoch) -> Epoch:
         part = epoch / max(1, self.num_epochs - 1)
@@ -157,6 +164,25 @@ def _take_loaded_epoch(module: TrimmedLoss, incompatible_keys: object) -> None:
     module._keep, module._epoch_is_set = module.start, False
     if epoch >= 0:
         module.set_epoch(epoch)
+
+
+def _trim_counted(losses: Tensor, keep: float | Tensor, counts: Tensor) -> Tensor:
+    """`trim` of the losses that count, without a look at how many there are."""
+    num = counts.sum().double()
+    k = (keep * num).round().clamp(min=1)
+    ranked = losses.masked_fill(~counts, -torch.inf).sort(descending=True).values
+    kept = torch.arange(len(losses), device=losses.device) < k
+    return torch.where(kept & (num > 0), ranked, 0).sum() / torch.where(num > 0, k, 0)
+
+
+def counted(criterion: Criterion, targets: Tensor) -> Tensor | None:
+    """Which samples have a loss ``(B,)``: those whose target cross-entropy does not ignore; of
+    another criterion ``None``."""
+    default = getattr(criterion, "func", None) is F.cross_entropy
+    ignored = getattr(criterion, "ignore_index", -100 if default else None)
+    if ignored is None or targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return targets != ignored
 
 
 def as_criterion(criterion: Criterion | None) -> Criterion:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -24,12 +25,16 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose))
 
 
+_ONE_THREAD = threading.RLock()
+
+
 @contextlib.contextmanager
 def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators for one run, ask cuDNN for repeatable kernels, and leave
-    both as they were found."""
+    both as they were found. Threads share those, so that one comes after the other."""
     devices = [device] if device.type == "cuda" else []
     with (
+        _ONE_THREAD,
         torch.random.fork_rng(devices=devices),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):

@@ -332,7 +332,7 @@ def test_sampler_draws_with_the_stated_frequencies():
     sampler = WeightedBatchSampler(probabilities, 30, generator=generator(2))
     counts = torch.zeros(30, dtype=torch.int64)
     for _ in range(4000):
-        for indices in sampler:
+        for indices in sampler.tensors():
             counts += indices.bincount(minlength=30)
     wanted = 120_000 * probabilities
     chi_squared = ((counts - wanted) ** 2 / wanted).sum().item()
@@ -340,10 +340,18 @@ def test_sampler_draws_with_the_stated_frequencies():
     assert 29 - 3 * 7.6 < chi_squared < 29 + 4 * 7.6
 
 
+def test_sampler_gives_a_loader_plain_integers():
+    sampler = WeightedBatchSampler(torch.full((8,), 1 / 8), 4, generator=generator())
+    assert {type(index) for batch in sampler for index in batch} == {int}
+    by_key = {index: float(index) for index in range(8)}  # tensors are not found in it
+    for values in DataLoader(by_key, batch_sampler=sampler):
+        assert len(values) == 4
+
+
 def test_sampler_draws_with_replacement():
     probabilities = torch.full((20,), 1 / 20)
     sampler = WeightedBatchSampler(probabilities, 20, generator=generator())
-    distinct = [len(indices.unique()) for _ in range(400) for indices in sampler]
+    distinct = [len(indices.unique()) for _ in range(400) for indices in sampler.tensors()]
     # of 20 draws, 20 (1 - 0.95^20) = 12.83 differ on average, with standard deviation 1.4
     assert np.mean(distinct) == pytest.approx(12.83, abs=4 * 1.4 / 20)
 
@@ -368,7 +376,7 @@ def test_sampler_never_draws_what_has_probability_zero():
     probabilities[[1, 500, 501, 998]] = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     sampler = WeightedBatchSampler(probabilities, 1000, generator=generator())
     for _ in range(50):
-        assert set(next(iter(sampler)).tolist()) == {1, 500, 501, 998}
+        assert set(next(sampler.tensors()).tolist()) == {1, 500, 501, 998}
     borders = active_bias._borders(probabilities)
     extremes = torch.tensor([0.0, 2.0**-53, 1 - 2.0**-53], dtype=torch.float64)
     assert active_bias._positions(borders, extremes).tolist() == [1, 1, 998]
@@ -397,7 +405,7 @@ def test_sampler_keeps_a_tiny_probability_possible():
 def test_sampler_gives_as_many_draws_a_pass_as_samples(num_samples, batch_size):
     probabilities = torch.full((num_samples,), 1 / num_samples)
     sampler = WeightedBatchSampler(probabilities, batch_size, generator=generator())
-    batches = list(sampler)
+    batches = list(sampler.tensors())
     assert len(batches) == len(sampler) == math.ceil(num_samples / batch_size)
     assert sum(len(indices) for indices in batches) == num_samples
     assert all(len(indices) == batch_size for indices in batches[:-1])
@@ -408,9 +416,9 @@ def test_sampler_goes_on_from_its_generators_state():
     probabilities = sampling_probabilities(torch.rand(50, generator=generator(1)), 0.1)
     own = generator(3)
     sampler = WeightedBatchSampler(probabilities, 8, generator=own)
-    list(sampler)
+    list(sampler.tensors())
     state = own.get_state()
-    wanted = [indices.tolist() for _ in range(2) for indices in sampler]
+    wanted = [indices.tolist() for _ in range(2) for indices in sampler.tensors()]
     resumed = torch.Generator()
     resumed.set_state(state)
     again = WeightedBatchSampler(probabilities, 8, generator=resumed)
@@ -422,9 +430,9 @@ def test_sampler_without_generator_uses_the_global_one():
     sampler = WeightedBatchSampler(torch.full((50,), 0.02), 50)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        first = next(iter(sampler))
+        first = next(sampler.tensors())
         torch.manual_seed(5)
-        assert torch.equal(next(iter(sampler)), first)
+        assert torch.equal(next(sampler.tensors()), first)
 
 
 def test_sampler_with_generator_leaves_the_global_one_alone():
@@ -438,10 +446,10 @@ def test_sampler_draws_from_replaced_probabilities():
     sampler = WeightedBatchSampler(given, 2, generator=generator())
     given[:] = torch.tensor([0.0, 1.0, 0.0])  # a copy was taken
     assert sampler.probabilities.tolist() == [1.0, 0.0, 0.0]
-    assert [indices.tolist() for indices in sampler] == [[0, 0], [0]]
+    assert [indices.tolist() for indices in sampler.tensors()] == [[0, 0], [0]]
     sampler.probabilities = torch.tensor([0.0, 0.0, 1.0])
     assert sampler.probabilities.tolist() == [0.0, 0.0, 1.0]
-    assert [indices.tolist() for indices in sampler] == [[2, 2], [2]]
+    assert [indices.tolist() for indices in sampler.tensors()] == [[2, 2], [2]]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +490,7 @@ def test_sampler_does_not_wait_for_a_device(looks_on_a_device):
     sampler = WeightedBatchSampler(probabilities, 8, generator=generator())
     with looks_on_a_device as looks:
         sampler.probabilities = probabilities
-        list(sampler)
+        list(sampler.tensors())
     assert looks.waits == 0
 
 

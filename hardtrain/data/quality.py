@@ -1,0 +1,92 @@
+"""What is odd about someone's own image set, and whether a known one is what was published."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hardtrain.data.images import ImageDataset
+
+# published numbers of training and test images
+PUBLISHED = {
+    "mnist": (60_000, 10_000),
+    "fashion-mnist": (60_000, 10_000),
+    "kmnist": (60_000, 10_000),
+    "qmnist": (60_000, 60_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "svhn": (73_257, 26_032),
+    "stl10": (5_000, 8_000),
+}
+
+
+def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
+    """What deserves a look in an image set, a sentence each: images that occur twice or are one
+    colour, classes of one sample or none.
+
+    Example:
+        >>> images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 0, 0, 2])
+        >>> images[1:] += np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+        >>> sets = [ImageDataset.from_arrays(images, labels, split=s) for s in ("train", "test")]
+        >>> for text in findings(*sets):
+        ...     print(text)
+        4 of 4 test images are training images, too: the first is number 0, there number 0
+        1 images of train are of one colour: the first is number 0
+        1 images of test are of one colour: the first is number 0
+        label 1 occurs in neither train nor test
+        label 2 has one training image
+    """
+    return [*_shared(train, test), *_constant(train), *_constant(test), *_classes(train, test)]
+
+
+def unpublished(train: ImageDataset, test: ImageDataset) -> list[str]:
+    """How a known set's numbers of images differ from the published ones. Its content was checked
+    against the published checksums when it was downloaded, and is against its own when it is read.
+    """
+    here = (len(train), len(test))
+    published = PUBLISHED.get(train.name, here)
+    if here == published:
+        return []
+    counts = [f"{number:,}" for number in (*here, *published)]
+    return ["{} training and {} test images, where {} and {} are published".format(*counts)]
+
+
+def _shared(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
+    rows = [split.images.cpu().numpy().reshape(len(split), -1) for split in (train, test)]
+    if rows[0].shape[1] != rows[1].shape[1]:
+        return
+    known = {row.tobytes(): index for index, row in reversed(list(enumerate(rows[0])))}
+    if len(known) < len(rows[0]):
+        yield f"{len(rows[0]) - len(known)} training images occur more than once"
+    both = [(index, known[row.tobytes()]) for index, row in enumerate(rows[1])
+            if row.tobytes() in known]  # fmt: skip
+    if both:
+        yield (
+            f"{len(both)} of {len(test)} test images are training images, too: the first is "
+            f"number {both[0][0]}, there number {both[0][1]}"
+        )
+
+
+def _constant(split: ImageDataset) -> Iterator[str]:
+    flat = split.images.flatten(2)
+    same = (flat.amin(2) == flat.amax(2)).all(1).nonzero().flatten().tolist()
+    if same:
+        count = f"{len(same)} images of {split.split}"
+        yield f"{count} are of one colour: the first is number {same[0]}"
+
+
+def _classes(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
+    counts, others = (
+        np.bincount(split.labels.cpu().numpy(), minlength=train.num_classes)
+        for split in (train, test)
+    )
+    if counts[0] == others[0] == 0 and counts.size > 1:
+        yield "labels start at 1, not at 0: class 0 has no sample and stays a class of its own"
+    gaps = [k for k in range(1, counts.size) if counts[k] == others[k] == 0]
+    if gaps:
+        yield f"label {', '.join(map(str, gaps[:5]))} occurs in neither train nor test"
+    absent = [k for k in range(counts.size) if counts[k] == 0 and others[k]]
+    if absent:
+        yield f"label {', '.join(map(str, absent[:5]))} has test images, but no training image"
+    single = np.flatnonzero(counts == 1).tolist()
+    if single:
+        yield f"label {', '.join(map(str, single[:5]))} has one training image"

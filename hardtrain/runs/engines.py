@@ -12,7 +12,13 @@ from typing import Any
 import filelock
 import torch
 
-from hardtrain.errors import DataError, ParameterError, StoreError, SweepError
+from hardtrain.errors import (
+    DataError,
+    HardtrainError,
+    ParameterError,
+    StoreError,
+    SweepError,
+)
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -31,6 +37,10 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> 
     try:
         for patient, queue in ((False, runs), (True, waiting)):
             for run in queue:
+                if _lost_device(failures):
+                    lost = HardtrainError("not tried, since the device is lost: start anew")
+                    failures.insert(0, (run, lost))
+                    continue
                 try:
                     held = _lock(run, store, progress, patient)
                     if held is None:
@@ -44,8 +54,6 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> 
                 except Exception as error:
                     failures.append((run, _described(run, error)))
                 progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
-                if _lost_device(failures):
-                    raise SweepError(failures, len(runs))
     except (KeyboardInterrupt, SystemExit):
         progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
         raise

@@ -307,7 +307,8 @@ def seal_folder(folder: Path, names: Iterable[str]) -> None:
     with folder_lock(folder):
         sums = _checksums(_content(folder / CHECKSUMS)) or {"runs": 0, "files": {}}
         kept = {name: sums["files"][name] for name in TABLES if name in sums["files"]}
-        new = {name: sha256((folder / name).read_bytes()) for name in names if name not in TABLES}
+        others = set(names) - {*TABLES, CHECKSUMS}
+        new = {name: sha256((folder / name).read_bytes()) for name in others}
         files.write_atomically(folder / CHECKSUMS, _seal(sums["runs"], kept | new))
 
 
@@ -316,8 +317,8 @@ def damaged(folder: Path) -> list[str]:
     content = _content(folder / CHECKSUMS)
     if content is None:
         return [f"{folder} has no {CHECKSUMS}: run make notebooks"]
-    sums = _checksums(content)
-    expected = sums["files"] if sums else {}
+    sums = _checksums(content) or {"runs": 0, "files": {}}
+    expected = sums["files"]
     present = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     found = []
     for name in sorted((present | expected.keys()) - {CHECKSUMS}):
@@ -326,4 +327,6 @@ def damaged(folder: Path) -> list[str]:
             found.append(f"{folder / name} is none of the files that its notebook wrote")
         elif content is None or sha256(content) != expected[name]:
             found.append(f"{folder / name} is missing, torn or edited")
+    if not found and len(_checked(folder, numbers_only=True)[0]) != sums["runs"]:
+        found.append(f"{folder / CHECKSUMS} counts {sums['runs']} runs, which is not so")
     return found

@@ -252,7 +252,7 @@ def test_features_that_matching_cannot_measure_are_a_divergence(store, tiny_run,
 
 
 def test_a_training_size_that_the_set_does_not_have_is_named(store, tiny_run):
-    with pytest.raises(ParameterError, match="train_size = 500 is more than the 60 train.*tiny"):
+    with pytest.raises(ParameterError, match=r"train_size = 500 is more than the 60 train.*tiny"):
         run_missing([tiny_run(train_size=500)], store)
 
 

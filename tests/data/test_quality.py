@@ -1,0 +1,93 @@
+"""What is said about someone's own images, and about known sets that are not what was published."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from hardtrain import ImageDataset, RunStore, run_missing
+from hardtrain.data.quality import findings, unpublished
+
+
+def pair(train=None, test=None, labels=None, **options):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (6, 4, 4), dtype=np.uint8) for _ in range(2)]
+    images = [
+        given if given is not None else own
+        for given, own in zip((train, test), images, strict=False)
+    ]
+    labels = np.arange(6) % 3 if labels is None else np.array(labels)
+    return [
+        ImageDataset.from_arrays(array, labels, split=split, **options)
+        for array, split in zip(images, ("train", "test"), strict=True)
+    ]
+
+
+def test_nothing_is_said_of_an_ordinary_set():
+    assert findings(*pair()) == []
+
+
+def test_test_images_among_the_training_images_are_named():
+    train, test = pair()
+    images = test.images[:, 0].numpy().copy()
+    images[4] = train.images[2, 0].numpy()
+    assert findings(*pair(test=images)) == [
+        "1 of 6 test images are training images, too: the first is number 4, there number 2"
+    ]
+
+
+def test_training_images_that_occur_twice_are_counted():
+    images = pair()[0].images[:, 0].numpy().copy()
+    images[5] = images[0]
+    assert findings(*pair(train=images)) == ["1 training images occur more than once"]
+
+
+def test_images_of_one_colour_are_named():
+    images = pair()[0].images[:, 0].numpy().copy()
+    images[3] = 7
+    assert findings(*pair(train=images)) == [
+        "1 images of train are of one colour: the first is number 3"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([1, 2, 3, 1, 2, 3], "labels start at 1, not at 0"),
+        ([0, 2, 0, 2, 0, 2], "label 1 occurs in neither"),
+        ([0, 0, 0, 1, 1, 2], "label 2 has one training image"),
+    ],
+)
+def test_odd_labels_are_named(labels, text):
+    (said,) = findings(*pair(labels=labels))
+    assert text in said
+
+
+def test_a_class_without_training_images_is_named():
+    train, test = pair(class_names=["a", "b", "c"])
+    train = ImageDataset.from_arrays(
+        train.images[:, 0].numpy(), np.arange(6) % 2, class_names=["a", "b", "c"]
+    )
+    assert findings(train, test) == ["label 2 has test images, but no training image"]
+
+
+def test_a_known_set_of_another_size_is_named():
+    train, test = pair(name="fashion-mnist")
+    assert unpublished(train, test) == [
+        "6 training and 6 test images, where 60,000 and 10,000 are published"
+    ]
+    assert unpublished(*pair(name="mine")) == []
+
+
+def test_a_sweep_says_once_what_is_odd(tmp_path, tiny_run, monkeypatch):
+    monkeypatch.setenv("HARDTRAIN_COMMITTED", str(tmp_path / "committed"))
+    images = np.arange(640, dtype=np.uint8).reshape(10, 8, 8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"own_{split}.npz", images=images, labels=np.arange(10) % 2)
+    run = tiny_run(dataset=str(tmp_path / "own"), epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        run_missing([run], RunStore(tmp_path / "runs"))
+    said = [str(warning.message) for warning in caught]
+    assert len([text for text in said if "10 of 10 test images are training images" in text]) == 1
+    assert any(f"data set {run.dataset!r}" in text for text in said)

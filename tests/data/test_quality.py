@@ -12,10 +12,8 @@ from hardtrain.data.quality import findings, unpublished
 def pair(train=None, test=None, labels=None, **options):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (6, 4, 4), dtype=np.uint8) for _ in range(2)]
-    images = [
-        given if given is not None else own
-        for given, own in zip((train, test), images, strict=False)
-    ]
+    sets = zip((train, test), images, strict=True)
+    images = [own if given is None else given for given, own in sets]
     labels = np.arange(6) % 3 if labels is None else np.array(labels)
     return [
         ImageDataset.from_arrays(array, labels, split=split, **options)

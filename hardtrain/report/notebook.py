@@ -205,7 +205,7 @@ class Notebook:
                 _each_entry(check, setting, value)
             else:
                 check(setting, value)
-        p.changed += [key for key in changed if key not in (*p.changed, *_ELSEWHERE)]
+        p.changed += [key for key in changed if key not in (*vars(p), *_ELSEWHERE)]
         self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}

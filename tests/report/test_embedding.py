@@ -196,3 +196,21 @@ def test_plot_embedding_names_many_classes_sparsely():
     assert ax.get_legend() is None
     assert texts["class 40"] == (50.0, 50.0)
     assert len(texts) == 2  # forty medians in one spot share one name
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e-24, 1e-15, 1e18, 1e300])
+def test_features_of_any_scale_give_a_finite_picture(scale):
+    """In float32 their squares would be 0 or infinite, which ends the process."""
+    features = np.random.default_rng(0).random((40, 5)) * scale
+    picture, _ = embed(features)
+    assert np.isfinite(picture).all()
+
+
+def test_class_names_appear_as_they_are_written(tmp_path):
+    figure = Figure()
+    ax = figure.subplots()
+    names = ["_other", "US$_5 to US$_9", "$\\frac$"]
+    plot_embedding(ax, np.eye(3)[:, :2], [0, 1, 2], names)
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [text.replace(r"\$", "$") for text in shown] == names
+    figure.savefig(tmp_path / "a.png")  # no formula, so no error

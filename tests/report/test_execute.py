@@ -10,7 +10,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from hardtrain import ParameterError
 from hardtrain.report import execute
+from hardtrain.runs.committed import seal_folder
 
 END = "'complete: 0 files, results.csv 0'"
 
@@ -178,6 +180,18 @@ def test_execute_holds_its_lock_until_the_output_is_written(root, pretend, monke
     assert held
 
 
+@pytest.mark.parametrize(
+    "name", ["nunber", "number: int", "number = 1; import os; x", "number, other", "number.x", ""]
+)
+def test_names_of_parameters_are_checked_before_papermill_sees_them(root, pretend, name):
+    pretend(RuntimeError("papermill was called"))
+    cells = ("number: int = 1", "number", END)
+    source = write_notebook(root / "notebooks" / "01_a.ipynb", *cells)
+    with pytest.raises(ParameterError, match=r"unknown parameter .*known: number"):
+        execute.execute(source, root / "out.ipynb", {name: 7})
+    assert not (root / "build").exists()
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -231,6 +245,36 @@ def committed_notebook(tmp_path, monkeypatch):
     nbformat.write(notebook, path)
     subprocess.run(["git", "add", "."], cwd=root, check=True)
     return path
+
+
+def test_check_names_what_was_edited_or_is_drawn_otherwise(tmp_path):
+    committed, drawn = (tmp_path / part / "01_a" / "quick" for part in ("figures", "drawn"))
+    for folder in (committed, drawn):
+        folder.mkdir(parents=True)
+        for name in ("table_1.csv", "table_1.md", "fig_1.png"):
+            (folder / name).write_text("same")
+    assert execute._redrawn(tmp_path, "01_a") == []
+    (committed / "table_1.csv").write_text("edited")
+    (drawn / "fig_1.png").write_text("pixels differ from machine to machine")
+    (committed / "table_1.md").unlink()
+    assert execute._redrawn(tmp_path, "01_a") == [
+        f"{committed / name} is not what its notebook gives now"
+        for name in ("table_1.csv", "table_1.md")
+    ]
+
+
+def test_check_fails_where_a_figure_folder_was_edited(committed_notebook, capsys):
+    root = committed_notebook.parents[1]
+    folder = root / "figures" / "01_a" / "quick"
+    folder.mkdir(parents=True)
+    (folder / "table_1.csv").write_text("a\n1\n")
+    seal_folder(folder, ["table_1.csv"])
+    subprocess.run(["git", "add", "figures"], cwd=root, check=True)
+    assert execute.check([committed_notebook]) == 0
+    (folder / "table_1.csv").write_text("a\n2\n")
+    subprocess.run(["git", "add", "figures"], cwd=root, check=True)
+    assert execute.check([committed_notebook]) != 0
+    assert "table_1.csv is missing, torn or edited" in capsys.readouterr().err
 
 
 def change_number(path):

@@ -206,3 +206,27 @@ def test_figure_data_of_another_function_is_not_taken(tmp_path, committed):
 
     figure_data("fig_1", counted([]), committed, factor=1)
     assert figure_data("fig_1", doubled, tmp_path, factor=1)["values"].tolist() == [0, 2, 4]
+
+
+def counted_up(*, size):
+    return {"values": np.arange(size) % 7}
+
+
+@pytest.mark.parametrize("damage", ["empty", "flipped", "one bare array", "cut"])
+def test_damaged_arrays_are_passed_over_with_a_line(tmp_path, monkeypatch, damage):
+    folder = tmp_path / "figures" / "nb" / "quick"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HARDTRAIN_COMMITTED", str(tmp_path / "figures"))
+    figure_data("fig_9_x", counted_up, folder, size=500, use_committed=False)
+    path = folder / "fig_9_x.npz"
+    content = bytearray(path.read_bytes())
+    if damage == "one bare array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        for place in range(40, len(content) - 200, 3):
+            content[place] ^= 0x55
+        path.write_bytes({"empty": b"", "cut": content[:90]}.get(damage, content))
+    with pytest.warns(UserWarning, match=r"not used: .*fig_9_x\.npz is torn, edited or none"):
+        arrays = figure_data("fig_9_x", counted_up, tmp_path, size=500)
+    assert (arrays["values"] == np.arange(500) % 7).all()

@@ -12,6 +12,7 @@ from hardtrain import DataError, ParameterError, StoreError, checks
 from hardtrain.report import notebook
 from hardtrain.report.claims import Claim
 from hardtrain.report.notebook import Notebook, check_parameters, choose_profile
+from hardtrain.runs.committed import damaged
 from hardtrain.statistics import PairedDifference
 
 PARAMETERS = """
@@ -108,6 +109,35 @@ def test_check_parameters_again_in_the_same_kernel():
     with pytest.raises(ParameterError, match="unknown parameter 'epoch'"):
         run_cells(PARAMETERS, "# Parameters\nepoch = 3\n", CHECK, namespace=namespace)
     run_cells(PARAMETERS, CHECK, namespace=namespace)  # nor is this one
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("epoch: int = 3", "the name of a parameter is no name: 'epoch: int = 3'"),
+        ("profile: int = 3", "the name of a parameter is no name: 'profile: int = 3'"),
+        ("epochs, keep = [1, 2]", "is no name: 'epochs, keep = [1, 2]'"),
+        ("epochs = keep = 1", "is no name: 'epochs = keep = 1'"),
+        ("import math; epochs = 3", "is no name: 'import math'"),
+        ("epochs = 3; scratch = 1", "unknown parameter 'scratch'"),
+    ],
+)
+def test_code_in_the_name_of_a_parameter_is_refused(given, text):
+    """papermill writes a name into a cell as it is given."""
+    with pytest.raises(ParameterError) as error:
+        run_with(given)
+    assert text in str(error.value)
+
+
+def test_types_are_checked_where_cells_leave_no_history():
+    for source, text in (("epochs: int = '3'", "epochs = '3' is str"),
+                         ("seeds: list[int] = 3", "seeds = 3 is int, not a list")):  # fmt: skip
+        namespace = {}
+        exec(f"profile: str = 'quick'\n{source}", namespace)
+        with pytest.raises(ParameterError, match=text):
+            check_parameters(namespace)
+    exec(PARAMETERS, namespace)
+    assert check_parameters(namespace) == []
 
 
 # --- profiles ------------------------------------------------------------------------------------
@@ -332,6 +362,41 @@ def test_files_go_to_out_dir_or_are_named_after_notebook_and_profile(book, tmp_p
     monkeypatch.setattr(notebook, "project_root", lambda: tmp_path / "repository")
     monkeypatch.delenv("HARDTRAIN_FIGURES")
     assert book().out == tmp_path / "repository" / "figures" / "01_a" / "quick"
+
+
+def test_changed_parameters_never_touch_the_committed_files(book, tmp_path, tiny_run, monkeypatch):
+    for injected in ("epochs = 3", "keep = 0.1", "seeds = [0]\nuse_committed = False"):
+        assert book(injected).out == tmp_path / "01_a" / "quick+changes"
+    for injected in ("", "epochs = 20", "use_committed = False", "device = 'auto'"):
+        assert book(injected).out == tmp_path / "01_a" / "quick"
+    assert book(f"epochs = 3\nout_dir = {str(tmp_path / 'mine')!r}").out == tmp_path / "mine"
+    # what stands in such a folder does not count as committed
+    monkeypatch.setenv("HARDTRAIN_COMMITTED", str(tmp_path))
+    changed = book("epochs = 3")
+    run = tiny_run(epochs=1)
+    changed.results([run])
+    assert changed.run([run])["source"].item() == "store"
+    book().results([run])
+    assert changed.run([run])["source"].item() == str(tmp_path / "01_a" / "quick")
+
+
+def test_a_finished_notebook_vouches_for_its_files(book, tiny_run):
+    mine = book()
+    mine.results([tiny_run(epochs=1)])
+    mine.save_table(pd.DataFrame({"a": [1]}), "table_1_a")
+    mine.finish()
+    assert damaged(mine.out) == []
+    (mine.out / "table_1_a.csv").write_text("a\n2\n")
+    assert damaged(mine.out) == [f"{mine.out / 'table_1_a.csv'} is missing, torn or edited"]
+
+
+def test_a_note_says_where_a_table_mixes_environments(book, tiny_run, monkeypatch):
+    mine = book()
+    first = mine.run([tiny_run(epochs=1)])
+    assert len(first) == 1
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    mine.results([tiny_run(epochs=1), tiny_run(epochs=1, seed=1)])
+    assert "runs of 2 environments (device, threads, cpu_capability, torch): 1 on" in mine.caption
 
 
 def test_a_folder_that_cannot_be_written_is_refused(book, tmp_path, monkeypatch):

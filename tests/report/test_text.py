@@ -59,3 +59,16 @@ def test_what_is_not_there_is_an_empty_cell_or_a_dash():
     assert format_number(math.nan, 2) == "–"
     assert format_number(math.nan, 2, missing="") == ""
     assert format_number(-0.001, 2, signed=True) == "+0.00"
+
+
+def test_names_stay_text_in_a_table():
+    names = ["<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "&lt;b&gt;", "$5 to $9"]
+    text = to_markdown(pd.DataFrame({"data set": names}))
+    assert "<img" not in text
+    assert "&lt;img src=x onerror=alert(1)>" in text
+    assert r"\[x](javascript:alert(1))" in text
+    assert "&amp;lt;b&amp;gt;" in text
+    assert r"\$5 to \$9" in text
+    kept = ["p < 0.001", "a & b", "5 $", "[0, 1]", "x<5"]
+    text = to_markdown(pd.DataFrame({"a": kept}))
+    assert all(f"| {cell} |" in text for cell in kept)

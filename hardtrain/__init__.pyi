@@ -13,6 +13,7 @@ from hardtrain.goals import steps_to_goal as steps_to_goal
 from hardtrain.networks import build_network as build_network
 from hardtrain.runs.results import load_history as load_history
 from hardtrain.runs.results import load_timings as load_timings
+from hardtrain.runs.results import merge_results as merge_results
 from hardtrain.runs.results import write_results as write_results
 from hardtrain.runs.run import Run as Run
 from hardtrain.runs.store import RunStore as RunStore

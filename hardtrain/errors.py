@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class HardtrainError(Exception):
@@ -43,7 +44,7 @@ class SweepError(HardtrainError, RuntimeError):
           plain, seed 3: MemoryError: no room
     """
 
-    def __init__(self, failures: Sequence[tuple[object, Exception]], num_runs: int):
+    def __init__(self, failures: Sequence[tuple[Any, Exception]], num_runs: int):
         self.failures = list(failures)
         again = "it" if len(self.failures) == 1 else "them"
         lines = [f"  {run}: {type(error).__name__}: {error}" for run, error in self.failures]

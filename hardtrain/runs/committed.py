@@ -26,7 +26,7 @@ from hardtrain.files import project_root, sha256, store_errors
 
 CHECKSUMS = "checksums.json"
 CHANGES = "+changes"  # ends a folder of runs that are not the profile's own: never committed
-TABLES = ("history.csv", "timings.csv", "results.csv")  # in the order in which they are written
+TABLES = ("history.csv", "timings.csv", "results.csv")
 _TEXTS = ("key", "fingerprint", "dataset")  # may look like numbers
 
 
@@ -188,11 +188,11 @@ def _checked(folder: Path, numbers_only: bool) -> tuple[list[Entry], str]:
     entries = []
     for row in rows:
         key = row.get("key", "")
-        entry = Entry(row, histories.get(key, []), (timings.get(key) or [{}])[0])
+        history, times = histories.get(key, []), timings.get(key, [])
         if trusted and not twice:
-            entries.append(entry)
+            entries.append(Entry(row, history, times[0] if times else {}))
         else:
-            entries += _verified(row, entry.history, timings.get(key, []))
+            entries += _verified(row, history, times)
     expected = max(len(rows) + num_bad, sums["runs"] if sums else 0)
     if lost := expected - len(entries):
         where = ", ".join(sorted(wrong)) or "a row"
@@ -268,16 +268,19 @@ def _times(row: Mapping[str, Any], timings: Mapping[str, Any]) -> str:
 def write_folder(folder: Path, entries: Sequence[Entry]) -> None:
     """Write the three tables and their checksums: all, or, if the disk is full, none. ``results``
     comes last, so that after a crash no run stands there without the rest. Call under the lock."""
-    rows, histories, timings = [], [], []
+    rows: list[dict[str, Any]] = []
+    histories: list[Mapping[str, Any]] = []
+    timings: list[dict[str, Any]] = []
     for entry in entries:
         seal = {"digest": digest(entry.row, entry.history)}
         rows.append({k: v for k, v in entry.row.items() if k != "digest"} | seal)
         histories += entry.history
         times = {k: v for k, v in entry.timings.items() if k != "digest"}
         timings.append(times | {"digest": _times(rows[-1], times)})
-    contents = {
-        folder / name: _table(table)
-        for name, table in zip(TABLES, (histories, timings, rows), strict=True)
+    contents = {  # in this order: results.csv is the last to appear
+        folder / "history.csv": _table(histories),
+        folder / "timings.csv": _table(timings),
+        folder / "results.csv": _table(rows),
     }
     sums = _checksums(_content(folder / CHECKSUMS)) or {"files": {}}
     written = {path.name: sha256(content) for path, content in contents.items()}
@@ -285,7 +288,7 @@ def write_folder(folder: Path, entries: Sequence[Entry]) -> None:
     files.write_together({**contents, folder / CHECKSUMS: sealed})
 
 
-def _table(rows: list[dict[str, Any]]) -> bytes:
+def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = list(dict.fromkeys(name for row in rows for name in row)) or ["key"]
     if "digest" in columns:  # last, whatever columns older rows add
         columns = [*(name for name in columns if name != "digest"), "digest"]

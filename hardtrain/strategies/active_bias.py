@@ -268,7 +268,7 @@ def importance_weights(probabilities: Tensor) -> Tensor:
     return (1 / (len(exact) * exact)).where(exact > 0, 0.0).float()
 
 
-class WeightedBatchSampler(Sampler[Tensor]):
+class WeightedBatchSampler(Sampler[list[int]]):
     """Batches drawn with replacement, each sample with its own probability.
 
     A pass is ⌈N/B⌉ batches and N draws: the last batch may be shorter. A uniform number falls

@@ -136,12 +136,11 @@ class TrimmedLoss(nn.Module):
         counts = counted(self.criterion, targets)
         if self.training and not self._epoch_is_set and self.num_epochs > 1:
             raise RuntimeError("call set_epoch(epoch) before the first forward in training mode")
-        keep = self._keep if self.training else 1.0
         if torch.compiler.is_compiling():  # with k as a tensor: one graph serves all epochs
-            if self.training:
-                keep = self._keep_at(self.epoch.clamp(min=0).double())
-            return _trim_counted(losses, keep, torch.ones_like(losses).bool() if counts is None
-                                 else counts)  # fmt: skip
+            everything = torch.ones_like(losses, dtype=torch.bool)
+            part = self._keep_at(self.epoch.clamp(min=0).double()) if self.training else 1.0
+            return _trim_counted(losses, part, everything if counts is None else counts)
+        keep = self._keep if self.training else 1.0
         if counts is None:
             return trim(losses, keep)
         if counts.device.type == "cpu":

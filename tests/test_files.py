@@ -11,6 +11,7 @@ import filelock
 import pytest
 
 from hardtrain import (
+    DataError,
     HardtrainError,
     ParameterError,
     RunStore,
@@ -75,6 +76,13 @@ def test_no_home_is_no_raw_error(monkeypatch):
         lambda _: files.Path("~nobody-is-called-so/.cache"),
     )
     with pytest.raises(ParameterError, match="the cache folder = "):
+        data_root()
+
+    def homeless(_):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("hardtrain.data.downloads.platformdirs.user_cache_path", homeless)
+    with pytest.raises(DataError, match="set HARDTRAIN_DATA to one"):
         data_root()
 
 

@@ -30,7 +30,11 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
         return user_path("data_root", root)
     if folder := os.environ.get("HARDTRAIN_DATA"):
         return user_path("HARDTRAIN_DATA", folder)
-    return user_path("the cache folder", platformdirs.user_cache_path("hardtrain") / "data")
+    try:
+        folder = platformdirs.user_cache_path("hardtrain") / "data"
+    except RuntimeError as error:  # no home
+        raise DataError(f"no folder for image sets: set HARDTRAIN_DATA to one ({error})") from error
+    return user_path("the cache folder", folder)
 
 
 def files_of(name: str, root: str | os.PathLike | None = None) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hardtrain.data.npz import Arrays, check_pair
 from hardtrain.data.stratify import eighty_twenty
@@ -18,8 +18,9 @@ LARGEST = 128  # pixels of the shorter side, where pictures of several sizes are
 
 def class_folders(folder: Path) -> list[Path]:
     """The folders below ``folder`` that hold pictures, by name; none if it is no such folder."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [path for path in inside if _pictures(path)]
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    shown = [path for path in inside if path.is_dir() and not path.name.startswith(".")]
+    return [path for path in shown if _pictures(path)]
 
 
 def read_folder(folder: Path, split: str) -> Arrays | None:
@@ -51,9 +52,12 @@ def read_folder(folder: Path, split: str) -> Arrays | None:
     classes = class_folders(folder)
     if not classes:
         return None
-    labels = _labels(classes)
+    images, labels = _read(classes), _labels(classes)
+    # by content, so that other names of files make no other split
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
+    images, labels = images[order], labels[order]
     chosen = eighty_twenty(labels, split)
-    return Arrays(_read(classes)[chosen], labels[chosen], tuple(path.name for path in classes))
+    return Arrays(images[chosen], labels[chosen], tuple(path.name for path in classes))
 
 
 def read_items(source: str, items: Sequence[Any]) -> Arrays:
@@ -88,7 +92,8 @@ def read_items(source: str, items: Sequence[Any]) -> Arrays:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in shown if path.suffix.lower() in SUFFIXES)
 
 
 def _labels(classes: Sequence[Path]) -> np.ndarray:
@@ -109,6 +114,7 @@ def _read(classes: Sequence[Path]) -> np.ndarray:
 def _pixels(where: str, image: Any) -> np.ndarray:
     """uint8 ``(H, W)`` or ``(H, W, 3)``."""
     if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)  # photographs are turned by a tag alone
         if image.mode.startswith("I"):  # 16 bits of grey
             return (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
         return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))

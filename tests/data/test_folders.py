@@ -144,3 +144,36 @@ def test_a_torchvision_folder_and_its_class_names(tmp_path):
 def test_items_that_are_no_images_are_refused(items, text):
     with pytest.raises(DataError, match=text):
         ImageDataset.from_torch(items, name="mine")
+
+
+def test_hidden_files_are_neither_classes_nor_images(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog", ".ipynb_checkpoints" if split == "train" else "dog"):
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"x")
+    loaded = load_dataset(tmp_path, "train")
+    assert (len(loaded), loaded.class_names) == (2, ("cat", "dog"))
+
+
+def test_names_of_files_do_not_decide_the_split(tmp_path):
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("L", (8, 8), 20 * i + k).save(tmp_path / name / f"{i}.png")
+    before = load_dataset(tmp_path, "train").fingerprint
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "z.png")
+    assert load_dataset(tmp_path, "train").fingerprint == before
+
+
+def test_photographs_are_turned_as_their_tag_says(tmp_path):
+    image = Image.new("L", (8, 8))
+    image.paste(255, (0, 0, 8, 4))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            image.save(tmp_path / split / name / "0.jpg", exif=exif, quality=95)
+    pixels = load_dataset(tmp_path, "train").images[0, 0].float()
+    assert pixels[:, 4:].mean() > 200 > 50 > pixels[:, :4].mean()

@@ -23,7 +23,7 @@ from papermill.cli import papermill as papermill_command
 from hardtrain import DataError, ParameterError, Run, RunStore, run_missing, write_results
 from hardtrain.report import plotting, timing
 from hardtrain.report.notebook import END_MARKER
-from hardtrain.runs.results import read_csv
+from hardtrain.runs.committed import damaged, read_csv
 from hardtrain.training import loop
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -48,7 +48,8 @@ class Notebook:
         pairs = itertools.product(self.figures, ("pdf", "png"))
         pairs = [*pairs, *itertools.product(self.tables, ("csv", "md"))]
         pairs += itertools.product(self.arrays, ("npz",))
-        return {"results.csv", "history.csv", "timings.csv"} | {".".join(pair) for pair in pairs}
+        always = {"results.csv", "history.csv", "timings.csv", "checksums.json"}
+        return always | {".".join(pair) for pair in pairs}
 
 
 NOTEBOOKS = {
@@ -345,8 +346,9 @@ def executed(request, tmp_path_factory):
 
 def test_notebook_writes_what_it_promises(executed):
     stem, place = executed
-    written = {path.name: path.stat().st_size for path in place.out.iterdir()}
+    written = {path.name: path.stat().st_size for path in place.out.glob("[!.]*")}
     assert set(written) == NOTEBOOKS[stem].files
+    assert damaged(place.out) == []
     assert all(written.values())
     assert not (place.folder / "figures").exists()  # out_dir was given
     last = nbformat.read(place.folder / f"{stem}.ipynb", 4).cells[-1]

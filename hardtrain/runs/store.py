@@ -1,6 +1,7 @@
 """The run store: records, checkpoints and artefacts, one file each, never torn."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -71,8 +72,11 @@ class RunStore:
                 different data answer to ``key`` and none can be preferred.
         """
         if fingerprint is None:
-            with store_errors(f"read {self.path}"):
-                found = sorted(self.path.glob(f"records/{key}-*.json"))
+            folder = self.path / "records"
+            with store_errors(f"read {folder}"):
+                # a listing may be older than the last record; then the folder is asked
+                listed = _listing(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
+                found = listed.get(key) or sorted(folder.glob(f"{key}-*.json"))
             if len(found) > 1:
                 raise RecordError(
                     f"{len(found)} records of different data answer to run {key}; "
@@ -203,6 +207,15 @@ class RunStore:
         return self._read(
             self.path / "artefacts" / entry["file"], partial(_arrays, entry["sha256"])
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _listing(folder: Path, changed: int) -> dict[str, list[Path]]:
+    """The records in a folder that ``changed`` then, by key: one listing serves many look-ups."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("[!.]*-*.json")):
+        found.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    return found
 
 
 def _require(intact: bool) -> None:

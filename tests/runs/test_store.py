@@ -17,6 +17,7 @@ import torch
 
 from hardtrain import (
     HardtrainError,
+    ParameterError,
     RecordError,
     RunStore,
     StoreError,
@@ -204,6 +205,21 @@ def test_a_record_comes_back_as_it_was(ready):
     assert ready.load(KEY, "d41d8c" + 58 * "2") is None
     assert ready.load(KEY[::-1], FINGERPRINT) is None
     assert ready.load(KEY, FINGERPRINT[:8] + 56 * "2") is None  # the first digits are not enough
+
+
+def test_records_of_data_that_is_not_at_hand_are_looked_up_with_one_listing(ready, monkeypatch):
+    for number in range(20):
+        ready.save(RECORD | {"key": f"{number:020x}"})
+    listings, glob = [], type(ready.path).glob
+    monkeypatch.setattr(
+        type(ready.path), "glob", lambda *args: listings.append(args) or glob(*args)
+    )
+    for number in range(20):
+        assert ready.load(f"{number:020x}", None)["key"] == f"{number:020x}"
+    assert len(listings) == 1
+    ready.save(RECORD | {"key": "f" * 20})
+    assert ready.load("f" * 20, None)["key"] == "f" * 20
+    assert ready.load("e" * 20, None) is None
 
 
 def test_a_record_holds_no_nan(ready):
@@ -566,3 +582,88 @@ def test_every_error_of_the_store_is_one_of_ours():
     for error in (StoreError, RecordError):
         assert issubclass(error, HardtrainError)
         assert issubclass(error, OSError)
+
+
+# --- records that are well sealed, and no records ------------------------------------------------
+
+
+def sealed(record):
+    body = {name: value for name, value in record.items() if name != "sha256"}
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(body | {"sha256": sha256(canonical)}).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("schema"),
+        lambda r: r.update(schema="1"),
+        lambda r: r.pop("fingerprint"),
+        lambda r: r.pop("metrics"),
+        lambda r: r.pop("status"),
+        lambda r: r.pop("history"),
+        lambda r: r.pop("run"),
+        lambda r: r.pop("timings"),
+        lambda r: r.update(status="oom"),
+        lambda r: r["metrics"].update(test_error="<b>0</b>"),
+        lambda r: r["history"][0].update(test_error=[]),
+        lambda r: r.update(history={}),
+        lambda r: r["run"].update(seed=99),
+        lambda r: r["run"]["options"].update(end=0.9),
+        lambda r: r["artefacts"]["final_weights"].pop("sha256"),
+        lambda r: r["artefacts"]["final_weights"].update(file="../../home/important.txt"),
+        lambda r: r["artefacts"]["final_weights"].update(file="/etc/passwd"),
+        lambda r: r["artefacts"]["final_weights"].update(file=".."),
+        lambda r: r["artefacts"]["final_weights"].update(file="C:weights.npz"),
+        lambda r: r["artefacts"]["final_weights"].update(file=3),
+        lambda r: r.update(artefacts=["final_weights"]),
+    ],
+)
+def test_a_record_with_malformed_parts_is_set_aside_before_anything_is_touched(
+    store, tiny_run, change
+):
+    run = tiny_run(method="trimming", keep=["final_weights"], epochs=1)
+    frame = run_missing([run], store)
+    victim = store.path.parent / "home" / "important.txt"
+    victim.parent.mkdir()
+    victim.write_text("my thesis")
+    (path,) = store.path.glob("records/*.json")
+    record = json.loads(path.read_bytes())
+    change(record)
+    path.write_bytes(sealed(record))
+    with pytest.warns(UserWarning, match=r"json is torn, edited or of another run or version"):
+        again = run_missing([run], store)
+    assert again.equals(frame)
+    assert victim.read_text() == "my thesis"
+    assert len(list((store.path / "quarantine").iterdir())) == 1
+
+
+def test_fields_that_came_with_a_later_version_leave_old_records_valid(store, tiny_run):
+    run = tiny_run(method="trimming", epochs=1)
+    frame = run_missing([run], store)
+    (path,) = store.path.glob("records/*.json")
+    record = json.loads(path.read_bytes())
+    del record["run"]["ghost_batch_size"], record["run"]["options"]["start"]
+    record["run"]["abandoned_field"] = 3
+    record["timings"]["new"] = "x"
+    path.write_bytes(sealed(record))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_missing([run], store).equals(frame)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a":' * 100_000, b'{"sha256": "x", "key": NaN}', b'{"key":' + b"9" * 10_000 + b"}"],
+)
+def test_json_that_breaks_parsers_is_set_aside(ready, content):
+    record_path(ready).write_bytes(content)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert ready.load(KEY, FINGERPRINT) is None
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), files.Path("x"), {1}, np.zeros(2)])
+def test_a_checkpoint_that_could_not_be_loaded_again_is_refused(ready, value):
+    with pytest.raises(ParameterError, match=r"state\['method'\]\['x'\]\[0\] is .*; a checkpoint"):
+        ready.save_checkpoint(KEY, FINGERPRINT, {"epoch": 1, "method": {"x": [value]}})
+    assert contents(ready.path) == {}

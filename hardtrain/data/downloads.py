@@ -28,13 +28,13 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder of the named sets: ``root``, else ``$HARDTRAIN_DATA``, else the user's cache."""
     if root:
         return user_path("data_root", root)
-    if folder := os.environ.get("HARDTRAIN_DATA"):
-        return user_path("HARDTRAIN_DATA", folder)
+    if given := os.environ.get("HARDTRAIN_DATA"):
+        return user_path("HARDTRAIN_DATA", given)
     try:
-        folder = platformdirs.user_cache_path("hardtrain") / "data"
+        cache = platformdirs.user_cache_path("hardtrain")
     except RuntimeError as error:  # no home
         raise DataError(f"no folder for image sets: set HARDTRAIN_DATA to one ({error})") from error
-    return user_path("the cache folder", folder)
+    return user_path("the cache folder", cache / "data")
 
 
 def files_of(name: str, root: str | os.PathLike | None = None) -> dict[str, Path]:

@@ -21,7 +21,8 @@ DATASETS: tuple[str, ...] = ("digits", *downloads.SOURCES)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant; ``"auto"`` is the GPU if there is one (CUDA), else the CPU.
+    """The device meant; ``"auto"`` is that of ``$HARDTRAIN_DEVICE``, else the GPU if there is one
+    (CUDA), else the CPU.
 
     Raises:
         ParameterError: no such device here; the text lists those there are.
@@ -33,14 +34,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
-    name = str(device).removesuffix(":0") if "cuda" not in str(device) else str(device)
+    asked = str(device)
+    if asked == "auto":
+        asked = os.environ.get("HARDTRAIN_DEVICE") or "auto"
+    name = asked.removesuffix(":0") if "cuda" not in asked else asked
     if name == "auto":
         name = "cuda" if "cuda:0" in available else "cpu"
     if name == "cuda" and "cuda:0" in available:
         name = f"cuda:{torch.cuda.current_device()}"
     if name not in available:
         raise ParameterError(
-            f"device {str(device)!r} is not available; available: auto, {', '.join(available)}"
+            f"device {asked!r} is not available; available: auto, {', '.join(available)}"
         )
     return torch.device(name)
 

@@ -31,11 +31,18 @@ from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
 
+# how CUDA, cuDNN, cuBLAS and the CPU's allocator say it, in errors of no type of their own
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
+
+
 def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record.
 
     A checkpoint that cannot be used here, as its state has other names or is of another device,
     costs a warning and its epochs: the run starts over.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not suffice, whichever library says so.
     """
     fingerprint = load_data(run)[2]
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
@@ -45,12 +52,17 @@ def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     if checkpoint and not set(run.keep) <= set(checkpoint.get("keep", ())):
         checkpoint = None  # of the same run when it kept, and counted, less
     try:
-        record = _Training(run, store, checkpoint).record(progress)
-    except RecordError as error:
-        if checkpoint is None:
-            raise
-        warnings.warn(f"{run} starts over: {error}", stacklevel=2)
-        record = _Training(run, store, None).record(progress)
+        try:
+            record = _Training(run, store, checkpoint).record(progress)
+        except RecordError as error:
+            if checkpoint is None:
+                raise
+            warnings.warn(f"{run} starts over: {error}", stacklevel=2)
+            record = _Training(run, store, None).record(progress)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record

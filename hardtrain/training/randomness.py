@@ -50,7 +50,14 @@ def global_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put back what `global_state` gave."""
+    """Put back what `global_state` gave on this kind of device.
+
+    Raises:
+        ValueError: it gave that on another, whose generators draw other numbers.
+    """
+    if ("cuda" in state) != (device.type == "cuda"):
+        saved = "a CUDA device" if "cuda" in state else "the CPU"
+        raise ValueError(f"it was saved on {saved}, and draws other numbers on {device}")
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:  # not if the pause was on a CPU
+    if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -889,6 +889,28 @@ def test_hard_batches_start_over_where_their_checkpoint_has_other_names(
         pd.testing.assert_frame_equal(run_missing([run], store), expected)
 
 
+@pytest.mark.parametrize("part", ["dropout", "noise"])
+def test_a_checkpoint_with_a_gpus_generator_starts_over_on_a_cpu(
+    tmp_path, tiny_run, interrupt_at, part
+):
+    run = tiny_run(epochs=3, method="gradient_noise")
+    expected = run_missing([run], RunStore(tmp_path / "undisturbed"))
+    store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
+    interrupt_at(10)
+    with pytest.raises(KeyboardInterrupt):
+        run_missing([run], store)
+    state = store.load_checkpoint(run.key, load_data(run)[2])
+    philox = torch.zeros(16, dtype=torch.uint8)  # a seed and an offset
+    if part == "dropout":
+        state["rng"]["cuda"] = philox
+    else:
+        state["method"]["noise"]["generator"] = philox
+    store.save_checkpoint(run.key, load_data(run)[2], state)
+    with pytest.warns(UserWarning, match="starts over: its checkpoint cannot be used") as seen:
+        pd.testing.assert_frame_equal(run_missing([run], store), expected)
+    assert len(seen) == 1
+
+
 def spoil_checkpoint(run, store, part):
     """Give a part of its state other names, as another version might."""
     fingerprint = load_data(run)[2]
@@ -929,12 +951,26 @@ def test_a_run_that_another_sweep_holds_comes_last_and_is_not_trained_twice(
     assert list(frames[0]["seed"]) == [0, 1]
 
 
-def test_a_run_too_large_for_the_memory_does_not_stop_the_others(tiny_run, store, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["torch", "CUDA", "cuDNN", "cuDNN 9", "cuBLAS", "CPU"],
+)
+def test_a_run_too_large_for_the_memory_does_not_stop_the_others(
+    tiny_run, store, monkeypatch, error
+):
     runs, fit = [tiny_run(batch_size=size) for size in (16, 20, 30)], loop.fit
 
     def full(run, *args, **kwargs):
         if run.batch_size == 20:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return fit(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -944,6 +980,15 @@ def test_a_run_too_large_for_the_memory_does_not_stop_the_others(tiny_run, store
     finished = [store.load(run.key, load_data(run)[2]) is not None for run in runs]
     assert finished == [True, False, True]
     assert list(run_missing(runs, store)["status"]) == ["finished"] * 3
+
+
+def test_an_error_of_another_kind_stops_the_sweep_as_it_is(tiny_run, store, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(loop, "fit", broken)
+    with pytest.raises(RuntimeError, match="^CUDNN_STATUS_EXECUTION_FAILED$"):
+        run_missing([tiny_run()], store)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,14 @@ def test_isolated_randomness_seeds_and_leaves_the_callers_state_alone():
         assert not torch.equal(torch.rand(4), first)
 
 
+def test_a_global_state_goes_back_to_its_own_kind_of_device_only():
+    state = randomness.global_state(CPU)
+    with pytest.raises(ValueError, match="saved on the CPU, and draws other numbers on cuda"):
+        randomness.set_global_state(state, torch.device("cuda"))
+    with pytest.raises(ValueError, match="saved on a CUDA device, .* on cpu"):
+        randomness.set_global_state(state | {"cuda": state["cpu"]}, CPU)
+
+
 def test_isolated_randomness_restores_the_state_after_an_error():
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), randomness.isolated_randomness(3, CPU):

@@ -30,7 +30,6 @@ from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
-
 # how CUDA, cuDNN, cuBLAS and the CPU's allocator say it, in errors of no type of their own
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
 

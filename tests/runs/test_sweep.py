@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import types
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from hardtrain import (
     run_missing,
     write_results,
 )
-from hardtrain.runs import train
+from hardtrain.runs import engines, train
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import read_csv
 from hardtrain.runs.train import load_data
@@ -484,6 +485,28 @@ def _no_network(*_):
     raise OSError("no network")
 
 
+def test_a_sweep_builds_once_what_differs_in_nothing_that_building_reads(
+    store, tiny_run, monkeypatch
+):
+    built, build = [], train.build
+
+    def counting(run, *args):
+        built.append(run)
+        return build(run, *args)
+
+    monkeypatch.setattr(train, "build", counting)
+    monkeypatch.setitem(engines.ENGINES, "local", lambda *_: None)
+    fields = {"seed": [0, 1], "lr": [0.1, 0.2], "optimizer": ["sgd", "adam"]}
+    fields |= {"evaluate_every": [1, 2], "schedule": ["constant", "cosine"]}
+    runs = [tiny_run(**dict(zip(fields, v, strict=True))) for v in product(*fields.values())]
+    others = [tiny_run(batch_size=15), tiny_run(network="mlp"), tiny_run(method="trimming"),
+              tiny_run(augment="flip"), tiny_run(keep=["features"])]  # fmt: skip
+    with pytest.raises(TypeError):  # nothing was trained, so there are no rows
+        run_missing([*runs, *others], store)
+    assert len(runs) == 32
+    assert len(built) == 1 + len(others)
+
+
 def test_run_missing_refuses_no_runs_and_unknown_engines(store, tiny_run):
     with pytest.raises(ParameterError, match="runs is empty"):
         run_missing([], store)
@@ -556,6 +579,14 @@ def test_artefacts_are_stored_and_hold_what_they_say(store, tiny_run, trained):
     assert 28 <= counts[3].sum() <= 32  # and a half in the last, rounded batch by batch
     weights = load_artefact(run, "final_weights", store)
     assert all(np.isfinite(array).all() for array in weights.values())
+    assert len(trained) == 1
+
+
+def test_looking_for_a_run_unpacks_no_artefact(store, tiny_run, trained, monkeypatch):
+    run = tiny_run(keep=["final_weights"])
+    run_missing([run], store)
+    monkeypatch.setattr(np, "load", pytest.fail)
+    assert run_missing([run], store)["source"].tolist() == ["store"]
     assert len(trained) == 1
 
 
@@ -987,7 +1018,7 @@ def test_an_error_of_another_kind_stops_the_sweep_as_it_is(tiny_run, store, monk
         raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
 
     monkeypatch.setattr(loop, "fit", broken)
-    with pytest.raises(RuntimeError, match="^CUDNN_STATUS_EXECUTION_FAILED$"):
+    with pytest.raises(RuntimeError, match=r"^CUDNN_STATUS_EXECUTION_FAILED$"):
         run_missing([tiny_run()], store)
 
 

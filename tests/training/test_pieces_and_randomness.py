@@ -59,7 +59,7 @@ def test_a_global_state_goes_back_to_its_own_kind_of_device_only():
     state = randomness.global_state(CPU)
     with pytest.raises(ValueError, match="saved on the CPU, and draws other numbers on cuda"):
         randomness.set_global_state(state, torch.device("cuda"))
-    with pytest.raises(ValueError, match="saved on a CUDA device, .* on cpu"):
+    with pytest.raises(ValueError, match=r"saved on a CUDA device, .* on cpu"):
         randomness.set_global_state(state | {"cuda": state["cpu"]}, CPU)
 
 

@@ -1,5 +1,6 @@
 """Image sets as tensors on the device, and where they come from by name or path."""
 
+import functools
 import hashlib
 import json
 import os
@@ -146,6 +147,11 @@ class ImageDataset:
             )
         return height
 
+    @functools.cached_property
+    def labels_on_host(self) -> Tensor:
+        """``labels`` on the CPU, copied from a GPU once."""
+        return self.labels.cpu()
+
     def subset(self, size: int) -> "ImageDataset":
         """``size`` samples, each class in proportion, at least one of each if ``size`` allows.
 
@@ -162,7 +168,7 @@ class ImageDataset:
         size = checks.integer("size", size, low=0, high=len(self))
         if size in (0, len(self)):
             return self
-        labels = self.labels.cpu().numpy()
+        labels = self.labels_on_host.numpy()
         quota = proportional(np.bincount(labels, minlength=self.num_classes), size)
         return self.take(pick_per_class(labels, quota))
 
@@ -193,7 +199,7 @@ class ImageDataset:
         checks.cpu_generator("generator", generator)
         wrong = torch.randperm(len(self), generator=generator)[: round(fraction * len(self))]
         shift = torch.randint(1, self.num_classes, wrong.shape, generator=generator)
-        labels = self.labels.cpu().clone()
+        labels = self.labels_on_host.clone()
         labels[wrong] = (labels[wrong] + shift) % self.num_classes
         return replace(self, labels=labels.to(self.labels.device))
 

@@ -166,7 +166,7 @@ class _Training:
         """Mean accuracy over the mini-batches of one model and half its t interval, as some
         papers print it: over fixed batches where the method has them, and one of what they leave
         out."""
-        right = (self.final[name].predictions == data.labels.cpu()).double()
+        right = (self.final[name].predictions == data.labels_on_host).double()
         interval = mean_interval([right[batch].mean().item() for batch in batches])
         half_width = interval.half_width
         return {
@@ -191,13 +191,13 @@ class _Training:
             "features": evaluation.extract_features(self.model, self.test, self.transform),
             "losses": self.final["test"].losses,
             "predictions": self.final["test"].predictions,
-            "labels": self.test.labels.cpu(),
+            "labels": self.test.labels_on_host,
             "class_names": np.array(self.test.class_names),
         }
 
     def _logits(self) -> dict[str, object]:
         logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
-        return {"logits": logits, "labels": self.test.labels.cpu()}
+        return {"logits": logits, "labels": self.test.labels_on_host}
 
     def _timed(self, function: Callable, *arguments: object, **options: object) -> Any:
         start = time.perf_counter()

@@ -5,6 +5,7 @@ Li, Pan, Li, Zhu, "Improve SGD Training via Aligning Mini-batches" (ITDM), arXiv
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -387,6 +388,7 @@ def _centred_by_class(features: Tensor, same: Tensor) -> Tensor:
     return features.sub_(means[first])  # of one class exactly the same
 
 
+@lru_cache(maxsize=16)
 def _pairs(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """i and j of the pairs i < j, and their positions in the flattened matrix."""
     i, j = torch.triu_indices(num_rows, num_rows, 1, device=device)

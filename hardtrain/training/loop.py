@@ -139,6 +139,7 @@ def fit(
                     scores = dict(evaluate(model))
                     trace.require_finite(sum(scores.values()), step)
                     history.append(row | scores | dict(method.log()))
+            trace.end_epoch()
             if save_checkpoint is not None and epoch + 1 < run.epochs:
                 trace.check(step)
                 state = {"epoch": epoch + 1, "history": history, "rng": global_state(device)}
@@ -201,37 +202,44 @@ def _require_gradient(run: Any, loss: Tensor) -> None:
 
 
 class _Trace:
-    """Losses since the last evaluation, left on the device until they are read."""
+    """Losses since the last evaluation, left on the device until they are read: of each step one
+    tensor, its losses and behind them its objective; of finished epochs one for all steps."""
 
     def __init__(self, run: Any, steps_per_epoch: int, device: torch.device):
         self.run, self.steps_per_epoch, self.device = run, steps_per_epoch, device
-        self.losses: list[Tensor] = []
-        self.objectives: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.sizes: list[int] = []  # of each step
 
     def add(self, losses: Tensor, objective: Tensor) -> None:
-        self.losses.append(losses)
-        self.objectives.append(objective)
+        self.values.append(torch.cat([losses, objective.view(1)]))
+        self.sizes.append(len(losses) + 1)
+
+    def end_epoch(self) -> None:
+        self.values = [torch.cat(self.values)] if self.values else []
 
     def read(self, step: int) -> dict[str, float]:
         """Means over what was added up to ``step``, which is then forgotten."""
-        self.check(step)
-        row = {
-            "train_loss": torch.cat(self.losses).cpu().double().mean().item(),
-            "objective": torch.stack(self.objectives).cpu().double().mean().item(),
+        values = torch.cat(self.values).cpu()
+        self._require_finite(values, step)
+        is_objective = torch.zeros(len(values), dtype=torch.bool)
+        is_objective[torch.tensor(self.sizes).cumsum(0) - 1] = True
+        self.values, self.sizes = [], []
+        return {
+            "train_loss": values[~is_objective].double().mean().item(),
+            "objective": values[is_objective].double().mean().item(),
         }
-        self.losses, self.objectives = [], []
-        return row
 
     def check(self, step: int) -> None:
         """Raise if a loss was not finite; ``step`` is the last."""
-        if not self.losses:
-            return
-        if torch.cat([*self.losses, torch.stack(self.objectives)]).isfinite().all():
-            return
-        first = step + 1 - len(self.losses)
-        for bad, values in enumerate(zip(self.losses, self.objectives, strict=True), first):
-            if not all(value.isfinite().all() for value in values):
-                self.require_finite(math.nan, bad)
+        if self.values:
+            self._require_finite(torch.cat(self.values).cpu(), step)
+
+    def _require_finite(self, values: Tensor, step: int) -> None:
+        if not values.isfinite().all():
+            first = step + 1 - len(self.sizes)
+            for bad, of_step in enumerate(values.split(self.sizes), first):
+                if not of_step.isfinite().all():
+                    self.require_finite(math.nan, bad)
 
     def require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -244,11 +252,15 @@ class _Trace:
             )
 
     def state_dict(self) -> dict:
-        return {"losses": list(self.losses), "objectives": list(self.objectives)}
+        return {"values": list(self.values), "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        self.losses = [losses.to(self.device) for losses in state["losses"]]
-        self.objectives = [objective.to(self.device) for objective in state["objectives"]]
+        if "losses" in state:  # two tensors a step, in checkpoints of version 0.1
+            for losses, objective in zip(state["losses"], state["objectives"], strict=True):
+                self.add(losses.to(self.device), objective.to(self.device))
+            return
+        self.values = [values.to(self.device) for values in state["values"]]
+        self.sizes = list(state["sizes"])
 
 
 def _states(parts: Mapping[str, Any]) -> dict[str, Any]:

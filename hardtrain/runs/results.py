@@ -3,7 +3,9 @@ folder, from which every figure can be drawn again."""
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +135,25 @@ def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.Da
     """The runs' rows of one table, of their records or of the folders that they were found in."""
     store = store or RunStore()
     unique = results.drop_duplicates("key")
-    committed = {
-        source: dict(list(read_csv(Path(source) / f"{table}.csv").groupby("key", sort=False)))
-        for source in set(unique["source"]) - {"store"}
-    }
-    parts = []
+    committed: dict[str, dict[str, list[dict]]] = {}
+    for source in set(unique["source"]) - {"store"}:
+        by_key = committed[source] = defaultdict(list)
+        for row in read_csv(Path(source) / f"{table}.csv").to_dict("records"):
+            by_key[row["key"]].append(row)
+    rows: list[dict] = []
     for run in unique.itertuples():
-        if run.source == "store":
-            record = store.load(run.key, run.fingerprint)
-            if record is None:
-                raise RecordError(f"{store} holds no record of run {run.key}")
-            part = pd.json_normalize(record[table])  # a list of rows, or one row
-            part.insert(0, "key", run.key)
+        if run.source != "store":
+            part = committed[run.source].get(run.key, [])
+        elif record := store.load(run.key, run.fingerprint):
+            listed = record[table] if isinstance(record[table], list) else [record[table]]
+            part = [{"key": run.key, **row} for row in listed]
         else:
-            part = committed[run.source].get(run.key, ())
-        if len(part):
-            parts.append(part.dropna(axis="columns", how="all"))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})
+            raise RecordError(f"{store} holds no record of run {run.key}")
+        # a column comes with the first run that has a value in it
+        names = [name for name in dict.fromkeys(chain(*part)) if not _all_missing(name, part)]
+        rows += ({name: row.get(name) for name in names} for row in part)
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"key": []})
+
+
+def _all_missing(name: str, rows: list[dict]) -> bool:
+    return all(row.get(name) is None or row[name] != row[name] for row in rows)

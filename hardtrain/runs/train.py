@@ -314,7 +314,8 @@ def _observe_and_note(
 
 def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
-    return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
+    kept = tuple(dict.fromkeys((*run.keep, *names)))
+    return run if kept == run.keep else dataclasses.replace(run, keep=kept)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

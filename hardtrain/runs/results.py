@@ -35,6 +35,7 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "test_half_width_by_batch",
 )
 METRICS = _ALWAYS + _WITH_TRAINING_SET
+_LATER = {"evaluate_last": 0}  # fields of ``Run`` since the first results: columns if they are used
 
 
 def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) ->
     frame["per_class_error"] = frame["per_class_error"].fillna("")
     if not frame["evaluate_train"].any():
         frame = frame.drop(columns=list(_WITH_TRAINING_SET))
-    return frame
+    return frame.drop(columns=[name for name in _LATER if (frame[name] == _LATER[name]).all()])
 
 
 def _cells(run: Run) -> dict:
@@ -99,6 +100,9 @@ def write_results(
             old = old[~old["key"].isin(unique["key"])]
             if len(old):
                 table = pd.concat([table, old.sort_values("key", kind="stable")])
+                for field in _LATER.keys() & set(table):
+                    value = _LATER[field]
+                    table[field] = table[field].fillna(value).astype(type(value))
         write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 

@@ -96,7 +96,7 @@ class _Training:
         if self.checkpoint:
             progress(run, self.checkpoint.get("epoch", 0))
         seed = randomness.derived_seed(run.seed, "torch")
-        with randomness.isolated_randomness(seed, self.device):
+        with randomness.isolated_randomness(seed, self.device, precision=run.precision):
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
             try:

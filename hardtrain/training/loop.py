@@ -67,7 +67,7 @@ def fit(
         method: see :class:`Method`.
         evaluate: gives numbers for the history, such as ``test_loss`` and ``test_error``, and
             leaves the model in training mode; called every ``run.evaluate_every`` epochs or steps
-            and at the end.
+            (but see ``Run.evaluate_last``) and at the end.
         checkpoint: what ``save_checkpoint`` was given earlier: training goes on from there, with
             the bits that it would have had without a pause.
         save_checkpoint: called at each epoch's end with a state that ``torch.save`` takes and
@@ -96,8 +96,7 @@ def fit(
             f"0 batches an epoch: batch_size = {run.batch_size} is more than the "
             f"{len(method.batches.dataset)} training samples, and drop_last is set"
         )
-    num_steps = run.epochs * steps_per_epoch
-    evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
+    is_evaluated = _evaluations(run, steps_per_epoch)
     trace = _Trace(run, steps_per_epoch, device)
     parts = {"model": model, "optimizer": optimizer, "trace": trace}
     history: list[dict] = []
@@ -132,7 +131,7 @@ def fit(
                 optimizer.step()
                 method.observe(batch.indices, losses.detach())
                 trace.add(losses.detach(), loss.detach())
-                if (step + 1) % evaluate_steps == 0 or step + 1 == num_steps:
+                if is_evaluated(step + 1):
                     row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
                     row["lr"] = optimizer.param_groups[0]["lr"]
                     row |= trace.read(step)
@@ -194,6 +193,21 @@ def learning_rate(run: Any, step: int, steps_per_epoch: int) -> float:
         progress = (step - warmup_steps) / (run.epochs * steps_per_epoch - warmup_steps)
         return run.lr * (1 + math.cos(math.pi * progress)) / 2
     return run.lr
+
+
+def _evaluations(run: Any, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Whether a training is evaluated after so many steps; see ``Run.evaluate_last``."""
+    num_steps = run.epochs * steps_per_epoch
+    interval = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
+    # the end is the last one, on the grid of steps or not
+    first = (-(-num_steps // interval) - run.evaluate_last + 1) * interval
+
+    def is_evaluated(steps: int) -> bool:
+        if steps == num_steps or (run.evaluate_last and steps % steps_per_epoch == 0):
+            return True
+        return steps % interval == 0 and (not run.evaluate_last or steps >= first)
+
+    return is_evaluated
 
 
 def _require_gradient(run: Any, loss: Tensor) -> None:

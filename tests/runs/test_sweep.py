@@ -70,6 +70,7 @@ OTHER = {
     "channels_last": True,
     "evaluate_every": 2,
     "evaluate_unit": "step",
+    "evaluate_last": 10,
     "evaluate_train": True,
     "batch_norm": "batch",
     "ghost_batch_size": 16,
@@ -78,6 +79,7 @@ OTHER = {
     "label_noise_seed": 0,
     "subset": "kAA=",
 }
+NEEDS = {"evaluate_last": {"evaluate_unit": "step"}}  # what a field makes no sense without
 PLACE = {"device": "cpu", "data_root": "/somewhere", "keep": ["features"]}
 
 
@@ -167,6 +169,7 @@ def files_below(folder):
         ("channels_last", None, "channels_last = None is NoneType, not bool"),
         ("evaluate_every", 0, "evaluate_every = 0 is less than 1"),
         ("evaluate_unit", "epochs", "did you mean 'epoch'?"),
+        ("evaluate_last", -1, "evaluate_last = -1 is less than 0"),
         ("keep", "features", "keep = 'features' is text, not a list"),
         ("batch_norm", "group", "unknown batch_norm 'group'; "),
         ("evaluate_train", 1, "evaluate_train = 1 is int, not bool"),
@@ -195,6 +198,11 @@ def test_run_refuses_nesterov_without_momentum():
         Run(dataset="digits", network="cnn_small", nesterov=True)
 
 
+def test_run_refuses_last_evaluations_of_epochs():
+    with pytest.raises(ParameterError, match="evaluate_last = 3 needs evaluate_unit = 'step'"):
+        Run(dataset="digits", network="cnn_small", evaluate_last=3)
+
+
 def test_run_refuses_an_unknown_field():
     with pytest.raises(TypeError, match="learning_rate"):
         Run(dataset="digits", network="cnn_small", learning_rate=0.1)
@@ -209,7 +217,7 @@ def test_every_field_is_checked():
 
 
 def test_run_goes_through_json_unchanged():
-    for changes in ({}, *({k: v} for k, v in (OTHER | PLACE).items())):
+    for changes in ({}, *(NEEDS.get(k, {}) | {k: v} for k, v in (OTHER | PLACE).items())):
         run = Run(**BASE | changes)
         again = Run(**json.loads(json.dumps(run.as_dict(), allow_nan=False)))
         assert again == run
@@ -247,12 +255,13 @@ def test_data_root_takes_a_path(tmp_path):
 def test_key_covers_every_field_that_changes_the_numbers(field):
     """A new field belongs into OTHER, or into PLACE if it changes only where a run is made."""
     assert field in OTHER or field in PLACE
-    changed = Run(**BASE | {field: (OTHER | PLACE)[field]})
-    assert (changed.key == Run(**BASE).key) == (field in PLACE)
+    base = BASE | NEEDS.get(field, {})
+    changed = Run(**base | {field: (OTHER | PLACE)[field]})
+    assert (changed.key == Run(**base).key) == (field in PLACE)
 
 
 def test_keys_of_all_changes_differ():
-    keys = [Run(**BASE | {field: value}).key for field, value in OTHER.items()]
+    keys = [Run(**BASE | NEEDS.get(k, {}) | {k: v}).key for k, v in OTHER.items()]
     assert len({Run(**BASE).key, *keys}) == len(OTHER) + 1
 
 
@@ -691,6 +700,19 @@ def test_write_results_keeps_rows_of_other_runs(store, tiny_run, tmp_path):
     for name in ("results.csv", "history.csv", "timings.csv"):
         left, right = read_csv(tmp_path / name), read_csv(whole / name)
         pd.testing.assert_frame_equal(left, right, check_like=True)
+
+
+def test_a_column_of_a_later_field_comes_with_the_first_run_that_uses_it(store, tiny_run, tmp_path):
+    old = tiny_run(evaluate_unit="step", evaluate_every=3)
+    new = dataclasses.replace(old, evaluate_last=1)
+    write_results(run_missing([old], store), store, tmp_path)
+    assert "evaluate_last" not in read_csv(tmp_path / "results.csv")
+    write_results(run_missing([new], store), store, tmp_path)
+    written = read_csv(tmp_path / "results.csv").set_index("key")["evaluate_last"]
+    assert written.to_dict() == {old.key: 0, new.key: 1}
+    write_results(run_missing([new, old], store), store, tmp_path / "both")
+    both = read_csv(tmp_path / "both" / "results.csv").set_index("key")["evaluate_last"]
+    assert both.to_dict() == written.to_dict()
 
 
 def test_histories_come_back_to_the_last_bit(store, tiny_run, tmp_path):

@@ -1,5 +1,6 @@
 """The loop against a bare one, pauses, schedules, evaluation, divergence."""
 
+import dataclasses
 import math
 
 import pytest
@@ -241,6 +242,38 @@ def test_fit_evaluates_on_the_grid_of_steps(tiny_run):
     _, history, _ = trained(tiny_run(epochs=3, evaluate_unit="step", evaluate_every=5))
     assert [row["step"] for row in history] == [5, 10, 12]
     assert [row["epoch"] for row in history] == [1.25, 2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"),
+    [
+        (5, 0, [5, 10, 12]),
+        (5, 1, [4, 8, 12]),
+        (5, 2, [4, 8, 10, 12]),
+        (5, 9, [4, 5, 8, 10, 12]),
+        (1, 3, [4, 8, 10, 11, 12]),
+        (2, 2, [4, 8, 10, 12]),
+        (20, 1, [4, 8, 12]),
+    ],
+)
+def test_fit_evaluates_the_last_times_by_steps_and_the_epochs_ends(tiny_run, every, last, steps):
+    run = tiny_run(epochs=3, evaluate_unit="step", evaluate_every=every)
+    _, history, _ = trained(dataclasses.replace(run, evaluate_last=last))
+    assert [row["step"] for row in history] == steps
+
+
+def test_the_last_evaluations_have_the_bits_of_a_training_that_is_evaluated_always(tiny_run):
+    run = tiny_run(epochs=5, evaluate_unit="step", evaluate_every=2, method="trimming")
+    network, whole, _ = trained(run)
+    again, short, _ = trained(dataclasses.replace(run, evaluate_last=3))
+    assert same(network, again)
+    assert [row["step"] for row in short] == [4, 8, 12, 16, 18, 20]
+    assert short[-2:] == whole[-2:]  # the losses in the row before are of more steps
+    scores = {row["step"]: (row["test_loss"], row["test_error"]) for row in whole}
+    assert all(scores[row["step"]] == (row["test_loss"], row["test_error"]) for row in short)
+    resumed, resumed_history, _ = trained(dataclasses.replace(run, evaluate_last=3), pause_after=3)
+    assert same(network, resumed)
+    assert resumed_history == short
 
 
 def test_fit_removes_its_hooks(tiny_run):

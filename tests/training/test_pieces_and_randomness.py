@@ -70,6 +70,45 @@ def test_isolated_randomness_restores_the_state_after_an_error():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+NEW = hasattr(torch.backends.mkldnn, "matmul")  # torch's own way to set it since 2.9
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def caller(request):
+    """The caller's own setting, put back afterwards."""
+    place, name, value = request.param
+    found = getattr(place, name)
+    setattr(place, name, value)
+    yield
+    setattr(place, name, found)
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [(CUDNN, "allow_tf32", True), (CUDNN, "allow_tf32", False), (MATMUL, "allow_tf32", True),
+     *([(MATMUL, "fp32_precision", "tf32"), (torch.backends, "fp32_precision", "tf32")] if NEW
+       else [])],
+    indirect=True,
+)  # fmt: skip
+def test_float32_is_float32_and_tf32_a_choice_whatever_the_caller_set(caller):
+    places = [CUDNN.conv, CUDNN.rnn, MATMUL] if NEW else [CUDNN, MATMUL]
+
+    def read():
+        allowed = [getattr(place, "fp32_precision" if NEW else "allow_tf32") for place in places]
+        return [CUDNN.enabled, CUDNN.benchmark, CUDNN.deterministic, *allowed]
+
+    before, no, yes = read(), *(("ieee", "tf32") if NEW else (False, True))
+    for precision, allowed in (("float32", no), ("tf32", yes), ("bfloat16", no)):
+        with randomness.isolated_randomness(0, CPU, precision=precision):
+            assert read() == [True, False, True, *[allowed] * len(places)]
+        assert read() == before
+        with pytest.raises(ZeroDivisionError):
+            with randomness.isolated_randomness(0, CPU, precision=precision):
+                torch.rand(1).item() / 0
+        assert read() == before
+
+
 def test_endless_draws_a_batch_only_when_it_is_wanted():
     drawn = []
 

@@ -29,28 +29,35 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 def isolated_randomness(
     seed: int, device: torch.device, *, precision: str = "float32"
 ) -> Iterator[None]:
-    """Seed torch's global generators for one run, ask cuDNN for repeatable kernels, allow
-    TensorFloat32 for the precision ``"tf32"`` only, and leave all as it was found."""
+    """Seed torch's global generators for one run, in `repeatable_kernels`, and leave them as they
+    were found."""
     devices = [device] if device.type == "cuda" else []
-    settings = _settings(precision)
-    found = [getattr(place, name) for place, name, _ in settings]
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), repeatable_kernels(precision):
         # not torch.manual_seed, which would seed all GPUs
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        try:
-            for place, name, value in settings:
-                setattr(place, name, value)
-            yield
-        finally:
-            for (place, name, _), value in zip(settings, found, strict=True):
-                setattr(place, name, value)
+        yield
+
+
+@contextlib.contextmanager
+def repeatable_kernels(precision: str = "float32") -> Iterator[None]:
+    """Ask cuDNN for the same kernels every time, allow TensorFloat32 for the precision ``"tf32"``
+    only, and leave torch's settings as they were found."""
+    settings = _settings(precision)
+    found = [getattr(place, name) for place, name, _ in settings]
+    try:
+        for place, name, value in settings:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(settings, found, strict=True):
+            setattr(place, name, value)
 
 
 def _settings(precision: str) -> list[tuple[Any, str, Any]]:
-    """Attributes of torch's libraries, and their values while a run is trained."""
+    """Attributes of torch's backends, and their values while a run is trained."""
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
     matmul = torch.backends.cuda.matmul

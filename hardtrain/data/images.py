@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -151,6 +152,19 @@ class ImageDataset:
     def labels_on_host(self) -> Tensor:
         """``labels`` on the CPU, copied from a GPU once."""
         return self.labels.cpu()
+
+    @functools.cached_property
+    def channel_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation (1/n) of the pixels in units of 255, one a channel, from
+        exact integer sums, so that every device gives the same bits."""
+        levels, means, stds = torch.arange(256), [], []
+        for channel in self.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).cpu()
+            total, squares = ((counts * levels**power).sum().item() for power in (1, 2))
+            scale = 255 * channel.numel()
+            means.append(total / scale)
+            stds.append(math.sqrt(channel.numel() * squares - total * total) / scale)
+        return tuple(means), tuple(stds)
 
     def subset(self, size: int) -> "ImageDataset":
         """``size`` samples, each class in proportion, at least one of each if ``size`` allows.

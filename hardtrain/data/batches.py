@@ -35,6 +35,15 @@ class Batch(NamedTuple):
     indices: Tensor  # (B,) int64, positions in the data set
 
 
+class PairedBatch(NamedTuple):
+    """A batch, and another one that meets it."""
+
+    inputs: Tensor
+    targets: Tensor
+    indices: Tensor
+    second: Batch
+
+
 @dataclass(frozen=True)
 class Transform:
     r"""From uint8 images to network inputs, a batch at a time, on the images' device.
@@ -242,3 +251,18 @@ class Batches:
             if self.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             yield Batch(inputs, labels.index_select(0, indices), indices)
+
+
+class PairedBatches:
+    """``batches``, each with the next of endless ``others`` as its ``second``."""
+
+    def __init__(self, batches: Batches, others: Iterator[Batch]):
+        self.batches, self.others = batches, others
+        self.dataset, self.batch_sampler = batches.dataset, batches.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[PairedBatch]:
+        for batch, second in zip(self.batches, self.others, strict=False):
+            yield PairedBatch(*batch, second)

@@ -1,7 +1,7 @@
 """One plain training loop."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardtrain.data.batches import Batch, Batches
+from hardtrain.data.batches import Batches, PairedBatches
 from hardtrain.errors import DivergedError, ParameterError, RecordError
-from hardtrain.training.pieces import endless, precision_context
+from hardtrain.training.pieces import endless
 from hardtrain.training.randomness import global_state, set_global_state
+from hardtrain.training.step import make_step, replays
 
 VERSION = 1  # raise it when a change of the loop, the schedules or the seeding changes numbers
 
@@ -37,16 +38,24 @@ class Method:
         state: what a checkpoint must hold, by name: objects with ``state_dict`` and
             ``load_state_dict``, or ``torch.Generator``.
         artefacts: functions that give arrays at the end of training, by artefact name.
+        graph_key: what a step depends on besides tensors that are changed in place: on a GPU, a
+            step is captured for each of its values and replayed (see `step`). ``None``: each step
+            runs the objective anew, as it must if that looks at numbers on the host.
+        advance: called before each step, for what a replayed one cannot do by itself.
+        generators: on the device, from which a step draws.
     """
 
-    batches: Batches
-    objective: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    batches: Batches | PairedBatches
+    objective: Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
     observe: Callable[[Tensor, Tensor], None] = nothing
     hooks: Sequence[Callable[[torch.optim.Optimizer], Any]] = ()
     start_epoch: Callable[[int], None] = nothing
     log: Callable[[], Mapping[str, float]] = dict
     state: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
+    graph_key: Callable[[], Hashable] | None = None
+    advance: Callable[[], None] = nothing
+    generators: Sequence[torch.Generator] = ()
 
 
 def fit(
@@ -115,25 +124,20 @@ def fit(
                 f"its checkpoint cannot be used here ({type(error).__name__}: {error})"
             ) from error
     batches = endless(method.batches)
+    take_step = make_step(run, model, method, optimizer)
     model.train()
     try:
         for epoch in range(first_epoch, run.epochs):
             method.start_epoch(epoch)
             first_step = epoch * steps_per_epoch
             for step, batch in enumerate(islice(batches, steps_per_epoch), first_step):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(run, step, steps_per_epoch)
-                with precision_context(run.precision, device):
-                    losses, loss = method.objective(model, batch)
-                _require_gradient(run, loss)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                method.observe(batch.indices, losses.detach())
-                trace.add(losses.detach(), loss.detach())
+                rate = learning_rate(run, step, steps_per_epoch)
+                values = take_step(batch, rate)  # forward, backward, optimiser
+                method.observe(batch.indices, values[:-1])
+                trace.add(values)
                 if is_evaluated(step + 1):
                     row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
-                    row["lr"] = optimizer.param_groups[0]["lr"]
+                    row["lr"] = rate
                     row |= trace.read(step)
                     scores = dict(evaluate(model))
                     trace.require_finite(sum(scores.values()), step)
@@ -156,14 +160,18 @@ def fit(
 
 def make_optimizer(run: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimiser: ``sgd`` (momentum, Nesterov), ``adam`` (weight decay as L2 in the
-    gradient) or ``adamw`` (decoupled), over the parameters that want a gradient."""
+    gradient) or ``adamw`` (decoupled), over the parameters that want a gradient. Where steps are
+    replayed, of the fused kind, which reads its numbers from tensors."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    settings = {"lr": run.lr, "weight_decay": run.weight_decay}
+    settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay}
+    fused = True if replays(parameters[0].device) else None  # None: as torch chooses
     if run.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=run.momentum, nesterov=run.nesterov, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optimizer](
-        parameters, **settings
-    )
+        settings |= {"momentum": run.momentum, "nesterov": run.nesterov}
+        return torch.optim.SGD(parameters, fused=fused, **settings)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optimizer]
+    optimizer = kind(parameters, fused=fused, capturable=bool(fused), **settings)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not captured
+    return optimizer
 
 
 def learning_rate(run: Any, step: int, steps_per_epoch: int) -> float:
@@ -210,11 +218,6 @@ def _evaluations(run: Any, steps_per_epoch: int) -> Callable[[int], bool]:
     return is_evaluated
 
 
-def _require_gradient(run: Any, loss: Tensor) -> None:
-    if not loss.requires_grad:
-        raise ParameterError(f"method {run.method!r} gave a loss that depends on no parameter")
-
-
 class _Trace:
     """Losses since the last evaluation, left on the device until they are read: of each step one
     tensor, its losses and behind them its objective; of finished epochs one for all steps."""
@@ -224,9 +227,9 @@ class _Trace:
         self.values: list[Tensor] = []
         self.sizes: list[int] = []  # of each step
 
-    def add(self, losses: Tensor, objective: Tensor) -> None:
-        self.values.append(torch.cat([losses, objective.view(1)]))
-        self.sizes.append(len(losses) + 1)
+    def add(self, values: Tensor) -> None:
+        self.values.append(values)
+        self.sizes.append(len(values))
 
     def end_epoch(self) -> None:
         self.values = [torch.cat(self.values)] if self.values else []
@@ -271,7 +274,7 @@ class _Trace:
     def load_state_dict(self, state: Mapping) -> None:
         if "losses" in state:  # two tensors a step, in checkpoints of version 0.1
             for losses, objective in zip(state["losses"], state["objectives"], strict=True):
-                self.add(losses.to(self.device), objective.to(self.device))
+                self.add(torch.cat([losses, objective.view(1)]).to(self.device))
             return
         self.values = [values.to(self.device) for values in state["values"]]
         self.sizes = list(state["sizes"])

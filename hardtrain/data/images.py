@@ -1,7 +1,9 @@
 """Image sets as tensors on the device, and where they come from by name or path."""
 
+import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,8 @@ DATASETS: tuple[str, ...] = ("digits", *downloads.SOURCES)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant; ``"auto"`` is the GPU if there is one (CUDA), else the CPU.
+    """The device meant; ``"auto"`` is that of ``$HARDTRAIN_DEVICE``, else the GPU if there is one
+    (CUDA), else the CPU.
 
     Raises:
         ParameterError: no such device here; the text lists those there are.
@@ -34,14 +37,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
-    name = str(device).removesuffix(":0") if "cuda" not in str(device) else str(device)
+    asked = str(device)
+    if asked == "auto":
+        asked = os.environ.get("HARDTRAIN_DEVICE") or "auto"
+    name = asked.removesuffix(":0") if "cuda" not in asked else asked
     if name == "auto":
         name = "cuda" if "cuda:0" in available else "cpu"
     if name == "cuda" and "cuda:0" in available:
         name = f"cuda:{torch.cuda.current_device()}"
     if name not in available:
         raise ParameterError(
-            f"device {str(device)!r} is not available; available: auto, {', '.join(available)}"
+            f"device {asked!r} is not available; available: auto, {', '.join(available)}"
         )
     return torch.device(name)
 
@@ -169,6 +175,24 @@ class ImageDataset:
             )
         return height
 
+    @functools.cached_property
+    def labels_on_host(self) -> Tensor:
+        """``labels`` on the CPU, copied from a GPU once."""
+        return self.labels.cpu()
+
+    @functools.cached_property
+    def channel_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation (1/n) of the pixels in units of 255, one a channel, from
+        exact integer sums, so that every device gives the same bits."""
+        levels, means, stds = torch.arange(256), [], []
+        for channel in self.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).cpu()
+            total, squares = ((counts * levels**power).sum().item() for power in (1, 2))
+            scale = 255 * channel.numel()
+            means.append(total / scale)
+            stds.append(math.sqrt(channel.numel() * squares - total * total) / scale)
+        return tuple(means), tuple(stds)
+
     def subset(self, size: int) -> "ImageDataset":
         """``size`` samples, each class in proportion, at least one of each if ``size`` allows.
 
@@ -185,7 +209,7 @@ class ImageDataset:
         size = checks.integer("size", size, low=0, high=len(self))
         if size in (0, len(self)):
             return self
-        labels = self.labels.cpu().numpy()
+        labels = self.labels_on_host.numpy()
         quota = proportional(np.bincount(labels, minlength=self.num_classes), size)
         return self.take(pick_per_class(labels, quota))
 
@@ -216,7 +240,7 @@ class ImageDataset:
         checks.cpu_generator("generator", generator)
         wrong = torch.randperm(len(self), generator=generator)[: round(fraction * len(self))]
         shift = torch.randint(1, self.num_classes, wrong.shape, generator=generator)
-        labels = self.labels.cpu().clone()
+        labels = self.labels_on_host.clone()
         labels[wrong] = (labels[wrong] + shift) % self.num_classes
         return replace(self, labels=labels.to(self.labels.device))
 

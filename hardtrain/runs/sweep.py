@@ -1,6 +1,6 @@
 """Train what has no result yet, and give results and artefacts of runs."""
 
-import dataclasses
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,17 +73,49 @@ def run_missing(
     if not train_missing:
         runs = [run for run in runs if run.key in rows]
     elif missing:
-        for run in missing:
-            train.load_data(run)
-        for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
-            data, test, _ = train.load_data(run)
-            with randomness.isolated_randomness(0, torch.device("cpu")):
-                train.build(run, train.training_set(run, data), test)
+        _build_each_kind(missing)
         store.open()
         with Progress(missing) as progress, ended_by_sigterm():
             ENGINES[engine](missing, store, progress)
         rows |= {run.key: stored_row(run, store) for run in missing}
     return result_frame(runs, rows)
+
+
+def _build_each_kind(runs: Sequence[Run]) -> None:
+    """Refuse what cannot be trained: build each run, but of those that are alike in all but the
+    seed that building them reads, only one."""
+    built: set[tuple] = set()
+    kinds: set[tuple[str, ...]] = set()  # the fields that the buildings so far have read
+    for run in runs:
+        data, test, _ = train.load_data(run)
+        if any((names, _values(run, names)) in built for names in kinds):
+            continue
+        reads = _Reads.of(run)
+        with randomness.isolated_randomness(0, torch.device("cpu")):
+            train.build(reads, train.training_set(reads, data), test)
+        names = tuple(sorted(vars(reads)["names"] - {"seed"}))
+        kinds.add(names)
+        built.add((names, _values(run, names)))
+
+
+class _Reads(Run):
+    """A run that notes the names that are read of it."""
+
+    @classmethod
+    def of(cls, run: Run) -> Run:
+        reads = copy.copy(run)
+        vars(reads)["names"] = {"dataset", "data_root", "device", "train_size", "test_size"}
+        object.__setattr__(reads, "__class__", cls)
+        return reads
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            vars(self)["names"].add(name)
+        return super().__getattribute__(name)
+
+
+def _values(run: Run, names: Iterable[str]) -> str:
+    return repr([getattr(run, name) for name in names])
 
 
 def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:

@@ -30,12 +30,18 @@ from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
+# how CUDA, cuDNN, cuBLAS and the CPU's allocator say it, in errors of no type of their own
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
+
 
 def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record.
 
     A checkpoint that cannot be used here, as its state has other names or is of another device,
     costs a warning and its epochs: the run starts over.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not suffice, whichever library says so.
     """
     fingerprint = load_data(run)[2]
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
@@ -45,12 +51,17 @@ def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     if checkpoint and not set(run.keep) <= set(checkpoint.get("keep", ())):
         checkpoint = None  # of the same run when it kept, and counted, less
     try:
-        record = _Training(run, store, checkpoint).record(progress)
-    except RecordError as error:
-        if checkpoint is None:
-            raise
-        warnings.warn(f"{run} starts over: {error}", stacklevel=2)
-        record = _Training(run, store, None).record(progress)
+        try:
+            record = _Training(run, store, checkpoint).record(progress)
+        except RecordError as error:
+            if checkpoint is None:
+                raise
+            warnings.warn(f"{run} starts over: {error}", stacklevel=2)
+            record = _Training(run, store, None).record(progress)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record
@@ -85,7 +96,7 @@ class _Training:
         if self.checkpoint:
             progress(run, self.checkpoint.get("epoch", 0))
         seed = randomness.derived_seed(run.seed, "torch")
-        with randomness.isolated_randomness(seed, self.device):
+        with randomness.isolated_randomness(seed, self.device, precision=run.precision):
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
             try:
@@ -155,7 +166,7 @@ class _Training:
         """Mean accuracy over the mini-batches of one model and half its t interval, as some
         papers print it: over fixed batches where the method has them, and one of what they leave
         out."""
-        right = (self.final[name].predictions == data.labels.cpu()).double()
+        right = (self.final[name].predictions == data.labels_on_host).double()
         interval = mean_interval([right[batch].mean().item() for batch in batches])
         half_width = interval.half_width
         return {
@@ -180,13 +191,13 @@ class _Training:
             "features": evaluation.extract_features(self.model, self.test, self.transform),
             "losses": self.final["test"].losses,
             "predictions": self.final["test"].predictions,
-            "labels": self.test.labels.cpu(),
+            "labels": self.test.labels_on_host,
             "class_names": np.array(self.test.class_names),
         }
 
     def _logits(self) -> dict[str, object]:
         logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
-        return {"logits": logits, "labels": self.test.labels.cpu()}
+        return {"logits": logits, "labels": self.test.labels_on_host}
 
     def _timed(self, function: Callable, *arguments: object, **options: object) -> Any:
         start = time.perf_counter()
@@ -303,7 +314,8 @@ def _observe_and_note(
 
 def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
-    return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
+    kept = tuple(dict.fromkeys((*run.keep, *names)))
+    return run if kept == run.keep else dataclasses.replace(run, keep=kept)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

@@ -59,6 +59,7 @@ def trimming(
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
     kept = memory.SumsByPhase("counts", run, data, torch.int32)
+    losses_of = memory.SumsByPhase("losses", run, data, torch.float32)
     draws, drawn = generator(run.seed, "share"), torch.empty(0)
     if share == "random":
         state |= {"draws": draws}
@@ -66,6 +67,7 @@ def trimming(
     def start_epoch(epoch: int) -> None:
         trimmed.set_epoch(epoch)
         kept.start_epoch(epoch)
+        losses_of.start_epoch(epoch)
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         nonlocal drawn
@@ -81,6 +83,7 @@ def trimming(
         number = num_kept(trimmed.keep, len(losses))
         counted = losses.topk(number).indices if share == "hardest" else drawn
         kept.add(indices[counted], torch.ones_like(counted))
+        losses_of.add(indices, losses)
 
     return Method(
         batches,
@@ -88,8 +91,8 @@ def trimming(
         observe=count if "sample_counts" in run.keep else nothing,
         start_epoch=start_epoch,
         log=lambda: {"keep": trimmed.keep},
-        state=state | {"kept": kept},
-        artefacts={"sample_counts": kept.arrays},
+        state=state | {"kept": kept, "losses": losses_of},
+        artefacts={"sample_counts": lambda: kept.arrays() | losses_of.arrays()},
     )
 
 

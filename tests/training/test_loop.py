@@ -150,8 +150,10 @@ def test_a_random_share_is_as_large_and_follows_a_bare_loop_to_the_bit(tiny_run)
 
 def test_trimming_counts_the_samples_it_keeps(tiny_run):
     run = tiny_run(epochs=4, method="trimming", keep=("sample_counts",))
-    _, _, method = trained(run)
+    _, history, method = trained(run)
     counts = method.artefacts["sample_counts"]()["counts"]
+    found = method.artefacts["sample_counts"]()["losses"].sum(dim=1) / 60
+    torch.testing.assert_close(found.tolist(), [row["train_loss"] for row in history])
     # batches of 16, 16, 16, 12; keep is 1, 0.7333, 0.4667, 0.2 by epoch
     assert counts.sum(dim=1).tolist() == [60, 3 * 12 + 9, 3 * 7 + 6, 3 * 3 + 2]
     assert counts[0].tolist() == [1] * 60

@@ -198,7 +198,9 @@ def band(
         style = method_style(method) | style
         label = method_label(method) if label is None else label
     if not values.size:
-        return ax.plot([], [], label=label if len(values) else f"{label}: no finished run", **style)[0]
+        return ax.plot(
+            [], [], label=label if len(values) else f"{label}: no finished run", **style
+        )[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -179,13 +179,17 @@ class HardBatchSampler(Sampler[list[int]]):
     def state_dict(self) -> dict:
         """Tensors, numbers and strings; holds the batches themselves, too."""
         draws = {} if self.draws is None else {"draws": self.draws.get_state()}
-        return self._settings() | draws | {
-            "permutation": self._permutation.clone(),
-            "round": self.round,
-            "chosen": list(self.chosen),
-            "losses": self._losses.clone(),
-            "updated": self._updated.clone(),
-        }
+        return (
+            self._settings()
+            | draws
+            | {
+                "permutation": self._permutation.clone(),
+                "round": self.round,
+                "chosen": list(self.chosen),
+                "losses": self._losses.clone(),
+                "updated": self._updated.clone(),
+            }
+        )
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state``, with its batches, whatever ``generator`` this sampler had."""

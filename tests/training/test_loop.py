@@ -123,7 +123,9 @@ def test_trimming_follows_its_schedule_and_changes_the_training(tiny_run):
 
 
 def test_a_random_share_is_as_large_and_follows_a_bare_loop_to_the_bit(tiny_run):
-    run = tiny_run(epochs=3, method="trimming", options={"share": "random"}, keep=("sample_counts",))
+    run = tiny_run(
+        epochs=3, method="trimming", options={"share": "random"}, keep=("sample_counts",)
+    )
     network, history, method = trained(run)
     assert [row["keep"] for row in history] == pytest.approx([1.0, 0.6, 0.2])
     train, _, _ = load_data(run)

@@ -48,7 +48,9 @@ def error_table(
     printed = trimming_audit().set_index(["dataset", "network"])
     printed = printed[["baseline_error", "trimmed_error"]]
     cells = dict.fromkeys([*printed.index, *(label[:2] for label in arms)])
-    sides = {cell: [arms.get((*cell, name), ()) for name in ("plain", "trimming")] for cell in cells}
+    sides = {
+        cell: [arms.get((*cell, name), ()) for name in ("plain", "trimming")] for cell in cells
+    }
     gaps = [difference(results, trimmed, plain) for plain, trimmed in sides.values()]
     corrected = dict(zip(cells, holm_corrected(gaps), strict=True))
     rows = []

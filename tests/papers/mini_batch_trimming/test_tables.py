@@ -150,9 +150,7 @@ def test_control_table_tells_hard_samples_from_fewer():
 def test_step_time_table_gives_means_over_rounds_and_a_whole_training():
     rounds = np.array([[1.0, 0.5], [1.2, 0.5], [1.1, 0.8]])
     kinds = ("trim", "trim_batch_norm", "trimmed_backward")
-    measured = {"keeps": np.array([1.0, 0.2])} | {
-        kind: rounds + i for i, kind in enumerate(kinds)
-    }
+    measured = {"keeps": np.array([1.0, 0.2])} | {kind: rounds + i for i, kind in enumerate(kinds)}
     table = step_time_table(measured, np.array([1.0, 0.6, 0.2]))
     assert table["part that counts (%)"].tolist() == ["100", "20", "whole training"]
     assert table["trim"].tolist()[0].startswith("1.10 ± 0.25 (n = 3)")

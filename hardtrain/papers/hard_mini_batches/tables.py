@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ from hardtrain.papers import load_table, network_name
 from hardtrain.papers.hard_mini_batches.audits import TABLE_OF, copied_networks, table6_audit
 from hardtrain.report import tables
 from hardtrain.report.tables import MISSING, Arms, Metric, Protocol, metric_by_seed
-from hardtrain.report.text import format_number
+from hardtrain.report.text import format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import PairedDifference, holm_corrected
+from hardtrain.statistics import PairedDifference, holm_corrected, mean_interval
 
 _SIDES = {"train": "train_set", "test": "test"}  # in a heading -> in the name of a column
 _MEAN = "mean over all δ < 1"
@@ -39,7 +40,12 @@ def speed_up(first: pd.Series, second: pd.Series) -> PairedDifference | None:
 
 
 def delta_table(
-    results: pd.DataFrame, history: pd.DataFrame, arms: Arms, dataset: str, protocol: Protocol
+    results: pd.DataFrame,
+    history: pd.DataFrame,
+    arms: Arms,
+    dataset: str,
+    protocol: Protocol,
+    rule: Mapping = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Tables 3 to 5 of the hard-mini-batch paper, paper and ours side by side.
 
@@ -48,6 +54,7 @@ def delta_table(
         arms: runs by (data set, network, δ or the name of a control); δ = 1 is the baseline.
         dataset: which data set the table is of; the paper need not have it.
         protocol: whether ours is the paper's.
+        rule: of convergence, for `goals.convergence_epoch`.
 
     Returns:
         Text columns: training and test top-1 in %, the paper's with its interval over the
@@ -61,7 +68,11 @@ def delta_table(
     results = results.assign(**accuracies)
     printed = hard_minibatch_rows(dataset).set_index(["network", "delta"])
     cells = dict.fromkeys([*printed.index, *(cell[1:] for cell in arms if cell[0] == dataset)])
-    gaps = {cell: _gaps(results, history, arms, dataset, *cell) for cell in cells}
+    epochs = {
+        cell: epochs_to_converge(history, results, arms.get((dataset, *cell), ()), **rule)
+        for cell in cells
+    }
+    gaps = {cell: _gaps(results, epochs, arms, dataset, *cell) for cell in cells}
     corrected = iter(holm_corrected([gap for pair in gaps.values() for gap in pair]))
     rows, copied = [], copied_networks()
     for (network, delta), paper in printed.reindex(list(cells)).iterrows():
@@ -73,20 +84,20 @@ def delta_table(
             row[f"{side}, ± over seeds"] = tables.describe(
                 results, arm, Metric(f"{side}_top1", 1, 100)
             )
-        rule = protocol
+        own = protocol
         if (dataset, network) in copied:
-            rule = protocol._replace(comparable=False, reason=_COPIED)
+            own = protocol._replace(comparable=False, reason=_COPIED)
         of_test = {"here": (arm, paper["test_top1"])}
-        row["level"] = tables.level_verdicts(results, of_test, rule, Metric("test_top1", 1, 100))
+        row["level"] = tables.level_verdicts(results, of_test, own, Metric("test_top1", 1, 100))
         row["e, paper"] = format_number(paper["epoch"], 0)
-        row["e, here"] = tables.describe_values(epochs_to_converge(history, results, arm))
+        row["e, here"] = tables.describe_values(epochs[network, delta])
         faster, gap = next(corrected), next(corrected)
         if delta != 1:
             was_run = bool(results["key"].isin([run.key for run in arm]).any())
-            of_e = tables.verdict_cells(faster, paper["speed_up"], rule, digits=1, was_run=was_run)
+            of_e = tables.verdict_cells(faster, paper["speed_up"], own, digits=1, was_run=was_run)
             headings = ("Δe, paper (%)", "Δe, here (%)", "verdict on Δe", "why, Δe")
             row |= dict(zip(headings, of_e.values(), strict=True))
-            row |= tables.verdict_cells(gap, paper["gain"], rule, was_run=was_run)
+            row |= tables.verdict_cells(gap, paper["gain"], own, was_run=was_run)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
     every = [gap for pair in gaps.values() for gap in pair]
@@ -96,7 +107,7 @@ def delta_table(
 
 def _gaps(
     results: pd.DataFrame,
-    history: pd.DataFrame,
+    epochs: Mapping[tuple[str, float | str], pd.Series],
     arms: Arms,
     dataset: str,
     network: str,
@@ -105,10 +116,11 @@ def _gaps(
     """Speed-up and gain in test top-1 (points) of an arm over δ = 1; ``None`` for that itself."""
     if delta == 1:
         return None, None
+    if (network, 1.0) not in epochs:
+        return None, None
     base, arm = (arms.get((dataset, network, value), ()) for value in (1.0, delta))
-    first, epochs = (epochs_to_converge(history, results, runs) for runs in (base, arm))
     gap = tables.difference(results, arm, base, Metric("test_top1", scale=100))
-    return speed_up(first, epochs), gap
+    return speed_up(epochs[network, 1.0], epochs[network, delta]), gap
 
 
 def _over_batches(results: pd.DataFrame, arm: Sequence[Run], side: str) -> str:
@@ -205,6 +217,39 @@ def convergence_table(
         rows.append(row)
     table = pd.DataFrame(rows)
     return tables.corrected_columns(table.astype(object).where(table.notna(), None), digits)
+
+
+def time_table(measured: Mapping[str, np.ndarray], num_iterations: str) -> pd.DataFrame:
+    """Table 1 of the hard-mini-batch paper, paper and ours: time of an iteration by δ.
+
+    Args:
+        measured: from `timing.hard_batch_step_times`.
+        num_iterations: of our trainings, as text.
+
+    Returns:
+        Text columns: the paper's; ours in ms, with 95 % intervals over the rounds of the
+        measurement; the ratio to δ = 1, of the paper and ours.
+    """
+    printed = load_table("hard_minibatches_table1")
+    place = {delta: number for number, delta in enumerate(measured["deltas"].tolist())}
+    rows = []
+    for line in printed.itertuples():
+        row = {"δ": f"{line.delta:g}", "# of iterations": line.n_iterations}
+        row |= {"time complexity": line.time_complexity, "Δt, paper (s)": f"{line.dt_seconds:.4f}"}
+        row["∆(∆t), paper (s)"] = format_number(line.ddt_seconds, 4)
+        row["ratio, paper"] = f"{line.dt_seconds / printed['dt_seconds'][0]:.2f}"
+        row["iterations, here"], number = num_iterations, place.get(line.delta)
+        if number is None:
+            row["iterations, here"] = row["Δt, here (ms)"] = MISSING
+            rows.append(row)
+            continue
+        own, base = 1000 * measured["seconds"][:, number], 1000 * measured["seconds"][:, 0]
+        row["Δt, here (ms)"] = format_interval(mean_interval(own))
+        if number:
+            row["∆(∆t), here (ms)"] = format_interval(mean_interval(own - base), signed=True)
+        row["ratio, here"] = format_interval(mean_interval(own / base))
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
 
 
 def hard_minibatch_rows(dataset: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from hardtrain.papers import not_run
 from hardtrain.papers.mini_batch_trimming.audits import trimming_audit
 from hardtrain.report.tables import (
     Arms,
+    Metric,
     Protocol,
     corrected_columns,
     describe,
@@ -113,9 +114,10 @@ def control_table(
             "random share".
 
     Returns:
-        Text columns: ``trained on``, ``comparison``, both test errors in %, their paired
-        difference (points), p values Holm-corrected over the table, and what true difference so
-        many seeds of this spread would have shown with a probability of 80 %.
+        Text columns: ``trained on``, ``comparison``, both test errors in %, the second's
+        training loss in the last epoch (nats), the paired difference (points), p values
+        Holm-corrected over the table, and what true difference so many seeds of this spread
+        would have shown with a probability of 80 %.
     """
     rows = []
     for name, arms in groups.items():
@@ -124,6 +126,9 @@ def control_table(
             row = {"trained on": name, "comparison": f"{first} minus {second}"}
             row |= {"first (%)": describe(results, arms[first])}
             row |= {"second (%)": describe(results, arms[second]), "difference (points)": gap}
+            row["training loss of the second (nats)"] = describe(
+                results, arms[second], Metric("train_loss")
+            )
             row["seen with power 80 % (points)"] = (
                 "" if gap is None else format_number(detectable(gap), 2)
             )

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,6 +14,7 @@ from hardtrain.papers.hard_mini_batches.tables import (
     epochs_to_converge,
     hard_minibatch_rows,
     speed_up,
+    time_table,
 )
 from hardtrain.report.tables import Protocol
 
@@ -231,3 +233,17 @@ def test_hard_minibatch_rows_gain_over_the_first_row_of_their_network():
     rows = hard_minibatch_rows("cifar10")
     assert rows.loc[rows["network"] == "resnet50", "gain"].round(1).tolist() == [0, 0.6, 1.5, 0.5]
     assert hard_minibatch_rows("digits").empty
+
+
+def test_time_table_has_the_papers_columns_and_our_times_beside_them():
+    seconds = np.array([[0.010, 0.011], [0.010, 0.013], [0.020, 0.022]])
+    table = time_table({"deltas": np.array([1.0, 0.2]), "seconds": seconds}, "45 x 20")
+    one, absent, _, small = (row for _, row in table.iterrows())
+    assert (small["Δt, paper (s)"], small["∆(∆t), paper (s)"]) == ("0.0996", "0.0686")
+    assert (small["ratio, paper"], small["iterations, here"]) == ("3.21", "45 x 20")
+    assert small["Δt, here (ms)"].startswith("15.33 ± ")
+    assert small["∆(∆t), here (ms)"].startswith("+2.00 ± ")
+    assert small["ratio, here"].startswith("1.17 ± ")
+    assert (one["∆(∆t), paper (s)"], one["∆(∆t), here (ms)"]) == ("–", "")
+    assert one["ratio, here"] == "1.00 ± 0.00 (n = 3)"
+    assert (absent["δ"], absent["Δt, here (ms)"], absent["ratio, here"]) == ("0.8", "not run", "")

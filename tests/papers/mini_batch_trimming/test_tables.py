@@ -128,6 +128,7 @@ def test_control_table_tells_hard_samples_from_fewer():
     errors = {"plain": (3, 4, 5), "trimming": (2, 3.5, 4.8), "random share": (4, 4.5, 6)}
     rows = [
         {"key": run.key, "seed": run.seed, "status": "finished", "test_error": error / 100}
+        | {"train_loss": error}
         for name, arm in group.items()
         for run, error in zip(arm, errors[name], strict=True)
     ]
@@ -141,6 +142,7 @@ def test_control_table_tells_hard_samples_from_fewer():
     assert [text.split(" ")[0] for text in found[:3]] == ["-0.57", "+0.83", "-1.40"]
     assert found[3:].tolist() == [""] * 3
     assert table["second (%)"].iloc[2].startswith("4.83 ± ")
+    assert table["training loss of the second (nats)"].iloc[0].startswith("4.00 ± ")
     assert table["first (%)"].iloc[4] == "not run"
     assert table.attrs["questions"] == 3
     # s_d = 0.404, so (4.3027 + 1.0607) * 0.404 / sqrt(3)

@@ -74,7 +74,7 @@ class Run:
     Example:
         >>> run = Run(dataset="digits", network="cnn_small", method="trimming", epochs=20)
         >>> print(run)
-        trimming end=0.2 start=1.0, cnn_small on digits, seed 0
+        trimming end=0.2 share=hardest start=1.0, cnn_small on digits, seed 0
         >>> run.key == dataclasses.replace(run, device="cpu").key
         True
         >>> Run(dataset="digits", network="cnn_smal")  # doctest: +ELLIPSIS

@@ -45,26 +45,50 @@ def plain(run: Any, data: ImageDataset, model: nn.Module) -> Method:
 
 @version(1)
 def trimming(
-    run: Any, data: ImageDataset, model: nn.Module, *, start: float = 1.0, end: float = 0.2
+    run: Any,
+    data: ImageDataset,
+    model: nn.Module,
+    *,
+    start: float = 1.0,
+    end: float = 0.2,
+    share: str = "hardest",
 ) -> Method:
     """Mini-batch trimming (Fassold): the mean over the hardest part of each batch, a part that
-    falls linearly by epoch from ``start`` to ``end``."""
+    falls linearly by epoch from ``start`` to ``end``. The control, ``share="random"``, takes as
+    large a part of each batch at random."""
+    checks.choice("share", share, ("hardest", "random"))
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
     kept = memory.SumsByPhase("counts", run, data, torch.int32)
     sizes = (run.batch_size, len(data) % run.batch_size)
+    losses_of = memory.SumsByPhase("losses", run, data, torch.float32)
+    draws, drawn = generator(run.seed, "share"), torch.empty(0)
+    if share == "random":
+        state |= {"draws": draws}
 
     def start_epoch(epoch: int) -> None:
         trimmed.set_epoch(epoch)
         kept.start_epoch(epoch)
+        losses_of.start_epoch(epoch)
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        nonlocal drawn
         losses = sample_losses(model, batch)
-        return losses, trim(losses, trimmed.keep)
+        if share == "hardest":
+            return losses, trim(losses, trimmed.keep)
+        order = torch.randperm(len(losses), generator=draws)
+        drawn = order[: num_kept(trimmed.keep, len(losses))].sort().values
+        drawn = drawn.to(losses.device, non_blocking=True)
+        return losses, losses[drawn].mean()
+
+    def sizes_kept() -> tuple[int, ...]:
+        return tuple(num_kept(trimmed.keep, size) for size in sizes)
 
     def count(indices: Tensor, losses: Tensor) -> None:
-        hardest = losses.topk(num_kept(trimmed.keep, len(losses))).indices
-        kept.add(indices[hardest], torch.ones_like(hardest))
+        number = num_kept(trimmed.keep, len(losses))
+        counted = losses.topk(number).indices if share == "hardest" else drawn
+        kept.add(indices[counted], torch.ones_like(counted))
+        losses_of.add(indices, losses)
 
     return Method(
         batches,
@@ -72,9 +96,10 @@ def trimming(
         observe=count if "sample_counts" in run.keep else nothing,
         start_epoch=start_epoch,
         log=lambda: {"keep": trimmed.keep},
-        state=state | {"kept": kept},
-        artefacts={"sample_counts": kept.arrays},
-        graph_key=lambda: tuple(num_kept(trimmed.keep, size) for size in sizes),
+        state=state | {"kept": kept, "losses": losses_of},
+        artefacts={"sample_counts": lambda: kept.arrays() | losses_of.arrays()},
+        # a random share is drawn on the host, anew each step: no graph of it can be replayed
+        graph_key=sizes_kept if share == "hardest" else None,
     )
 
 
@@ -92,7 +117,8 @@ def hard_batches(
     on the ``delta`` part of the fixed mini-batches whose stored loss is highest.
 
     ``shuffled``: one random permutation before the mini-batches are cut, else file order. With
-    ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches.
+    ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches. The control,
+    ``order="random"``, draws each round's part at random.
     """
     augmentation = generator(run.seed, "augmentation")
     sampler = HardBatchSampler(
@@ -102,6 +128,7 @@ def hard_batches(
         order=order,
         drop_last=run.drop_last,
         generator=generator(run.seed, "order") if shuffled else None,
+        draws=generator(run.seed, "rounds") if order == "random" else None,
     )
     batches = pieces.augmented_batches(run, data, sampler, augmentation)
     log = memory.BatchLog(run, model, batches)

@@ -307,6 +307,11 @@ def test_key_is_the_same_in_every_version_golden():
     assert (loop.VERSION, methods.plain.VERSION, methods.trimming.VERSION) == (1, 1, 1)
     assert plain.key == "94493b4e06b142490bfb"
     assert trimming.key == "bb8f745278f245a3a3ee"
+    # what an option is at its default is not in the key; a control has a key of its own
+    assert dataclasses.replace(trimming, options={"end": 0.3, "share": "hardest"}) == trimming
+    assert (
+        dataclasses.replace(trimming, options={"end": 0.3, "share": "random"}).key != trimming.key
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from hardtrain.statistics import PairedDifference
+from hardtrain.statistics import PairedDifference, direction
 
 
 def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bool = False) -> str:
@@ -43,6 +43,24 @@ def format_difference(difference: PairedDifference | None, digits: int = 2) -> s
     if math.isnan(difference.p):
         return text
     return f"{text}, p < 0.001" if difference.p < 0.001 else f"{text}, p = {difference.p:.3f}"
+
+
+def difference_words(
+    what: str, difference: PairedDifference | None, digits: int = 2, unit: str = "points"
+) -> str:
+    """A paired difference as a sentence that is true whatever came out; empty without one.
+
+    Example:
+        >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10)
+        >>> difference_words("With noise minus without", gap)
+        'With noise minus without: -0.40 ± 0.30 (n = 10) points, lower.'
+    """
+    if difference is None:
+        return ""
+    return (
+        f"{what}: {format_interval(difference, digits, signed=True)} {unit}, "
+        f"{direction(difference)}."
+    )
 
 
 def format_number(value: float, digits: int, *, signed: bool = False, missing: str = "–") -> str:

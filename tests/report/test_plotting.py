@@ -251,7 +251,7 @@ def test_band_lets_the_caller_override_the_style():
 
 def test_band_without_a_finished_run_says_so_in_the_legend():
     line = band(Figure().subplots(), [], np.zeros((0, 0)), method="plain")
-    assert line.get_label() == "Plain training: all diverged"
+    assert line.get_label() == "Plain training: no finished run"
     assert len(line.get_xdata()) == 0
 
 

@@ -183,6 +183,7 @@ def draw_grid(
     ax.axhline(0, color="0.6", linewidth=1)
     if small is not None:
         ax.axhline(-small.mean, color="black", linestyle=":", label=f"B = {smallest}, no noise")
-    ax.set(xlabel="α", xscale="log")
+    alphas = [alpha for _, alpha in gaps]
+    ax.set(xlabel="α", xlim=(min(alphas) / 2, 2 * max(alphas)), xscale="log")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig

@@ -97,10 +97,11 @@ def share_of_gap(small: pd.Series, large: pd.Series, treated: pd.Series) -> Shar
 
 
 def with_accuracies(results: pd.DataFrame) -> pd.DataFrame:
-    """Results with ``accuracy`` (validation) and ``train_accuracy`` beside the errors, in %."""
+    """Results with ``accuracy`` (validation) and ``train_accuracy`` beside the errors, in %; nan
+    where no run has the error."""
     errors = {"accuracy": "test_error", "train_accuracy": "train_set_error"}
-    there = {name: error for name, error in errors.items() if error in results}
-    return results.assign(**{name: 100 * (1 - results[error]) for name, error in there.items()})
+    accuracies = {name: 100 * (1 - results.get(error, math.nan)) for name, error in errors.items()}
+    return results.assign(**accuracies)
 
 
 def printed_accuracies() -> pd.DataFrame:
@@ -250,13 +251,13 @@ def by_direction(differences: Mapping[str, PairedDifference | None]) -> str:
     Example:
         >>> up, none = (PairedDifference(1.0, low, 2.0, 0.1, 5) for low in (0.5, -0.5))
         >>> by_direction({"warm-up": up, "noise": none, "more updates": up})
-        'Higher: warm-up, more updates; no difference seen: noise.'
+        'warm-up, more updates – higher; noise – no difference seen.'
     """
     names: dict[str, list[str]] = {}
     for word in ("higher", "lower", "no difference seen", "too few seeds"):
         names[word] = [name for name, gap in differences.items() if direction(gap) == word]
-    text = "; ".join(f"{word}: {', '.join(found)}" for word, found in names.items() if found)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    text = "; ".join(f"{', '.join(found)} – {word}" for word, found in names.items() if found)
+    return f"{text}." if text else ""
 
 
 def lines_table(

@@ -29,9 +29,7 @@ from hardtrain.report.tables import (
 from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import (
-    PairedDifference,
     Verdict,
-    direction,
     holm_corrected,
     verdict_single,
 )
@@ -242,22 +240,6 @@ def treatments_table(
     shares = [str(share_of_gap(by_seed[small], by_seed[large], by_seed[name])) for name in arms]
     is_treated = (table["B"] == arms[large][0].batch_size) & (table["arm"] != large)
     return table.assign(**{"share of the gap": np.where(is_treated, shares, "")})
-
-
-def by_direction(differences: Mapping[str, PairedDifference | None]) -> str:
-    """Which differences are higher, which lower, and for which none is seen, each by its own
-    interval: a sentence that is true whatever came out.
-
-    Example:
-        >>> up, none = (PairedDifference(1.0, low, 2.0, 0.1, 5) for low in (0.5, -0.5))
-        >>> by_direction({"warm-up": up, "noise": none, "more updates": up})
-        'warm-up, more updates – higher; noise – no difference seen.'
-    """
-    names: dict[str, list[str]] = {}
-    for word in ("higher", "lower", "no difference seen", "too few seeds"):
-        names[word] = [name for name, gap in differences.items() if direction(gap) == word]
-    text = "; ".join(f"{', '.join(found)} – {word}" for word, found in names.items() if found)
-    return f"{text}." if text else ""
 
 
 def lines_table(

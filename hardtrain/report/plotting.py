@@ -275,6 +275,9 @@ def intervals(
         if gap is not None:
             half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
             ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
+            if np.isinf(gap.half_width) or gap.half_width == 0:
+                look = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7}
+                ax.annotate("equal in every seed", (gap.mean, row), va="center", **look)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
 

@@ -174,6 +174,8 @@ class Notebook:
         self.caption = (
             f"{p.profile} profile{changes}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
         )
+        if (precision := getattr(p, "precision", "float32")) != "float32":
+            self.caption += f", {precision}"
         self._written: set[str] = set()
         plotting.use_style()
         if p.profile == "quick":  # tiny networks: faster, and the same bits on any number of cores

@@ -8,6 +8,7 @@ from torch.optim.swa_utils import update_bn
 
 from hardtrain import Run, RunStore, build_network, evaluate, run_missing
 from hardtrain.networks import has_batch_norm
+from hardtrain.papers.gradient_noise import drawing
 from hardtrain.papers.gradient_noise import figures as noise_figures
 from hardtrain.papers.gradient_noise.curvature import gradient_noise_scale, largest_eigenvalue
 from hardtrain.runs.sweep import load_artefacts
@@ -202,10 +203,10 @@ def test_the_start_of_training_has_the_runs_own_initial_weights(
 
 def test_mean_and_seeds_draws_one_mean_and_every_seed():
     ax, values = Figure().subplots(), np.array([[1.0, 2.0], [3.0, 6.0]])
-    noise_figures.mean_and_seeds(ax, np.arange(2), values, label="both", color="black")
+    drawing.mean_and_seeds(ax, np.arange(2), values, label="both", color="black")
     mean, *seeds = [line.get_ydata().tolist() for line in ax.lines]
     assert mean == [2.0, 4.0]
     assert seeds == values.tolist()
     empty = Figure().subplots()
-    noise_figures.mean_and_seeds(empty, np.zeros(0), np.zeros((0, 0)), label="none")
-    assert empty.lines[0].get_label() == "none: all diverged"
+    drawing.mean_and_seeds(empty, np.zeros(0), np.zeros((0, 0)), label="none")
+    assert empty.lines[0].get_label() == "none: no finished run"

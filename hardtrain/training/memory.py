@@ -147,14 +147,14 @@ class BatchLog:
 
 class SmoothedScores:
     """A history of predictions, and the scores that follow from it, with the constant that is
-    added to them: a multiple of the mean score when it is first asked for.
+    added to them: ``smoothing``, ``relative`` to the mean score when it is first asked for.
 
     ``score``: a function of the history; ``None`` where `now` is never called.
     """
 
-    def __init__(self, data: ImageDataset, score: Any, smoothing: float):
+    def __init__(self, data: ImageDataset, score: Any, smoothing: float, *, relative: bool = True):
         self.history = PredictionHistory(len(data), device=data.labels.device)
-        self.score, self.smoothing = score, smoothing
+        self.score, self.smoothing, self.relative = score, smoothing, relative
         self.epsilon: Tensor | None = None
 
     def now(self) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class SmoothedScores:
         scores, seen = self.score(self.history), self.history.count > 0
         mean = scores.sum() / seen.sum()  # those never seen have score 0
         if self.epsilon is None:
-            self.epsilon = self.smoothing * mean
+            self.epsilon = self.smoothing * (mean if self.relative else torch.ones_like(mean))
         return scores.where(seen, mean).masked_fill(mean + self.epsilon == 0, 1), self.epsilon
 
     def arrays(self) -> dict[str, Tensor]:

@@ -259,6 +259,7 @@ def active_bias(
     variant: str = "WPV",
     smoothing: float = 1.0,
     burn_in: float = 0.1,
+    relative: bool = True,
 ) -> Method:
     """Active Bias (Chang, Learned-Miller, McCallum): samples are drawn (S...) or weighted (W...)
     by what their true class's probability has been so far.
@@ -266,10 +267,10 @@ def active_bias(
     ``variant``: D difficulty, E easiness, PV the deviation of the probabilities, TC closeness to
     the threshold; ISD draws as SD and weights the losses so that the gradient stays unbiased;
     ``uniform`` draws with replacement, all alike. The scan, each sample once an epoch, is the
-    method ``plain``. ``smoothing`` is relative to the mean score at the end of the burn-in, which
-    scans for the part ``burn_in`` of the epochs, at least two: the deviation of one probability
-    says nothing. A training that ends before is the plain scan. Probabilities and weights are
-    renewed at each epoch's start.
+    method ``plain``. ``smoothing`` is added to each score; with ``relative`` it is in units of the
+    mean score at the end of the burn-in. That scans for the part ``burn_in`` of the epochs, at
+    least two: the deviation of one probability says nothing. A training that ends before is the
+    plain scan. Probabilities and weights are renewed at each epoch's start.
     """
     checks.choice("variant", variant, ACTIVE_BIAS_VARIANTS)
     checks.number("smoothing", smoothing, low=0)
@@ -284,7 +285,7 @@ def active_bias(
     if form != "weighted":
         batches.batch_sampler = sampler
     first_epoch = 0 if score is None else max(2, round(burn_in * run.epochs))
-    scores = memory.SmoothedScores(data, score, smoothing)
+    scores = memory.SmoothedScores(data, score, smoothing, relative=relative)
     weights = torch.ones(num_samples, device=device)
     emphasis = memory.SumsByPhase("emphasis", run, data, torch.float32)
 

@@ -78,7 +78,9 @@ def fit(
             leaves the model in training mode; called every ``run.evaluate_every`` epochs or steps
             (but see ``Run.evaluate_last``) and at the end.
         checkpoint: what ``save_checkpoint`` was given earlier: training goes on from there, with
-            the bits that it would have had without a pause.
+            the bits that it would have had without a pause; on a GPU on the same card, driver and
+            torch, but for histories of predictions, where a GPU adds what a batch holds twice in
+            any order (1e-12).
         save_checkpoint: called at each epoch's end with a state that ``torch.save`` takes and
             ``torch.load(weights_only=True)`` gives back.
         progress: called at each epoch's end with the number of finished epochs.

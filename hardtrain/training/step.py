@@ -71,11 +71,12 @@ class ReplayedStep(Step):
         self.recorder = recorder or CudaRecorder(self.device, self.method.generators)
         self.graphs: dict[tuple, _Graph] = {}
         self.taken: Counter[tuple] = Counter()  # eager steps
+        self.captures = True
 
     def take(self, batch: Any) -> Tensor:
         shapes = [(part.shape, part.stride(), part.dtype) for part in _tensors(batch)]
         key = (*shapes, self.method.graph_key())
-        if key not in self.graphs and self.taken[key] == WARM_UP:
+        if self.captures and key not in self.graphs and self.taken[key] >= WARM_UP:
             self._capture(key, batch)
         if key in self.graphs:
             return self.graphs[key](batch)
@@ -89,7 +90,7 @@ class ReplayedStep(Step):
             graph = _Graph(self.recorder, super().take, batch)
         except RuntimeError as error:
             warnings.warn(f"{self.run} is trained without CUDA graphs: {error}", stacklevel=2)
-            self.taken[key] += 1  # and so never again
+            self.captures = False
             return
         if len(self.graphs) == MOST_GRAPHS:
             del self.graphs[next(iter(self.graphs))]

@@ -14,7 +14,7 @@ from hardtrain.report import tables
 from hardtrain.report.tables import MISSING, Arms, Metric, Protocol, metric_by_seed
 from hardtrain.report.text import format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import PairedDifference, holm_corrected, mean_interval
+from hardtrain.statistics import PairedDifference, detectable, holm_corrected, mean_interval
 
 _SIDES = {"train": "train_set", "test": "test"}  # in a heading -> in the name of a column
 _MEAN = "mean over all δ < 1"
@@ -198,7 +198,8 @@ def convergence_table(
 
     Returns:
         Text columns: the ``arm``, the epoch by each rule, Δe in % over each baseline (positive:
-        faster), p values Holm-corrected over the table.
+        faster), p values Holm-corrected over the table; and what true Δe over the first one so
+        many seeds of this spread would have shown with a probability of 80 %.
     """
     rows, digits = [], {f"Δe over {name} (%)": 1 for name in baselines}
     first_rule = next(iter(rules.values()))
@@ -213,7 +214,11 @@ def convergence_table(
             row[rule] = tables.describe_values(found)
         for name, base_of in baselines.items():
             base = base_of.get(label)
-            row[f"Δe over {name} (%)"] = speed_up(epochs[base], epochs[label]) if base else None
+            gap = speed_up(epochs[base], epochs[label]) if base else None
+            row[f"Δe over {name} (%)"] = gap
+            seen = math.nan if gap is None else detectable(gap)
+            power = format_number(seen, 1) if math.isfinite(seen) else ""
+            row.setdefault("seen with power 80 % (%)", power)  # over the first baseline
         rows.append(row)
     table = pd.DataFrame(rows)
     return tables.corrected_columns(table.astype(object).where(table.notna(), None), digits)

@@ -1,5 +1,6 @@
 """Tables of mini-batch trimming, printed and ours."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -129,8 +130,8 @@ def control_table(
             row["training loss of the second (nats)"] = describe(
                 results, arms[second], Metric("train_loss")
             )
-            row["seen with power 80 % (points)"] = (
-                "" if gap is None else format_number(detectable(gap), 2)
-            )
+            seen = math.nan if gap is None else detectable(gap)
+            power = format_number(seen, 2) if math.isfinite(seen) else ""
+            row["seen with power 80 % (points)"] = power
             rows.append(row)
     return corrected_columns(pd.DataFrame(rows), {"difference (points)": 2})

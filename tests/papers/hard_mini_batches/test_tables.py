@@ -220,6 +220,15 @@ def test_convergence_table_compares_each_arm_with_its_baselines(own_study):
     assert [text.split(" ")[0] for text in over_fixed] == ["", "+100.0", "+33.3", ""]
     assert table["Δe over half (%)"].tolist()[2].startswith("-33.3 in each")
     assert table.attrs["questions"] == 3
+    assert table["seen with power 80 % (%)"].tolist()[0] == ""
+
+
+def test_convergence_table_says_what_the_seeds_would_see():
+    results, history, arms = study("digits", "cnn_small", spread=True)
+    by_label = {f"δ = {delta:g}": runs for (_, _, delta), runs in arms.items()}
+    table = convergence_table(results, history, by_label, {"e": {}}, {"it": {"δ = 0.5": "δ = 1"}})
+    # 100, 100, 300 %: s_d = 115.5, so (4.3027 + 1.0607) * 115.5 / sqrt(3)
+    assert table["seen with power 80 % (%)"].tolist() == ["", "357.6", ""]
 
 
 def test_hard_minibatch_rows_have_the_signs_that_the_print_lost():

@@ -218,8 +218,6 @@ def test_batch_sizes_have_the_papers_colours():
     looks = drawing.batch_styles([32, 128])
     papers = drawing.batch_styles([32, 64, 128])
     red, blue, green = (papers[size]["color"] for size in (32, 64, 128))
-        drawing.batch_styles([32, 64, 128])[size]["color"] for size in (32, 64, 128)
-    )
     assert [looks[size]["color"] for size in (32, 128)] == [red, green]
     assert [look["color"] for look in drawing.batch_styles([16, 64, 256]).values()] == [
         red, blue, green,

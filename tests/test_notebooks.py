@@ -100,43 +100,45 @@ NOTEBOOKS = {
         # seeds x (two rates of decay; as many updates, remedies, grid, constant noise; MLPs)
         num_runs=2 * (2 * 6 + 2 + 5 + 8 + 1 + 10),
         figures=(
-            "fig_1_minima", "fig_2_same_rate", "fig_3_sharpness", "fig_4_batch_sizes",
-            "fig_5_iterations", "fig_6_interpolation", "fig_7_noise", "fig_8_directions",
-            "fig_9_own_noise", "fig_10_grid", "fig_11_remedies", "fig_12_samples",
+            "fig_0_answer", "fig_1_minima", "fig_2_same_rate", "fig_3_sharpness",
+            "fig_4_batch_sizes", "fig_5_iterations", "fig_6_interpolation", "fig_7_noise",
+            "fig_8_directions", "fig_9_own_noise", "fig_10_grid", "fig_11_remedies",
         ),
         tables=(
             "table_1_literature", "table_2_accuracy", "table_3_differences", "table_4_share",
             "table_5_sharpness", "table_6_own_noise", "table_7_controls", "table_8_grid",
-            "table_9_remedies", "table_10_claims",
+            "table_9_remedies", "table_10_claims", "table_11_between", "table_12_directions",
+            "table_13_iterations",
         ),
         arrays=(
-            "fig_12_samples", "fig_6_interpolation", "fig_2_same_rate", "fig_8_directions",
+            "data_sets", "fig_6_interpolation", "fig_2_same_rate", "fig_8_directions",
             "fig_3_sharpness", "fig_9_own_noise", "table_6_own_noise",
         ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="gradient_noise",
-            options={"alpha": 1e-5, "gamma": 0.55}, seed=1, epochs=2, batch_size=128, lr=0.128,
-            schedule="multistep", milestones=(1,), gamma=0.9, train_size=200, test_size=100,
+            options={"alpha": 1e-5, "gamma": 0.55}, seed=1, epochs=2, batch_size=128, lr=0.256,
+            schedule="multistep", milestones=(1,), gamma=0.9, train_size=256, test_size=100,
             stem="imagenet", evaluate_train=True,
         ),
+        smaller={"train_size": 256},  # which its batch sizes divide
     ),
     "04_distribution_matching": Notebook(
         # seeds x (every weight, jointly with 1 and 5 kernels, controls, without batch-norm)
         num_runs=2 * (6 + 2 + 4 + 4),
         figures=(
-            "fig_1_curves", "fig_2_tsne_joint", "fig_3_weights", "fig_6_tsne_class",
-            "fig_8_calibration", "fig_9_classes", "fig_10_distance", "fig_11_controls",
-            "fig_12_samples",
+            "fig_0_answer", "fig_1_curves", "fig_2_tsne_joint", "fig_3_weights",
+            "fig_6_tsne_class", "fig_8_calibration", "fig_9_classes", "fig_10_distance",
+            "fig_11_controls",
         ),
         tables=(
-            "table_1_joint", "table_2_kmnist", "table_3_fashion_mnist", "table_4_cifar10",
-            "table_5_stl10", "table_6_weights", "table_7_features", "table_8_calibration",
-            "table_9_controls", "table_10_collapse", "table_11_audit", "table_12_claims",
-            "table_13_protocol", "table_14_digits",
+            "table_1_joint", "table_6_weights", "table_7_features", "table_8_calibration",
+            "table_8_bins", "table_9_classes", "table_9_controls", "table_10_collapse",
+            "table_11_audit", "table_12_claims", "table_13_protocol", "table_14_digits",
+            "table_15_overfitting",
         ),
         arrays=(
-            "fig_12_samples", "fig_8_calibration", "table_7_features", "fig_2_tsne_digits",
-            "fig_6_tsne_digits",
+            "data_sets", "fig_8_calibration", "table_8_calibration", "table_7_features",
+            "table_7_joint", "fig_2_tsne_digits", "fig_6_tsne_digits",
         ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="distribution_matching", seed=1,

@@ -68,7 +68,7 @@ def _calibration(artefact: Mapping[str, np.ndarray] | None) -> dict[str, float |
 
 
 def confidence_bins(
-    scores: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: int = 5
+    scores: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: float = 5
 ) -> pd.DataFrame:
     """The bins of a reliability diagram over several runs of `calibration_scores`.
 
@@ -85,7 +85,7 @@ def confidence_bins(
     count = scores["count"][rows]
     finished = count.sum(axis=1) > 0
     images = count.sum(axis=0) / max(1, finished.sum())
-    filled = images >= max(fewest, 1e-9)
+    filled = images >= fewest
     confidence, accuracy = (
         np.nansum(scores[name][rows] * count, axis=0)[filled] / count.sum(axis=0)[filled]
         for name in ("confidence", "accuracy")

@@ -188,7 +188,7 @@ def _beside(
         level = {"": (line.runs, number)}
         row["level"] = level_verdicts(results, level, own, last) if shown else ""
         if line.arm != WITHOUT:
-            about = dict(digits=last.digits, was_run=len(line.runs) > 0, picked=line.picked)
+            about = dict(digits=last.digits, was_run=len(line.plain) > 0, picked=line.picked)
             row |= verdict_cells(gap, number - base, own, **about)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")

@@ -178,6 +178,7 @@ NOTEBOOKS = {
         tables=(
             "table_1_formulas", "table_2_test_error", "table_3_reduction", "table_4_trade_off",
             "table_5_directions", "table_6_sensitivity", "table_7_readings", "table_8_rises",
+            "table_9_settings",
         ),
         arrays=(
             "samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",

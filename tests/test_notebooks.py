@@ -171,50 +171,55 @@ NOTEBOOKS = {
         falling=False,
     ),
     "06_active_bias": Notebook(
-        num_runs=2 * (11 * 3 + 4 * 5),  # seeds x (arms x labels, two variants twice x settings)
+        # seeds x (arms x labels, two variants twice x settings but for the one of the arms)
+        num_runs=2 * (11 * 3 + 4 * 5),
         figures=(
-            "fig_1_scores", "fig_2_samples", "fig_3_differences", "fig_4_curves",
+            "fig_0_answer", "fig_1_scores", "fig_3_differences", "fig_4_curves",
             "fig_5_trade_off", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
             "fig_9_sensitivity",
         ),
         tables=(
             "table_1_formulas", "table_2_test_error", "table_3_reduction", "table_4_trade_off",
-            "table_5_claims", "table_6_sensitivity", "table_7_readings",
+            "table_5_directions", "table_6_sensitivity", "table_7_readings", "table_8_rises",
+            "table_9_settings",
         ),
         arrays=(
-            "fig_2_samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
+            "samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
             "table_7_readings",
         ),
         run=Run(
             dataset="digits", network="cnn_small", method="active_bias", seed=1, epochs=2,
-            options={"variant": "SPV", "smoothing": 1.0, "burn_in": 0.25}, batch_size=32,
-            lr=0.03, momentum=0.9, schedule="multistep", milestones=(2,), train_size=200,
-            test_size=100, label_noise=0.3,
+            options={"variant": "SPV", "smoothing": 0.2, "burn_in": 0.075, "relative": False},
+            batch_size=32, lr=0.03, momentum=0.9, schedule="multistep", milestones=(2,),
+            train_size=200, test_size=100, label_noise=0.3,
         ),
     ),
     "07_subset_search": Notebook(
-        # five trainings an ensemble: on all data, on three parts, with wrong labels; seeds x
-        # (all data, sizes x ways to choose, longer ones, fewer members, transfer, wrong labels)
-        num_runs=5 * 5 + 2 * (1 + 3 * 9 + 6 + 5 + 6 + 4),
+        # trainings of two ensembles: on all data, on three parts, with wrong labels; seeds x
+        # (all data, sizes x ways to choose, longer ones, fewer members, transfer, wrong labels);
+        # the largest subsets by variation ratio and error count are the same
+        num_runs=2 * 3 * 5 + 2 * (1 + 3 * 9 - 1 + 6 + 5 + 6 + 4),
         figures=(
-            "fig_1_test_error", "fig_2_members", "fig_3_budget", "fig_4_transfer",
-            "fig_5_samples", "fig_6_overlap", "fig_7_label_errors", "fig_8_data",
-            "fig_9_suspects",
+            "fig_0_answer", "fig_1_test_error", "fig_2_members", "fig_3_budget", "fig_4_transfer",
+            "fig_5_samples", "fig_6_overlap", "fig_7_label_errors", "fig_9_suspects",
         ),
         tables=(
             "table_1_test_error", "table_2_budget", "table_3_members", "table_4_transfer",
-            "table_5_scores", "table_6_label_errors", "table_7_wrong_labels", "table_8_claims",
+            "table_5_scores", "table_6_label_errors", "table_7_wrong_labels",
+            "table_8_ensembles",
         ),
         arrays=(
-            "fig_8_data", "fig_8_labels_digits", "fig_1_scores_digits", "fig_1_grown_digits_0",
-            "fig_1_grown_digits_1", "fig_1_grown_digits_2", "fig_2_members",
-            "fig_7_label_errors", "fig_5_samples", "fig_9_suspects",
+            "samples", "fig_8_labels_digits", "fig_5_samples", "fig_9_suspects",
+            *(f"{name}_{number}" for number in range(2) for name in (
+                "fig_1_scores_digits", "fig_1_grown_digits_0", "fig_1_grown_digits_1",
+                "fig_1_grown_digits_2", "fig_2_members", "fig_7_label_errors")),
         ),
         run=Run(
-            dataset="digits", network="cnn_small", seed=1, epochs=2, batch_size=64, lr=0.05,
+            dataset="digits", network="cnn_small", seed=1, epochs=2, batch_size=16, lr=0.05,
             momentum=0.9, nesterov=True, weight_decay=0.0005, schedule="cosine",
             train_size=200, test_size=100,
         ),
+        smaller={"num_ensembles": 2, "batch_size": 16},
     ),
 }  # fmt: skip
 

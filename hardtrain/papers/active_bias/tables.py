@@ -184,6 +184,36 @@ def reduction_table(results: pd.DataFrame, cells: Mapping[tuple[str, ...], Arms]
     return tables.corrected_columns(pd.DataFrame(rows), dict.fromkeys(headings.values(), 1))
 
 
+def setting_effects(
+    results: pd.DataFrame, grid: Mapping[tuple, Sequence[Run]]
+) -> dict[tuple[str, str], PairedDifference | None]:
+    """What the largest setting of smoothing and burn-in makes of the test error (points), against
+    the smallest: of each seed the mean over all else in the grid.
+
+    Args:
+        results: of the runs.
+        grid: runs by labels, arm, smoothing and burn-in.
+
+    Returns:
+        By labels and what differs; a parameter of which the grid has one value is left out.
+    """
+    effects = {}
+    for label in dict.fromkeys(row[0] for row in grid):
+        for place, name in ((2, "ε"), (3, "burn-in")):
+            values = sorted({row[place] for row in grid})
+            sides = [
+                tables.mean_over_arms(
+                    [100 * tables.metric_by_seed(results, runs, "test_error")
+                     for row, runs in grid.items() if row[0] == label and row[place] == value]
+                )
+                for value in (values[-1], values[0])
+            ]  # fmt: skip
+            if len(values) > 1:
+                differs = f"{name} {values[-1]:g} minus {values[0]:g}"
+                effects[label, differs] = tables.paired(*sides)
+    return effects
+
+
 def group_order(by_seed: BySeed, quantity: str) -> list[str]:
     """Those of `GROUPS` that have arms and finished runs, by their mean of a quantity of
     `trade_off`, the lowest first."""

@@ -1,6 +1,7 @@
 """Active Bias: goals, differences, verdicts and claims against numbers worked out by hand."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -274,3 +275,26 @@ def test_rises_are_the_last_error_minus_the_lowest():
     table = bias_tables.rises_table(found).set_index("arm")
     assert table.loc["SGD-WPV", "minus SGD-Scan"].startswith("-5.00 ± ")
     assert table.loc[SCAN, "rise of the test error (points)"].startswith("5.00 ± ")
+
+
+def test_setting_effects_are_means_over_all_else():
+    grid, pairs = {}, []
+    for name, smooth, part in product(("SGD-SPV", "SGD-WPV"), (0.1, 0.4), (0, 0.5)):
+        method = arm_method(name, smoothing=smooth, burn_in=part)
+        grid["clean", name, smooth, part] = runs = [
+            Run(dataset="digits", network="cnn_small", seed=seed, **method) for seed in (0, 1, 2)
+        ]
+        # smoothing: 3 points, seed 0 4; burn-in: 1 point
+        errors = [0.10 + 0.03 * (smooth > 0.2) + 0.01 * (part > 0)] * 3
+        pairs.append((runs, [errors[0] + 0.01 * (smooth > 0.2), *errors[1:]]))
+    found = bias_tables.setting_effects(results_of(*pairs), grid)
+    assert list(found) == [("clean", "ε 0.4 minus 0.1"), ("clean", "burn-in 0.5 minus 0")]
+    first, second = found.values()
+    assert (first.mean, first.n) == (pytest.approx(10 / 3), 3)
+    assert second.mean == pytest.approx(1)
+    one = {row: runs for row, runs in grid.items() if row[2] == 0.1}
+    assert list(bias_tables.setting_effects(results_of(*pairs), one)) == [
+        ("clean", "burn-in 0.5 minus 0")
+    ]
+    none = bias_tables.setting_effects(results_of((arm(SCAN), [0.1] * 3)), grid)
+    assert set(none.values()) == {None}

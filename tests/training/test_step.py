@@ -275,7 +275,7 @@ def test_on_a_gpu_replays_and_pauses_change_no_bit(tiny_run, store, monkeypatch,
         replayed, replayed_history = weights_and_history(run, other)
         # atomic additions of a history of predictions come in any order
         exact = run.method != "active_bias"
-        torch.testing.assert_close(replayed, eager, rtol=0, atol=0 if exact else 1e-6)
+        torch.testing.assert_close(replayed, eager, rtol=0, atol=0 if exact else 1e-5)
         if exact:
             assert replayed_history == history
 

@@ -213,15 +213,10 @@ def detectable(difference: PairedDifference, power: float = 0.8) -> float:
 
 
 def sampling_deviation(error: float, num_images: int) -> float:
-    r"""By how much another test set of this size would move an error, as a standard deviation.
+    r"""By how much another test set of so many images would move an error (0 to 1), as a standard
+    deviation. Seeds that share a test set share this part, so no interval over seeds holds it.
 
     .. math:: \sqrt{e (1 - e) / N}
-
-    Seeds that share a test set share this part, so no interval over seeds holds it.
-
-    Args:
-        error: part of the images that are wrong, 0 to 1.
-        num_images: of the test set.
 
     Example:
         >>> round(100 * sampling_deviation(0.032, 359), 2)

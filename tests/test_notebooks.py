@@ -302,7 +302,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context({"backend": "agg"}):
             self.set_environment(patch)
             patch.chdir(self.folder)
-            patch.setattr(plotting, "save", lambda *_: None)
+            patch.setattr(plotting, "save", touch)
             patch.setattr(timing, "interleaved", lambda f, *_, **__: measure(f, 1, warmup=0))
             patch.setattr("socket.getaddrinfo", refuse)
             try:
@@ -313,6 +313,11 @@ class Place:
                 return eval(last, namespace)
             finally:
                 plt.close("all")
+
+
+def touch(_, folder, name, *__):
+    for suffix in ("pdf", "png"):
+        Path(folder, f"{name}.{suffix}").touch()
 
 
 def refuse(*_, **__):
@@ -398,6 +403,15 @@ def test_notebook_again_trains_nothing_and_writes_the_same(executed):
             assert_same_arrays(again[name], files[name])
         else:
             assert again[name] == files[name], name
+
+
+@pytest.mark.parametrize("stem", ["03_gradient_noise", "04_distribution_matching"])
+def test_notebook_with_train_false_shows_what_there_is(stem, tmp_path):
+    """Here nothing: tables say so, figures stay empty or are left out, claims are not run."""
+    place = Place(tmp_path)
+    assert END_MARKER in place.execute_here(stem, train=False)
+    assert not place.records()
+    assert set(read_csv(place.out / "claims.csv")["finding"]) == {"not run"}
 
 
 def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):

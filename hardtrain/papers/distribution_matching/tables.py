@@ -74,7 +74,7 @@ def last_evaluations(results: pd.DataFrame, history: pd.DataFrame, number=10) ->
     """
     columns = ["test_error", "test_loss", "train_loss"]
     if history.empty:  # every run diverged before it was evaluated
-        history = pd.DataFrame(columns=["key", "step", *columns], dtype=float)
+        history = pd.DataFrame(columns=["key", "step", *columns], dtype=float).astype({"key": str})
     last = history.sort_values("step", kind="stable").groupby("key").tail(number)
     by_run = last.groupby("key")[columns]
     means = pd.concat([by_run.mean(), by_run.std().add_suffix("_sd")], axis=1).add_prefix("last_")
@@ -96,7 +96,11 @@ def with_scores(
         for arrays, runs in parts
         if arrays is not None
     ]
-    scores = pd.concat(frames) if frames else pd.DataFrame(columns=list(names), dtype=float)
+    scores = (
+        pd.concat(frames)
+        if frames
+        else pd.DataFrame(index=pd.Index([], dtype=str), columns=list(names), dtype=float)
+    )
     return results.join(scores[~scores.index.duplicated()], on="key")
 
 

@@ -108,7 +108,12 @@ def test_lock_gives_one_version_of_each_package(system, python):
 
 
 def test_every_import_is_a_stated_dependency():
-    module_names = {"scikit-learn": "sklearn", "pillow": "PIL", "ipykernel": "IPython"}
+    module_names = {
+        "scikit-learn": "sklearn",
+        "pillow": "PIL",
+        "ipykernel": "IPython",
+        "pyyaml": "yaml",
+    }
     # numpy and torch bring threadpoolctl (through scikit-learn) and nothing else that we import
     known = {module_names.get(r.name, r.name.replace("-", "_")) for r in DIRECT}
     known |= {"hardtrain", "threadpoolctl"} | set(sys.stdlib_module_names)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -120,7 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     for command, function in ((planning, _plan), (running, _run)):
         command.set_defaults(command=function)
         command.add_argument("notebooks", nargs="+", type=_notebook, metavar="NOTEBOOK")
-        given = {"action": "append", "default": [], "metavar": "YAML", "dest": "yaml"}
+        given: dict[str, Any] = {
+            "action": "append",
+            "default": [],
+            "metavar": "YAML",
+            "dest": "yaml",
+        }
         command.add_argument("-y", **given, help='parameters, as in -y "{profile: paper}"')
         command.add_argument("--engine", help="local or ray; short for -y '{engine: ...}'")
     running.add_argument("--together", action="store_true", help="all at the same time")

@@ -113,8 +113,7 @@ def named_files(
 ) -> dict[str, Path]:
     """`files_of` a named set, of which that of ``split`` exists.
 
-    If it does not exist yet, torchvision downloads (if ``download``, and not where
-    ``$HARDTRAIN_OFFLINE`` is set) and checks the set in a
+    If it does not exist yet, torchvision downloads (if ``download``) and checks the set in a
     folder of its own, and both splits are written whole or not at all; of several processes one
     does so, the others wait.
 
@@ -124,7 +123,7 @@ def named_files(
     folder, files = data_root(root), files_of(name, root)
     if files[split].exists():
         return files
-    if not download or os.environ.get("HARDTRAIN_OFFLINE"):
+    if not download:
         raise DataError(f"data set {name!r}: {files[split].name} not found in {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,14 @@ which are not finished. Its tables and figures go to a folder that is thrown awa
 import ast
 import contextlib
 import io
-import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 
+from hardtrain.data.images import pretended
 from hardtrain.errors import ParameterError
 from hardtrain.report.notebook import Notebook
 from hardtrain.report.timing import machine
@@ -79,7 +79,7 @@ def plan(notebook: Path, parameters: Mapping[str, object]) -> Plan:
     space: dict = {"__name__": "__main__", "In": [""]}
     left_out: list[str] = []
     more = False
-    with tempfile.TemporaryDirectory() as folder, nothing_trained() as asked, _aside(notebook):
+    with tempfile.TemporaryDirectory() as folder, _aside(notebook) as asked:
         for number, (cell, source) in enumerate(sources):
             space["In"].append(source)
             if "out_dir" in space and not _book(space):
@@ -93,6 +93,8 @@ def plan(notebook: Path, parameters: Mapping[str, object]) -> Plan:
             except Exception as error:
                 if not _book(space):  # the parameters, above all
                     raise
+                if isinstance(error, NameError):  # of what an earlier cell would have given
+                    continue
                 text = str(error).split(". ")[0]
                 left_out.append(f"cell {cell} ({type(error).__name__}: {text})")
     runs = {run.key: (run, finished) for run, finished in asked}
@@ -132,19 +134,17 @@ def _requests(source: str) -> int:
 
 
 @contextlib.contextmanager
-def _aside(notebook: Path):
-    """In the notebook's folder, without its printed lines, windows and downloads."""
+def _aside(notebook: Path) -> Iterator[list[tuple[Run, bool]]]:
+    """In the notebook's folder, without its printed lines, windows and downloads; gives the runs
+    that are asked for, and whether each is finished."""
     import matplotlib.pyplot as plt
 
-    before, backend = os.environ.get("HARDTRAIN_OFFLINE"), plt.get_backend()
-    os.environ["HARDTRAIN_OFFLINE"] = "1"
+    backend = plt.get_backend()
     plt.switch_backend("Agg")
     try:
         with contextlib.chdir(notebook.parent), contextlib.redirect_stdout(io.StringIO()):
-            yield
+            with nothing_trained() as asked, pretended():
+                yield asked
     finally:
         plt.close("all")
         plt.switch_backend(backend)
-        del os.environ["HARDTRAIN_OFFLINE"]
-        if before is not None:
-            os.environ["HARDTRAIN_OFFLINE"] = before

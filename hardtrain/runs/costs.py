@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardtrain.data.images import ImageDataset, load_dataset, resolve_device
+from hardtrain.data.images import SIZES, ImageDataset, load_dataset, resolve_device
 from hardtrain.networks import build_network
 from hardtrain.runs import subsets
 from hardtrain.runs.run import Run
@@ -20,19 +20,6 @@ from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import build, environment
 from hardtrain.training import loop, randomness
 
-# training images, test images, channels, side, classes: known without the files
-SIZES = {
-    "digits": (1_438, 359, 1, 8, 10),
-    "mnist": (60_000, 10_000, 1, 28, 10),
-    "fashion-mnist": (60_000, 10_000, 1, 28, 10),
-    "kmnist": (60_000, 10_000, 1, 28, 10),
-    "qmnist": (60_000, 60_000, 1, 28, 10),
-    "cifar10": (50_000, 10_000, 3, 32, 10),
-    "cifar100": (50_000, 10_000, 3, 32, 100),
-    "svhn": (73_257, 26_032, 3, 32, 10),
-    "stl10": (5_000, 8_000, 3, 96, 10),
-    "caltech101": (6_903, 2_241, 3, 128, 102),
-}
 # what a step's time does not depend on
 _FREE = {"seed", "epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "gamma"}
 _FREE |= {"milestones", "step_epochs", "warmup_epochs", "evaluate_every", "evaluate_unit"}
@@ -55,7 +42,7 @@ def work(run: Run) -> float:
 
 
 def seconds(
-    runs: Sequence[Run], store: RunStore, *, budget: float = 6.0
+    runs: Sequence[Run], store: RunStore, *, budget: float = 4.0
 ) -> tuple[list[float], dict[str, int]]:
     """The seconds that each run takes on this machine, and how many are known in which way.
 
@@ -65,12 +52,12 @@ def seconds(
     """
     speeds = _recorded(runs, store)
     ways = dict.fromkeys(speeds, "recorded")
-    total: Counter = Counter()
+    total: dict[tuple, float] = dict.fromkeys(map(_kind, runs), 0.0)
     for run in runs:
         total[_kind(run)] += work(run)
     example = {_kind(run): run for run in runs}
     deadline = time.perf_counter() + budget
-    for kind, _ in total.most_common():
+    for kind in sorted(total, key=total.__getitem__, reverse=True):  # the dearest first
         if kind not in speeds and time.perf_counter() < deadline:
             speeds[kind] = _measured(example[kind])
             ways[kind] = "measured"
@@ -130,7 +117,7 @@ def _kind(run: Run) -> tuple:
     fields["options"] = str(options)
     if resolve_device(run.device).type == "cpu":
         del fields["batch_size"]  # a sample costs the same in any batch, nearly
-    return run.method, _network(run), *map(str, sorted(fields.items()))
+    return run.method, _network(run)[:-1], *map(str, sorted(fields.items()))
 
 
 def _recorded(runs: Sequence[Run], store: RunStore) -> dict[tuple, float]:
@@ -175,15 +162,10 @@ def _step_seconds(
     images = ImageDataset.from_arrays(
         pixels.squeeze(3).numpy(), labels.numpy(), class_names=names, device=device
     )
-    changes: dict[str, Any] = {
-        "batch_size": size,
-        "epochs": 1,
-        "train_size": 0,
-        "test_size": 0,
-        "subset": "",
-    }
+    changes: dict[str, Any] = {"batch_size": size, "epochs": 1, "train_size": 0, "test_size": 0}
     changes |= {"warmup_epochs": 0, "evaluate_every": 1, "evaluate_unit": "epoch", "keep": ()}
     changes |= {"balanced": False, "ghost_batch_size": 0, "drop_last": True, "label_noise": 0.0}
+    changes |= {"subset": ""}
     short = dataclasses.replace(run, **changes)
     model, method = build(short, images, images)
     times: list[float] = []

@@ -31,7 +31,9 @@ class Announced(Progress):
         self._file, self._lock = folder / f"{name}.json", filelock.FileLock(folder / f"{name}.lock")
         self._next_write = 0.0
         about = {"epochs_done": None, "loss": None, "since": None, "first": None}
-        self._runs = {run.key: {"name": str(run), "epochs": run.epochs} | about for run in runs}
+        self._runs: dict[str, dict[str, Any]] = {
+            run.key: {"name": str(run), "epochs": run.epochs} | about for run in runs
+        }
 
     def __enter__(self) -> "Announced":
         super().__enter__()
@@ -73,7 +75,8 @@ def report(store: RunStore) -> str:
     time left, and what waits."""
     counts = Counter(record["status"] for record in store.records())
     paused = {path.name.split(".")[0] for path in store.path.glob("checkpoints/*.newest.pt")}
-    lines, busy = [], set()
+    lines: list[str] = []
+    busy: set[str] = set()
     for sweep, _, alive in _sweeps(store.path / "sweeps"):
         if alive:
             states = {key: _state(entry) for key, entry in sweep["runs"].items()}

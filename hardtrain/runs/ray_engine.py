@@ -7,7 +7,6 @@ out again and goes on from its last checkpoint.
 
 import contextlib
 import os
-import secrets
 import signal
 import threading
 import time
@@ -21,13 +20,13 @@ from typing import Any
 import filelock
 import torch
 
-from hardtrain import checks, files
+from hardtrain import checks
 from hardtrain.errors import DataError, HardtrainError, ParameterError
 from hardtrain.runs import costs
 from hardtrain.runs.engines import ENGINES, stored_row
-from hardtrain.runs.progress import Progress
 from hardtrain.runs.ray_worker import Desk, train_task
 from hardtrain.runs.run import Run
+from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import fingerprint_at_hand, load_data
 
@@ -38,7 +37,7 @@ PATIENCE = 0.5  # seconds between two looks at what the workers say
 def train_on_ray(
     runs: Sequence[Run],
     store: RunStore,
-    progress: Progress,
+    progress: Announced,
     *,
     ray_address: str | None = None,
     gpus_per_run: float | None = None,
@@ -138,7 +137,7 @@ class _Driver:
         self,
         ray: ModuleType,
         store: RunStore,
-        progress: Progress,
+        progress: Announced,
         options: dict[str, Any],
         at_once: int | None,
     ):
@@ -148,7 +147,6 @@ class _Driver:
         self.ready: deque[_Job] = deque()  # to be handed out again
         self.failed: list[tuple[Run, Exception]] = []
         self.said: set[str] = set()
-        self.probe = store.path / "locks" / f"shared.{secrets.token_hex(8)}"
         self.jobs: dict[str, _Job] = {}
 
     def __enter__(self) -> "_Driver":
@@ -159,7 +157,6 @@ class _Driver:
         desk = ray.remote(Desk).options(scheduling_strategy=place, **options)
         self.desk = desk.remote(self.store.path, self.store.checkpoint_seconds)
         self.task = ray.remote(max_retries=0)(train_task)
-        files.write_atomically(self.probe, b"")
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -172,7 +169,6 @@ class _Driver:
         for job in self.jobs.values():
             job.lock.release()
         self.ray.kill(self.desk)
-        self.probe.unlink(missing_ok=True)
 
     def train(self, runs: Sequence[Run]) -> None:
         waiting = deque(runs)
@@ -229,7 +225,7 @@ class _Driver:
         options = self._options(job.run)
         job.share = options["num_gpus"]
         threads = max(1, int(options["num_cpus"]))
-        place = (Path.cwd(), self.probe, self.store.checkpoint_seconds, threads)
+        place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
         reference = self.task.options(name=str(job.run), **options).remote(
             fields, job.run.key, place, self.desk
         )

@@ -22,13 +22,17 @@ _EVERY = 1.0  # seconds between two writings of a sweep's file, or 20 times what
 
 class Announced(Progress):
     """A sweep's progress, also in a file of the store: ``sweeps/NAME.json`` while its lock,
-    ``sweeps/NAME.lock``, is held, which ends with the process."""
+    ``sweeps/NAME.lock``, is held, which ends with the process.
+
+    Attributes:
+        file: its path; who sees it sees the store's disk.
+    """
 
     def __init__(self, runs: Sequence[Run], store: RunStore):
         super().__init__(runs)
         folder = store.path / "sweeps"
         name = f"{socket.gethostname() or 'host'}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._file, self._lock = folder / f"{name}.json", filelock.FileLock(folder / f"{name}.lock")
+        self.file, self._lock = folder / f"{name}.json", filelock.FileLock(folder / f"{name}.lock")
         self._next_write = 0.0
         about = {"epochs_done": None, "loss": None, "since": None, "first": None}
         self._runs: dict[str, dict[str, Any]] = {
@@ -38,9 +42,9 @@ class Announced(Progress):
     def __enter__(self) -> "Announced":
         super().__enter__()
         with contextlib.suppress(OSError, NotImplementedError):  # of a disk without locks
-            self._file.parent.mkdir(exist_ok=True)
-            files.remove_stale_partials(self._file.parent)
-            for _, path, alive in _sweeps(self._file.parent):
+            self.file.parent.mkdir(exist_ok=True)
+            files.remove_stale_partials(self.file.parent)
+            for _, path, alive in _sweeps(self.file.parent):
                 if not alive:
                     _remove(path)
             self._lock.acquire()
@@ -49,7 +53,7 @@ class Announced(Progress):
 
     def __exit__(self, *error: object) -> None:
         self._lock.release()
-        _remove(self._file)
+        _remove(self.file)
         super().__exit__(*error)
 
     def __call__(self, run: Run, epochs: int, loss: float | None = None) -> None:
@@ -65,7 +69,7 @@ class Announced(Progress):
         began = time.monotonic()
         body = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "runs": self._runs})
         with contextlib.suppress(OSError):  # to look on is no reason to stop
-            files.write_atomically(self._file, body.encode())
+            files.write_atomically(self.file, body.encode())
         ended = time.monotonic()
         self._next_write = ended + max(_EVERY, 20 * (ended - began))
 

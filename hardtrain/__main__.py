@@ -58,7 +58,8 @@ def _run(options: argparse.Namespace) -> int:
             execute(path, target, parameters)
             ended = f"complete  {last_words(target)}; {target}"
         except RuntimeError as error:
-            ended, failed = f"FAILED    {error}", failed + 1
+            print(error, file=sys.stderr)
+            ended, failed = "FAILED, see above", failed + 1
         lines.append(f"{path.stem:28}{spoken(time.perf_counter() - began):>8}  {ended}")
     print(*lines, sep="\n")
     return 1 if failed else 0

@@ -13,8 +13,6 @@ import yaml
 
 from hardtrain.errors import HardtrainError, ParameterError
 from hardtrain.files import project_root
-from hardtrain.report.execute import execute, last_words
-from hardtrain.report.plan import plan
 from hardtrain.runs.engines import ended_by_sigterm
 from hardtrain.runs.merge import merge
 from hardtrain.runs.status import report, spoken
@@ -39,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from hardtrain.report.plan import plan  # slow to import
+
     for path in options.notebooks:
         print(plan(path, _parameters(options)).describe(path.stem, RunStore()), flush=True)
     return 0
@@ -48,6 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     """Execute notebooks, and say of each how it ended."""
     if options.together:
         return _together(options)
+    from hardtrain.report.execute import execute, last_words  # slow to import
+
     parameters = _parameters(options)
     folder = (options.out or project_root() / "build" / "notebooks").absolute()
     os.environ.setdefault("HARDTRAIN_PROGRESS", "terminal")

@@ -296,8 +296,10 @@ def verdict(
     refused = _not_comparable(printed_difference, difference.n, comparable, reason)
     if refused:
         return refused
-    if num_runs < 1:
-        raise ParameterError(f"num_runs must be at least 1; got {num_runs}")
+    if num_runs < 1 or math.isnan(difference.spread):
+        raise ParameterError(
+            f"num_runs = {num_runs} is to be at least 1, and spread = {difference.spread} a number"
+        )
     mean, low, high = difference[:3]
     spread = _t_quantile(difference.n) * difference.spread / math.sqrt(num_runs)
     half = math.hypot(difference.half_width, spread)

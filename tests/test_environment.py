@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    Requirement(line)
+    for line in sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
+    if not line.startswith("hardtrain[")  # an extra that holds another one
 ]
 PLATFORMS = {
     "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
@@ -29,8 +31,8 @@ PLATFORMS = {
     "Windows": {"sys_platform": "win32", "os_name": "nt", "platform_machine": "AMD64"},
 }
 PARAMETERS = (
-    "profile datasets networks epochs seeds train_size test_size device engine data_root out_dir "
-    "use_committed"
+    "profile datasets networks epochs seeds train_size test_size device engine ray_address "
+    "gpus_per_run cpus_per_run max_runs_at_once data_root out_dir use_committed"
 ).split()
 
 
@@ -220,7 +222,8 @@ def test_notebook_is_valid_small_and_of_nobodys_machine(path):
 @each_notebook
 def test_notebook_cells_are_short_and_define_nothing(path):
     for cell in nbformat.read(path, 4).cells:
-        assert len(cell.source.splitlines()) <= 25, cell.source
+        limit = 30 if "parameters" in cell.metadata.get("tags", []) else 25
+        assert len(cell.source.splitlines()) <= limit, cell.source
     for cell in code_cells(path):
         defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         tree = ast.parse(cell.source)

@@ -140,8 +140,10 @@ def load_artefacts(
     store: RunStore | None = None,
     *,
     train_missing: bool = True,
+    **engine: Any,
 ) -> list[dict[str, np.ndarray] | None]:
-    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged.
+    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged. ``engine`` and its
+    options: as for `run_missing`.
 
     Raises:
         RecordError: one is missing, and ``train_missing`` is false.
@@ -150,7 +152,7 @@ def load_artefacts(
         if name not in run.keep:
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = store or RunStore()
-    rows = run_missing(runs, store, use_committed=False, train_missing=train_missing)
+    rows = run_missing(runs, store, use_committed=False, train_missing=train_missing, **engine)
     if len(rows) < len(runs):
         raise RecordError(f"{len(runs) - len(rows)} of {len(runs)} runs have no {name!r} here")
     records: Any = map(store.load, rows["key"], rows["fingerprint"])

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import ratios, strategies
+from benchmarks import engines, ratios, strategies
 from hardtrain.files import write_atomically
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
 
 
 def main() -> None:
-    rows = [*ratios.rows(), *strategies.rows()]
+    rows = [*ratios.rows(), *strategies.rows(), *engines.rows()]
     for row in rows:  # counts are whole, ratios are not
         value = row["measured"]
         row["measured"] = str(value) if isinstance(value, int) else f"{value:.2f}"

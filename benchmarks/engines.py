@@ -17,8 +17,8 @@ def rows() -> list[dict]:
     torch.set_num_threads(threads)
     small = "digits, cnn_small, 80 epochs, two cores"
     return [
-        {"ratio": f"24 runs by ray / by local: {small}", "measured": many, "target": "<= 0.62"},
-        {"ratio": f"one run by ray / by local: {small}", "measured": one, "target": "<= 1.05"},
+        {"what": f"24 runs by ray / by local: {small}", "measured": many, "target": "<= 0.62"},
+        {"what": f"one run by ray / by local: {small}", "measured": one, "target": "<= 1.05"},
     ]
 
 

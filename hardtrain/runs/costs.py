@@ -26,6 +26,7 @@ _FREE |= {"milestones", "step_epochs", "warmup_epochs", "evaluate_every", "evalu
 _FREE |= {"evaluate_train", "label_noise", "label_noise_seed", "keep", "device", "data_root"}
 _FREE |= {"train_size", "test_size", "subset", "drop_last", "balanced"}
 _PASSES = 3  # forward passes that a training step costs: one there, two back
+_SHORT = 3e10  # operations of a measured step on a CPU: under a second
 _LONG = 1.0  # seconds after which a measurement ends, whatever it has
 
 
@@ -141,14 +142,15 @@ def _measured(run: Run) -> float:
     """Seconds an operation, of three steps of the run, its method and batches included."""
     _, _, channels, side, classes = _sizes(run)
     device = resolve_device(run.device)
-    size = min(run.batch_size, 8) if device.type == "cpu" else run.batch_size
-    one_pass = _operations(*_network(run)) * _PASSES
+    one_step = _operations(*_network(run)) * _PASSES  # of one sample
+    few = max(2, min(8, int(_SHORT / one_step)))
+    size = min(run.batch_size, few) if device.type == "cpu" else run.batch_size
     with randomness.isolated_randomness(0, device):
         taken = _step_seconds(run, size, channels, side, classes, device)
         if taken < 0.02 and size < run.batch_size:  # so little that a larger batch is no dearer
             size = min(run.batch_size, 16 * size)
             taken = _step_seconds(run, size, channels, side, classes, device)
-    return taken / (size * one_pass)
+    return taken / (size * one_step)
 
 
 def _step_seconds(

@@ -110,7 +110,10 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ParameterError(f"ray_address = {address!r}: no cluster answers ({error})") from error
+        raise ParameterError(
+            f"ray_address = {address!r}: no cluster answers ({error}); is it running, and is "
+            "RAY_AUTH_MODE here what it is there?"
+        ) from error
     try:
         if main:  # Ray sets its own
             signal.signal(signal.SIGTERM, on_sigterm)

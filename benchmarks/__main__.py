@@ -11,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import ratios, strategies, training
+from benchmarks import engines, ratios, strategies, training
 from hardtrain.files import write_atomically
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
 
 
 def main() -> None:
-    rows = [*ratios.rows(), *strategies.rows(), *training.rows()]
+    rows = [*ratios.rows(), *strategies.rows(), *training.rows(), *engines.rows()]
     table = pd.DataFrame([_shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (

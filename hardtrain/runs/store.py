@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,14 @@ class RunStore:
         body["sha256"] = sha256(_canonical(body))
         files.write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
 
+    def records(self) -> Iterator[dict]:
+        """All intact records; what is damaged is set aside."""
+        for path in sorted(self.path.glob("records/[!.]*.json")):
+            if record := self._read_record(path, path.stem.rpartition("-")[0]):
+                yield record
+
     def _read_record(self, path: Path, key: str) -> dict | None:
-        record = self._read(path, partial(_record, key))
+        record = self._read(path, partial(parse_record, key))
         if record and record["schema"] > SCHEMA:
             raise RecordError(
                 f"{path} was written by a newer hardtrain (schema {record['schema']})"
@@ -202,7 +208,8 @@ def _require(intact: bool) -> None:
         raise ValueError("not what was written")
 
 
-def _record(key: str, content: bytes) -> dict:
+def parse_record(key: str, content: bytes) -> dict:
+    """The record in a file's content; some error if it is not one of ``key``, as written."""
     record = json.loads(content)
     _require(record.pop("sha256") == sha256(_canonical(record)) and record["key"] == key)
     return record

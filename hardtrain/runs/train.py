@@ -22,7 +22,6 @@ from hardtrain.errors import DataError, DivergedError, ParameterError, RecordErr
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import subsets
-from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -34,7 +33,7 @@ from hardtrain.training.memory import Snapshots
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
 
 
-def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
+def train_run(run: Run, store: RunStore, progress: Callable[..., None]) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record.
 
     A checkpoint that cannot be used here, as its state has other names or is of another device,
@@ -89,12 +88,11 @@ class _Training:
         if run.batch_norm == "batch":
             self.settings |= {"batch_statistics": True, "batch_size": run.batch_size}
 
-    def record(self, progress: Progress) -> dict:
+    def record(self, progress: Callable[..., None]) -> dict:
         """Train, and describe what came of it."""
         run = self.run
         record = {"key": run.key, "fingerprint": self.fingerprint, "run": run.as_dict()}
-        if self.checkpoint:
-            progress(run, self.checkpoint.get("epoch", 0))
+        progress(run, (self.checkpoint or {}).get("epoch", 0))
         seed = randomness.derived_seed(run.seed, "torch")
         with randomness.isolated_randomness(seed, self.device, precision=run.precision):
             self.model, self.method = build(run, self.train, self.test)
@@ -107,7 +105,7 @@ class _Training:
                     self.evaluate,
                     checkpoint=self.checkpoint,
                     save_checkpoint=self.save_checkpoint,
-                    progress=partial(progress, run),
+                    progress=lambda epochs: progress(run, epochs, self.test_loss),
                 )
             except DivergedError as error:
                 record |= {"status": "diverged", "history": error.history}
@@ -132,6 +130,11 @@ class _Training:
             )
         losses = {f"{name}_loss": last.loss for name, last in self.final.items()}
         return losses | {f"{name}_error": last.error for name, last in self.final.items()}
+
+    @property
+    def test_loss(self) -> float | None:
+        """Of the last evaluation so far."""
+        return self.final["test"].loss if "test" in self.final else None
 
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take

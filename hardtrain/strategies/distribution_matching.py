@@ -83,9 +83,10 @@ def mmd(
         the root and its gradient are 0. NaN if a feature is. There is no second derivative.
 
     Raises:
-        ValueError: shapes that do not fit, no samples, sets on different devices, scales or a
-            bandwidth that are not positive.
-        TypeError: an argument of the wrong type.
+        ValueError, TypeError: shapes or types that do not fit, no samples, sets on different
+            devices, scales or a bandwidth that are not positive.
+
+    Under ``DistributedDataParallel``: of a rank's samples, unless gathered, as for ``trim``.
 
     Source:
         Section 3.1 (the second index i of its double sums is j here), eqs. (4) and (7). The
@@ -130,8 +131,7 @@ def class_conditional_mmd(
         Scalar, shape ``()``, as in :func:`mmd`; features are centred class by class.
 
     Raises:
-        ValueError: as in :func:`mmd`; labels of the wrong shape or, on CPU, outside [0, K).
-        TypeError: an argument of the wrong type.
+        As :func:`mmd`, and for labels of the wrong shape or, on CPU, outside [0, K).
 
     Source:
         Eqs. (5) and (6); eq. (5) prints m₁ for the size of the second batch, too. The paper does

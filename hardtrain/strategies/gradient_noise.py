@@ -52,10 +52,14 @@ class GradientNoise:
         gamma: γ >= 0; 0 is noise that stays.
         generator: on the gradients' device, for this hook alone. By default one of its own,
             seeded from ``torch.initial_seed()``; two hooks in a program need two explicit ones.
-            Under ``torch.distributed`` every rank needs an explicit one, equally seeded, or the
-            replicas drift apart (ranks that hold different weights: differently seeded).
+            Under ``torch.distributed`` every rank needs an explicit one.
         capturable: the step can be captured as a CUDA graph: σ lies in a tensor on the device, and
             :meth:`advance` must be called before each step or replay. Not under a gradient scaler.
+
+    Under ``DistributedDataParallel`` all ranks add the same noise to the same averaged gradient,
+    as one process would: their generators must be equally seeded, or the replicas drift apart.
+    That is looked at in the first step. Ranks that hold different weights (sharded) need different
+    seeds.
 
     Under ``torch.amp.GradScaler`` it is the noise of unscaled training, bit for bit at scales
     2^k: fused optimisers get gradients times the loss scale, so the noise is scaled, too, and a
@@ -70,7 +74,8 @@ class GradientNoise:
         ValueError: ``alpha`` or ``gamma`` negative or not finite; no generator under
             ``torch.distributed``; a state that does not fit. From ``optimizer.step``: a
             closure or ``grad_scaler`` argument (gradients change after the hook), no gradient at
-            all, a sparse one, one on another device than the generator.
+            all, a sparse one, one on another device than the generator; equal gradients but
+            unequal generators on the ranks.
         TypeError: an argument of the wrong type; a gradient that is not float16 to float64.
 
     Source:
@@ -189,6 +194,7 @@ class GradientNoise:
         ]
         if layout != self._layout:
             self._layout, self._buffers = [], []  # frees the old ones first
+            _check_ranks(gradients, self._generator)
             self._buffers = _flat_buffers(gradients, self._generator.device)
             self._layout = layout
         for flat, views in self._buffers:
@@ -247,6 +253,21 @@ def _check_gradient(gradient: Tensor, device: torch.device) -> None:
         raise ValueError(
             f"{name} must be on {device}, where the generator is; got {gradient.device}. Make the "
             "hook when the model is on its device"
+        )
+
+
+def _check_ranks(gradients: list[Tensor], generator: Generator) -> None:
+    """Ranks with the same gradients must draw the same noise."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).cpu()
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, (norms, generator.get_state()))
+    replicas = all(torch.equal(norms, others) for others, _ in ranks)
+    if replicas and not all(torch.equal(ranks[0][1], state) for _, state in ranks):
+        raise ValueError(
+            "generator must be equally seeded on all ranks, whose gradients are equal; got "
+            "generators in different states"
         )
 
 

@@ -28,7 +28,7 @@ from hardtrain import (
     run_missing,
     write_results,
 )
-from hardtrain.runs import engines, train
+from hardtrain.runs import sweep, train
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import read_csv
 from hardtrain.runs.train import load_data
@@ -510,7 +510,7 @@ def _no_network(*_):
     raise OSError("no network")
 
 
-def test_a_sweep_builds_once_what_differs_in_nothing_that_building_reads(
+def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(
     store, tiny_run, monkeypatch
 ):
     built, build = [], train.build
@@ -520,9 +520,9 @@ def test_a_sweep_builds_once_what_differs_in_nothing_that_building_reads(
         return build(run, *args)
 
     monkeypatch.setattr(train, "build", counting)
-    monkeypatch.setitem(engines.ENGINES, "local", lambda *_: None)
+    monkeypatch.setitem(sweep._ENGINES, "local", lambda *_: None)
     fields = {"seed": [0, 1], "lr": [0.1, 0.2], "optimizer": ["sgd", "adam"]}
-    fields |= {"evaluate_every": [1, 2], "schedule": ["constant", "cosine"]}
+    fields |= {"momentum": [0.0, 0.9], "schedule": ["constant", "cosine"]}
     runs = [tiny_run(**dict(zip(fields, v, strict=True))) for v in product(*fields.values())]
     others = [tiny_run(batch_size=15), tiny_run(network="mlp"), tiny_run(method="trimming"),
               tiny_run(augment="flip"), tiny_run(keep=["features"])]  # fmt: skip

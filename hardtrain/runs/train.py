@@ -66,6 +66,7 @@ class _Training:
         self.run, self.store, self.checkpoint = run, store, checkpoint
         train, self.test, self.fingerprint = load_data(run)
         self.train = training_set(run, train)
+        self.validation = validation_set(run)
         self.device = self.train.images.device
         self.pause = store.checkpoint_seconds
         self.last_saved = time.perf_counter()
@@ -113,14 +114,16 @@ class _Training:
         return record
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and error of the test set and, if the run wants it, of the training set."""
-        sets = {"test": self.test} | ({"train_set": self.train} if self.run.evaluate_train else {})
+        """Loss and error of the test set, or of what is held out in its place, and, if the run
+        wants it, of the training set."""
+        sets = {"validation": self.validation} if self.validation else {"test": self.test}
+        sets |= {"train_set": self.train} if self.run.evaluate_train else {}
         for name, images in sets.items():
             self.final[name] = self._timed(
                 evaluation.evaluate, model, images, self.transform, **self.settings
             )
-        losses = {f"{name}_loss": last.loss for name, last in self.final.items()}
-        return losses | {f"{name}_error": last.error for name, last in self.final.items()}
+        losses = {f"{name}_loss": self.final[name].loss for name in sets}
+        return losses | {f"{name}_error": self.final[name].error for name in sets}
 
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take
@@ -137,6 +140,9 @@ class _Training:
 
     def metrics(self, last: dict) -> dict[str, object]:
         """Final metrics, from the last row of the history and the last evaluation."""
+        if self.validation:  # the test set was left for the end
+            self.validation = None
+            last = last | self.evaluate(self.model)
         metrics: dict[str, object] = {name: last[name] for name in METRICS if name in last}
         metrics["per_class_error"] = json.dumps(self.final["test"].per_class_error)
         if self.run.evaluate_train:
@@ -203,11 +209,14 @@ def forget_data() -> None:
 
 @functools.lru_cache(maxsize=4)
 def _data(
-    dataset: str, root: str | None, device: str, train_size: int, test_size: int
-) -> tuple[ImageDataset, ImageDataset, str]:
+    dataset: str, root: str | None, device: str, validation_size: int, *sizes: int
+) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
     train = load_dataset(dataset, "train", root=root, device=device)
     test = load_dataset(dataset, "test", root=root, device=device)
-    return train.subset(train_size), test.subset(test_size), _fingerprint(train, test)
+    fingerprint, validation = _fingerprint(train, test), None
+    if validation_size:
+        train, validation = train.hold_out(validation_size)
+    return train.subset(sizes[0]), test.subset(sizes[1]), fingerprint, validation
 
 
 def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
@@ -216,8 +225,17 @@ def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
 
 def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
     """A run's training set, test set and the fingerprint of both, on the run's device."""
-    device = str(resolve_device(run.device))
-    return _data(run.dataset, run.data_root, device, run.train_size, run.test_size)
+    return _data_of(run)[:3]
+
+
+def validation_set(run: Run) -> ImageDataset | None:
+    """The training images that a run holds out, if any."""
+    return _data_of(run)[3]
+
+
+def _data_of(run: Run) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
+    sizes = run.validation_size, run.train_size, run.test_size
+    return _data(run.dataset, run.data_root, str(resolve_device(run.device)), *sizes)
 
 
 @functools.lru_cache

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from hardtrain.errors import ParameterError, unknown_name
 from hardtrain.statistics import CONFIDENCE, finite_values
 
-VERSION = 1  # raise it when a change here changes what a figure shows
+VERSION = 2  # raise it when a change here changes what a figure shows
 
 
 class StepsToGoal(NamedTuple):

@@ -1,5 +1,6 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -246,8 +247,7 @@ def _cnn_small(in_channels: int, image_size: object, *, batch_norm: bool = False
 def _mlp(in_channels: int, image_size: int | tuple[int, int] | None, *, width: int = 128) -> Body:
     if image_size is None:
         raise ParameterError("image_size = None: mlp takes images of one size and must know it")
-    height, width = _sides(image_size)
-    num_values = in_channels * height * width
+    num_values = in_channels * math.prod(_sides(image_size))
     body: list[nn.Module] = [_FlattenTo(num_values)]
     for size in (num_values, width, width):
         body += [nn.Linear(size, width), nn.ReLU()]

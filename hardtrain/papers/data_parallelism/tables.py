@@ -141,7 +141,7 @@ def rules_table(best: Mapping[Curve, pd.DataFrame], columns: Mapping[str, str]) 
         row = dict(curve.words)
         for column, title in columns.items():
             powers = measures.powers(trials, column).dropna()
-            row[f"power of B, {title}"] = describe_values(powers)
+            row[f"power of B, {title}"] = describe_values(powers, 2)
             row[f"rule, {title}"] = measures.rules_within(measures.interval(powers))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -165,7 +165,7 @@ def comparison_table(
         for curves in members.values():
             for curve in curves:
                 row = {"compared": kind} | curve.words
-                row["halvings"] = describe_values(speed_ups[curve].dropna())
+                row["halvings"] = describe_values(speed_ups[curve].dropna(), 2)
                 first = None if curve is curves[0] else speed_ups[curves[0]]
                 row["minus the first"] = None if first is None else paired(speed_ups[curve], first)
                 rows.append(row)
@@ -188,11 +188,11 @@ def goals_table(
     rows = []
     lowest = tuned.history.reindex(columns=["key", "validation_error"]).groupby("key").min()
     for row in printed.itertuples():
-        cells = {"workload": f"{row.model}, {row.dataset}", "metric": row.metric}
+        cells = {"workload": f"{row.model}, {row.images}", "metric": row.metric}
         cells |= {"goal, paper": row.goal, "B, paper": row.batch_sizes}
         network = stand_ins.get(row.model)
         cells |= {"here": MISSING, "goal, here": "", "below the paper's": ""}
-        same = Curve(dataset_name(row.dataset), network, "nesterov") if network else None
+        same = Curve(dataset_name(row.images), network, "nesterov") if network else None
         for curve in {same} & set(goals):
             counted = tuned.of(curve).query("counted and outcome != 'infeasible'")
             below = (counted["key"].map(lowest["validation_error"]) < row.goal).sum()

@@ -117,9 +117,10 @@ def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     for trial in trials[trials["outcome"] == "reached"].nsmallest(3, "steps").itertuples():
         ax.annotate(f"{trial.steps:.0f}", (trial.lr, getattr(trial, column)), xytext=(5, 3),
                     textcoords="offset points", fontsize=7)  # fmt: skip
-    log_axis(ax.yaxis)
-    log_axis(ax.xaxis)
     ax.set_xlabel("learning rate η")
+    if len(trials):
+        log_axis(ax.yaxis)
+        log_axis(ax.xaxis)
 
 
 def panels(num: int):
@@ -158,7 +159,8 @@ def draw_groups(
             look = STYLES[curve.optimizer] if kind == "optimiser" else look
             draw_points(ax, frames[curve], label=curve.words[kind], **look)
         ax.set_title(title)
-        ax.legend()
+        if ax.lines:
+            ax.legend()
     return fig
 
 

@@ -64,7 +64,8 @@ def over_searches(best: pd.DataFrame, column: str = "steps") -> pd.DataFrame:
         (size, *map(float, spread(part[column].to_numpy())))
         for size, part in best.groupby("batch_size")
     ]
-    return pd.DataFrame(rows, columns=["batch_size", *Spread._fields])
+    frame = pd.DataFrame(rows, columns=["batch_size", *Spread._fields])
+    return frame.astype(dict.fromkeys(Spread._fields, float))  # also without rows
 
 
 def halvings(best: pd.DataFrame, small: int, large: int) -> pd.Series:
@@ -78,7 +79,7 @@ def halvings(best: pd.DataFrame, small: int, large: int) -> pd.Series:
         {0: 1.0, 1: nan}
     """
     steps = best.pivot(index="seed", columns="batch_size", values="steps")
-    steps = steps.reindex(columns=[small, large]).where(np.isfinite)
+    steps = steps.reindex(columns=[small, large]).astype(float).where(np.isfinite)
     return np.log2(steps[small] / steps[large])
 
 
@@ -156,7 +157,7 @@ def lowest_errors(
 def change(errors: pd.DataFrame, budget: str, small: int, large: int) -> pd.Series:
     """The largest batch's lowest error minus the smallest's within a budget, in points, by seed."""
     wide = 100 * errors.pivot(index="seed", columns="batch_size", values=budget)
-    wide = wide.reindex(columns=[small, large])
+    wide = wide.reindex(columns=[small, large]).astype(float)
     return wide[large] - wide[small]
 
 

@@ -239,7 +239,8 @@ def tune(
     )
     results = pd.concat(sweeps, ignore_index=True).drop_duplicates("key")
     trials = pd.concat([_trials(*name, found[name], runs[name], status) for name in names])
-    return Tuned(trials.reset_index(drop=True), results, load_history(results, store))
+    history = load_history(results, store).astype({"key": str})  # also without rows
+    return Tuned(trials.reset_index(drop=True), results, history)
 
 
 def _trials(

@@ -3,14 +3,17 @@
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from hardtrain import checks
 from hardtrain.files import project_root, write_atomically
+from hardtrain.report import plotting
 from hardtrain.report.tables import MISSING, Protocol
 from hardtrain.report.text import format_interval, format_number, to_markdown
 from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
@@ -18,6 +21,7 @@ from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, ve
 PROFILES = ("paper", "reduced", "quick")  # README shows the first that there is
 COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
 _MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
+_COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5", MISSING: "0.8"}
 
 
 class Claim(NamedTuple):
@@ -125,25 +129,59 @@ def findings_text(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n" + scale
 
 
-def findings_table(figures: Path) -> str:
-    """README's table: the claims of every notebook, at the largest scale that was run."""
-    rows = []
+def all_claims(figures: Path) -> pd.DataFrame:
+    """The claims of every notebook at the largest scale that was run, a column ``notebook``
+    before those of `claims_table`."""
+    tables = [pd.DataFrame(columns=["notebook", *COLUMNS])]
     for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
         files = [notebook / profile / "claims.csv" for profile in PROFILES]
         for path in [file for file in files if file.is_file()][:1]:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
             table.insert(0, "notebook", notebook.name)
-            rows.append(table)
-    return to_markdown(pd.concat(rows)) if rows else ""
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def effects(claims: pd.DataFrame) -> pd.DataFrame:
+    """Of the claims with a printed effect and one of ours: the part of the printed effect that is
+    found here, ``part ± half_width``: 1 is the printed size, 0 none."""
+    number = r"([-+]?\d+\.?\d*)"
+    printed = claims["printed"].str.extract(f"^{number}$")[0].astype(float)
+    ours = claims["here"].str.extract(f"^{number} ± (\\d+\\.?\\d*)").astype(float)
+    found = claims.assign(part=ours[0] / printed, half_width=ours[1] / printed.abs())
+    return found[printed.abs().gt(0) & ours.notna().all(axis=1)]
+
+
+def draw_effects(claims: pd.DataFrame) -> Figure:
+    """README's picture: the part of each printed effect that is found here, by finding."""
+    plotting.use_style()
+    shown = effects(claims).reset_index(drop=True)
+    fig = Figure(figsize=(7, 0.9 + 0.32 * len(shown)), layout="constrained")
+    ax = fig.subplots()
+    ax.axvline(0, color="0.6", linewidth=1)
+    ax.axvline(1, color="0.6", linewidth=1, linestyle="--")
+    for finding, rows in shown.groupby("finding"):
+        style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
+        ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
+    names = [f"{row.notebook[:2]}  {row.quantity}" for row in shown.itertuples()]
+    ax.set_yticks(range(len(shown)), [textwrap.shorten(name, 52) for name in names])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=2)
+    ax.set(xlabel="effect here / printed effect (0: none, 1: as printed)")
+    if len(shown):
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
 
 
 def refresh(readme: Path, figures: Path) -> None:
-    """Write the table of findings between its marks in README."""
+    """Write the table of findings between its marks in README, and its picture."""
     begin, end = _MARKS
+    claims = all_claims(figures)
     text = readme.read_text(encoding="utf-8")
-    new = f"{begin}\n{findings_table(figures)}\n{end}"
+    new = f"{begin}\n{to_markdown(claims)}\n{end}"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
+    draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":

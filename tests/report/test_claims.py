@@ -9,12 +9,15 @@ from hardtrain import ParameterError
 from hardtrain.report.claims import (
     COLUMNS,
     Claim,
+    all_claims,
     claims_table,
-    findings_table,
+    draw_effects,
+    effects,
     findings_text,
     refresh,
 )
 from hardtrain.report.tables import Protocol
+from hardtrain.report.text import to_markdown
 from hardtrain.statistics import Interval, PairedDifference
 
 
@@ -119,22 +122,43 @@ def test_readme_shows_the_claims_of_the_largest_scale(tmp_path):
     write(figures / "02_b" / "quick", "quick b")
     (figures / "03_c" / "paper").mkdir(parents=True)
     (figures / "README.md").touch()
-    table = findings_table(figures)
-    assert "| 01_a | reduced a |" in table
-    assert "quick a" not in table
-    assert "| 02_b | quick b |" in table
+    table = all_claims(figures)
+    assert table[["notebook", "claim"]].to_numpy().tolist() == [
+        ["01_a", "reduced a"],
+        ["02_b", "quick b"],
+    ]
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- findings -->\nold\n<!-- end of findings -->\nbelow\n")
     refresh(readme, figures)
     once = readme.read_text()
     assert once.startswith("above\n<!-- findings -->\n")
     assert once.endswith("<!-- end of findings -->\nbelow\n")
-    assert table in once
+    assert to_markdown(table) in once
+    assert (figures / "findings.png").stat().st_size > 1000
     assert "old" not in once
     refresh(readme, figures)
     assert readme.read_text() == once
 
 
-def test_a_table_without_claims_is_empty(tmp_path):
-    assert findings_table(tmp_path) == ""
+def test_no_claims_make_an_empty_table(tmp_path):
+    assert all_claims(tmp_path).columns.tolist() == ["notebook", *COLUMNS]
     assert isinstance(claims_table([], "s"), pd.DataFrame)
+
+
+def test_effects_are_parts_of_the_printed_ones():
+    about = {"printed": -0.5}
+    made = claims_table(
+        [
+            claim("lower", gap(-0.7, -0.1), **about),
+            claim("lower", gap(0.1, 0.3), **about),
+            claim("lower", None, **about),
+            claim("lower", gap(-0.7, -0.1)),  # no number is printed
+            claim("lower", PairedDifference(-0.4, -math.inf, math.inf, 0.2, 3), **about),
+        ],
+        "digits",
+    )
+    found = effects(made.assign(notebook="01_a"))
+    assert found["part"].tolist() == pytest.approx([0.8, -0.4])
+    assert found["half_width"].tolist() == pytest.approx([0.6, 0.2])
+    (ax,) = draw_effects(made.assign(notebook="01_a")).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == 2 * ["01 error (points)"]

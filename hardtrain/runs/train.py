@@ -99,12 +99,13 @@ class _Training:
                     save_checkpoint=self.save_checkpoint,
                     progress=partial(progress, run),
                 )
+                last = history[-1] | self.scores_at_end(history)
             except DivergedError as error:
                 record |= {"status": "diverged", "history": error.history}
                 record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
             else:
                 record |= {"status": "finished", "history": history}
-                record["metrics"] = self.metrics(history[-1])
+                record["metrics"] = self.metrics(last)
                 record["artefacts"] = self.save_artefacts()
         record["timings"] = {
             "seconds": round(time.perf_counter() - self.began, 3),
@@ -125,6 +126,23 @@ class _Training:
         losses = {f"{name}_loss": self.final[name].loss for name in sets}
         return losses | {f"{name}_error": self.final[name].error for name in sets}
 
+    def scores_at_end(self, history: list[dict]) -> dict[str, float]:
+        """Of the test set, where held-out images were evaluated in its place.
+
+        Raises:
+            DivergedError: its loss is not finite; the last step has made it so.
+        """
+        if not self.validation:
+            return {}
+        self.validation = None
+        scores, step = self.evaluate(self.model), history[-1]["step"] - 1
+        if not math.isfinite(sum(scores.values())):
+            text = f"{self.run}: the test loss is not finite after step {step} (from 0), the last"
+            error = DivergedError(text, epoch=self.run.epochs - 1, step=step)
+            error.history = history
+            raise error
+        return scores
+
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take
         5 % of the time."""
@@ -140,9 +158,6 @@ class _Training:
 
     def metrics(self, last: dict) -> dict[str, object]:
         """Final metrics, from the last row of the history and the last evaluation."""
-        if self.validation:  # the test set was left for the end
-            self.validation = None
-            last = last | self.evaluate(self.model)
         metrics: dict[str, object] = {name: last[name] for name in METRICS if name in last}
         metrics["per_class_error"] = json.dumps(self.final["test"].per_class_error)
         if self.run.evaluate_train:

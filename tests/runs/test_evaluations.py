@@ -102,6 +102,22 @@ def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_ru
     assert history["validation_error"].iloc[-1] == row["validation_error"]
 
 
+def test_a_test_loss_that_is_not_finite_at_the_end_is_divergence(tiny_run, store, monkeypatch):
+    run = tiny_run(validation_size=12)
+    evaluate, (_, test, _) = evaluation.evaluate, load_data(run)
+
+    def overflowing(model, images, transform, **settings):
+        found = evaluate(model, images, transform, **settings)
+        return found._replace(loss=np.inf) if images is test else found
+
+    monkeypatch.setattr(evaluation, "evaluate", overflowing)
+    row = run_missing([run], store).iloc[0]
+    assert row["status"] == "diverged"
+    steps = run.epochs * 3
+    assert (row["diverged_epoch"], row["diverged_step"]) == (run.epochs - 1, steps - 1)
+    assert load_history(pd.DataFrame([row]), store)["step"].tolist() == [3, steps]
+
+
 def test_what_holds_nothing_out_has_the_columns_that_it_had(tiny_run, store):
     plain, held = tiny_run(), tiny_run(validation_size=12)
     assert plain.key != held.key

@@ -148,24 +148,23 @@ NOTEBOOKS = {
         ),
     ),
     "05_data_parallelism": Notebook(
-        # curves x batch sizes x trials, and a pilot for each network and for wrong labels
-        num_runs=7 * 4 * 2 + 3 * 2,
+        # curves x batch sizes x searches x trials, those that replace five which diverge, and
+        # pilots of two networks and of wrong labels
+        num_runs=5 * 4 * 2 * 2 + 5 + 3 * 4,
         figures=(
-            "fig_1_steps", "fig_2_rates", "fig_3_budgets", "fig_4_networks", "fig_5_optimizers",
-            "fig_6_data", "fig_7_trials", "fig_8_noisy_quadratic", "fig_9_curves",
-            "fig_10_samples",
+            "fig_0_answer", "fig_1_steps", "fig_2_rates", "fig_3_budgets", "fig_4_comparisons",
+            "fig_7_trials", "fig_8_noisy_quadratic", "fig_9_curves",
         ),
         tables=(
             "table_1_best", "table_2_regimes", "table_3_rules", "table_4_budgets",
-            "table_5_comparisons", "table_6_noisy_quadratic", "table_7_claims", "table_8_scale",
+            "table_5_comparisons", "table_6_noisy_quadratic", "table_7_goals", "table_8_scale",
         ),
-        arrays=(
-            "fig_10_samples", "fig_10_sizes", "fig_1_regimes", "fig_8_noisy_quadratic",
-        ),
+        arrays=("fig_1_sizes", "fig_8_noisy_quadratic"),
         run=Run(
             dataset="digits", network="mlp", seed=1, epochs=16, batch_size=32, drop_last=True,
-            lr=0.05994, momentum=0.7512, nesterov=True, schedule="linear", gamma=0.1696,
-            step_epochs=16, evaluate_every=4, evaluate_unit="step", train_size=200, test_size=100,
+            lr=0.03026, momentum=0.93987, nesterov=True, schedule="linear", gamma=1.0,
+            step_epochs=16, evaluate_every=4, evaluate_unit="step", train_size=200,
+            test_size=100, validation_size=400,
         ),
         smaller={"batch_sizes": [8, 32, 64, 128], "num_trials": 2, "max_rounds": 1},
         falling=False,

@@ -224,11 +224,27 @@ class ImageDataset:
             tensor([10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
         """
         size = checks.integer("size", size, low=0, high=len(self))
-        if size in (0, len(self)):
-            return self
+        return self if size in (0, len(self)) else self.take(self._stratified(size))
+
+    def hold_out(self, size: int) -> tuple["ImageDataset", "ImageDataset"]:
+        """The other samples, and ``size`` of them that `subset` would choose: two parts.
+
+        Raises:
+            ParameterError: ``size`` is no integer, or not in 1..N-1.
+
+        Example:
+            >>> train, validation = load_dataset("digits", "train").hold_out(100)
+            >>> len(train), len(validation)
+            (1338, 100)
+        """
+        checks.integer("number of images to hold out", size, low=1, high=len(self) - 1)
+        held = self._stratified(size)
+        return self.take(np.setdiff1d(np.arange(len(self)), held)), self.take(held)
+
+    def _stratified(self, size: int) -> np.ndarray:
         labels = self.labels_on_host.numpy()
         quota = proportional(np.bincount(labels, minlength=self.num_classes), size)
-        return self.take(pick_per_class(labels, quota))
+        return pick_per_class(labels, quota)
 
     def take(self, indices: np.ndarray | Tensor) -> "ImageDataset":
         """The samples at ``indices``, integers ``(n,)`` in 0..N-1; the fingerprint stays."""

@@ -35,8 +35,10 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "test_accuracy_by_batch",
     "test_half_width_by_batch",
 )
-METRICS = _ALWAYS + _WITH_TRAINING_SET
-_LATER = {"evaluate_last": 0}  # fields of ``Run`` since the first results: columns if they are used
+_WITH_VALIDATION = ("validation_error", "validation_loss")  # of runs with ``validation_size``
+METRICS = _ALWAYS + _WITH_TRAINING_SET + _WITH_VALIDATION
+# fields of ``Run`` since the first results: columns if they are used
+_LATER = {"evaluate_last": 0, "validation_size": 0}
 
 
 def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -54,6 +56,8 @@ def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) ->
     frame["per_class_error"] = frame["per_class_error"].fillna("")
     if not frame["evaluate_train"].any():
         frame = frame.drop(columns=list(_WITH_TRAINING_SET))
+    if not frame["validation_size"].any():
+        frame = frame.drop(columns=list(_WITH_VALIDATION))
     return frame.drop(columns=[name for name in _LATER if (frame[name] == _LATER[name]).all()])
 
 

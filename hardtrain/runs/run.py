@@ -41,6 +41,9 @@ class Run:
         seed: of initialisation, order, augmentation and whatever else is drawn.
         epochs, batch_size, drop_last: the batches; the last short one is kept by default.
         train_size, test_size: stratified subsets; 0 is all.
+        validation_size: training images held out, stratified, before ``train_size`` is taken of
+            the others. They are evaluated in place of the test set, which waits for the end; 0:
+            none.
         optimizer, lr, momentum, nesterov, weight_decay: see ``training.make_optimizer``.
         schedule, gamma, milestones, step_epochs, warmup_epochs: see ``training.learning_rate``.
         stem, image_size: of the network; images are resized to ``image_size`` (0: left alone).
@@ -92,6 +95,7 @@ class Run:
     drop_last: bool = False
     train_size: int = 0
     test_size: int = 0
+    validation_size: int = 0
     optimizer: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.0
@@ -185,9 +189,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
     "method": checks.text,  # found with its options
-    "seed train_size test_size image_size warmup_epochs ghost_batch_size evaluate_last": partial(
+    "seed train_size test_size image_size warmup_epochs ghost_batch_size": partial(
         checks.integer, low=0
     ),
+    "evaluate_last validation_size": partial(checks.integer, low=0),
     "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
     "drop_last nesterov channels_last evaluate_train balanced": checks.flag,
     "optimizer": partial(checks.choice, known=("sgd", "adam", "adamw")),

@@ -53,6 +53,7 @@ OTHER = {
     "drop_last": True,
     "train_size": 100,
     "test_size": 100,
+    "validation_size": 100,
     "optimizer": "adam",
     "lr": 0.02,
     "momentum": 0.6,

@@ -27,7 +27,8 @@ from hardtrain.files import project_root, sha256, store_errors
 CHECKSUMS = "checksums.json"
 CHANGES = "+changes"  # ends a folder of runs that are not the profile's own: never committed
 TABLES = ("history.csv", "timings.csv", "results.csv")
-_TEXTS = ("key", "fingerprint", "dataset")  # may look like numbers
+# may look like numbers
+_TEXTS = ("key", "fingerprint", "dataset", "torch", "numpy", "torchvision", "timm", "python")
 
 
 class Entry(NamedTuple):
@@ -330,7 +331,8 @@ def damaged(folder: Path) -> list[str]:
             found.append(f"{folder / name} is none of the files that its notebook wrote")
         elif content is None or sha256(content) != expected[name]:
             found.append(f"{folder / name} is missing, torn or edited")
+    if found:
+        return found
     there = len(read_folder(folder, numbers_only=True)) if "results.csv" in expected else 0
-    if not found and there != sums["runs"]:
-        found.append(f"{folder / CHECKSUMS} counts {sums['runs']} runs, which is not so")
-    return found
+    wrong = there != sums["runs"]
+    return [f"{folder / CHECKSUMS} counts {sums['runs']} runs, not {there}"] if wrong else []

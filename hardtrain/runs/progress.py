@@ -14,6 +14,7 @@ from hardtrain import checks
 
 class Progress:
     """Counts the finished epochs of a sweep; ``progress(run, epochs)`` moves the bar.
+    ``loss``, the last on the test set, is for those who look on (`status.Announced`).
 
     ``$HARDTRAIN_PROGRESS``: ``bar``; ``lines``, one a finished run, with the time left;
     ``terminal``, from a notebook on the terminal (or in the log) of the program that runs it;
@@ -55,7 +56,7 @@ class Progress:
         if self._display is not None:
             self._display.write("")
 
-    def __call__(self, run: Any, epochs: int) -> None:
+    def __call__(self, run: Any, epochs: int, loss: float | None = None) -> None:
         self._bar.update(epochs - self._done[run.key])
         if self._done[run.key] == 0 and epochs > 1:
             self._before += epochs  # it goes on from a checkpoint

@@ -36,7 +36,10 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
     "test_accuracy_by_batch",
     "test_half_width_by_batch",
 )
-METRICS = _ALWAYS + _WITH_TRAINING_SET
+_WITH_VALIDATION = ("validation_error", "validation_loss")  # of runs with ``validation_size``
+METRICS = _ALWAYS + _WITH_TRAINING_SET + _WITH_VALIDATION
+# fields of ``Run`` since the first results: columns if they are used
+_LATER = {"evaluate_last": 0, "validation_size": 0}
 _ENVIRONMENT = ("device", "threads", "cpu_capability", "torch")  # on what last bits depend
 
 
@@ -55,7 +58,9 @@ def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) ->
     frame["per_class_error"] = frame["per_class_error"].fillna("")
     if not frame["evaluate_train"].any():
         frame = frame.drop(columns=list(_WITH_TRAINING_SET))
-    return frame
+    if not frame["validation_size"].any():
+        frame = frame.drop(columns=list(_WITH_VALIDATION))
+    return frame.drop(columns=[name for name in _LATER if (frame[name] == _LATER[name]).all()])
 
 
 def _cells(run: Run) -> dict:
@@ -100,12 +105,10 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
     with committed.folder_lock(folder):
         files.remove_stale_partials(folder)
-        given = {entry.row["key"]: committed.digest(*entry[:2]) for entry in new}
+        given = {entry.row["key"]: _numbers(entry) for entry in new}
         old = committed.read_folder(folder)
         other = [
-            entry
-            for entry in old
-            if given.get(entry.row["key"]) not in (None, committed.digest(*entry[:2]))
+            entry for entry in old if given.get(entry.row["key"]) not in (None, _numbers(entry))
         ]
         if other:
             warnings.warn(
@@ -115,7 +118,23 @@ def write_results(
             )
         kept = [entry for entry in old if entry.row["key"] not in given]
         kept.sort(key=lambda entry: entry.row["key"])
-        committed.write_folder(folder, [*new, *kept])
+        committed.write_folder(folder, _alike([*new, *kept]))
+
+
+def _numbers(entry: committed.Entry) -> str:
+    """What tells apart the results of one run, whatever columns their tables have."""
+    names = ("fingerprint", "status", *METRICS)
+    return committed.digest({name: entry.row.get(name) for name in names}, entry.history)
+
+
+def _alike(entries: Sequence[committed.Entry]) -> list[committed.Entry]:
+    """With a field that came later in all rows, if it is in one."""
+    later = {name for entry in entries for name in _LATER.keys() & entry.row.keys()}
+    defaults = {name: value for name, value in _LATER.items() if name in later}
+    rows = [dict(entry.row) for entry in entries]
+    for row in rows:
+        row.update({name: value for name, value in defaults.items() if not row.get(name)})
+    return [entry._replace(row=row) for entry, row in zip(entries, rows, strict=True)]
 
 
 def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> int:
@@ -131,10 +150,10 @@ def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLi
     merged: dict[tuple[str, str], committed.Entry] = {}
     for folder in sources:
         for entry in committed.read_folder(folder):
-            merged.setdefault((entry.row["key"], committed.digest(*entry[:2])), entry)
+            merged.setdefault((entry.row["key"], _numbers(entry)), entry)
     out = files.user_path("out_dir", out_dir)
     with committed.folder_lock(out):
-        committed.write_folder(out, list(merged.values()))
+        committed.write_folder(out, _alike(list(merged.values())))
     return len(merged) - len({key for key, _ in merged})
 
 

@@ -4,19 +4,16 @@ import dataclasses
 import functools
 import json
 import math
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hardtrain._version import __version__
 from hardtrain.data.images import DATASETS, ImageDataset, load_dataset, resolve_device
 from hardtrain.data.quality import findings, unpublished
 from hardtrain.data.samplers import BalancedBatchSampler
@@ -24,6 +21,8 @@ from hardtrain.errors import DataError, DivergedError, ParameterError, RecordErr
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import subsets
+from hardtrain.runs.environment import environment as environment
+from hardtrain.runs.environment import merged
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -389,44 +388,3 @@ def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
     kept = tuple(dict.fromkeys((*run.keep, *names)))
     return run if kept == run.keep else dataclasses.replace(run, keep=kept)
-
-
-def merged(before: Mapping[str, str | int], now: Mapping[str, str | int]) -> dict[str, str | int]:
-    """The environments of a run that was resumed: where they differ, all that took part.
-
-    Example:
-        >>> merged({"threads": 1, "torch": "2.6"}, {"threads": 2, "torch": "2.6"})
-        {'threads': '1, 2', 'torch': '2.6'}
-    """
-    both = dict(now)
-    for name, value in now.items():
-        parts = str(before.get(name, value)).split(", ")
-        if str(value) not in parts:
-            both[name] = ", ".join([*parts, str(value)])
-        elif name in before:
-            both[name] = before[name]
-    return both
-
-
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a run's last bits depend on besides its seed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "torchvision": _version_of("torchvision"),
-        "timm": _version_of("timm"),
-        "python": platform.python_version(),
-        "hardtrain": __version__,
-    }
-
-
-@functools.lru_cache
-def _version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"

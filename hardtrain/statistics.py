@@ -227,29 +227,6 @@ def sampling_deviation(error: float, num_images: int) -> float:
     return math.sqrt(error * (1 - error) / num_images)
 
 
-def percentile_bounds(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap: the order statistics that bound the middle 95 % of the draws.
-
-    No interpolation, which cannot deal with inf. nan sorts last; where so many draws are nan that
-    the upper bound is one, both bounds are.
-
-    Args:
-        draws: shape ``(R, ...)``, a statistic of each of R resamples.
-
-    Returns:
-        Two arrays ``(...)``.
-
-    Example:
-        >>> low, high = percentile_bounds(np.array([3.0, 1.0, math.inf, 2.0]))
-        >>> float(low), float(high)
-        (1.0, inf)
-    """
-    draws = np.sort(draws, axis=0)
-    tail, last = (1 - CONFIDENCE) / 2, len(draws) - 1
-    low, high = draws[math.floor(tail * last)], draws[math.ceil((1 - tail) * last)]
-    return np.where(np.isnan(high), high, low), high
-
-
 def direction(difference: PairedDifference | None) -> str:
     """What a paired difference says by itself: "higher", "lower", "no difference seen" where 0
     lies in its interval, "too few seeds" below three.

@@ -1,6 +1,7 @@
 """Numbers and tables as text."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -57,10 +58,24 @@ def difference_words(
     """
     if difference is None:
         return ""
-    return (
-        f"{what}: {format_interval(difference, digits, signed=True)} {unit}, "
-        f"{direction(difference)}."
-    )
+    number = f"{format_interval(difference, digits, signed=True)} {unit}".rstrip()
+    return f"{what}: {number}, {direction(difference)}."
+
+
+def by_direction(differences: Mapping[str, PairedDifference | None]) -> str:
+    """Which differences are higher, which lower, and for which none is seen, each by its own
+    interval: a sentence that is true whatever came out.
+
+    Example:
+        >>> up, none = (PairedDifference(1.0, low, 2.0, 0.1, 5) for low in (0.5, -0.5))
+        >>> by_direction({"warm-up": up, "noise": none, "more updates": up})
+        'warm-up, more updates – higher; noise – no difference seen.'
+    """
+    names: dict[str, list[str]] = {}
+    for word in ("higher", "lower", "no difference seen", "too few seeds"):
+        names[word] = [name for name, gap in differences.items() if direction(gap) == word]
+    text = "; ".join(f"{', '.join(found)} – {word}" for word, found in names.items() if found)
+    return f"{text}." if text else ""
 
 
 def format_number(value: float, digits: int, *, signed: bool = False, missing: str = "–") -> str:

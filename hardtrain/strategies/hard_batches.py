@@ -50,6 +50,10 @@ class HardBatchSampler(Sampler[list[int]]):
     ``len()`` is the length of the next pass. A state counts updates, not yielded batches (workers
     run ahead): after a restore, the next pass yields what its round still owes.
 
+    Under ``DistributedDataParallel`` every rank has an equal sampler (equally seeded generator,
+    the whole batch size), trains on its part of each batch and updates with the whole batch's
+    indices and the mean of the ranks' losses (``all_reduce``): the rounds are those of one process.
+
     Raises:
         ValueError: an argument out of range; indices that are no batch (on a GPU raised when the
             next round begins); a loss that is not ``()``; a state of other settings.

@@ -1,5 +1,6 @@
 """The loop against a bare one, pauses, schedules, evaluation, divergence."""
 
+import dataclasses
 import math
 
 import pytest
@@ -30,7 +31,7 @@ class Network(nn.Module):
         return self.head(self.dropout(self.features(inputs)))
 
 
-def trained(run, *, model=None, pause_after=None, **changes):
+def trained(run, *, model=None, pause_after=None, rewrite=copied, **changes):
     """Train on the tiny set; with ``pause_after``, stop there and go on in new objects."""
     train, test, _ = load_data(run)
     transform = pieces.train_transform(run, train)
@@ -53,7 +54,7 @@ def trained(run, *, model=None, pause_after=None, **changes):
         return network, history, method
 
     result = once()
-    return result if pause_after is None else once(checkpoints[pause_after])
+    return result if pause_after is None else once(rewrite(checkpoints[pause_after]))
 
 
 def numbers(found):
@@ -187,6 +188,21 @@ def test_fit_goes_on_after_a_pause_with_the_same_bits(tiny_run, changes, pause_a
             assert torch.equal(value, resumed_method.artefacts[name]()[key])
 
 
+def test_fit_goes_on_from_a_checkpoint_with_two_tensors_a_step(tiny_run):
+    run = tiny_run(epochs=4, evaluate_every=3)
+    network, history, _ = trained(run)
+
+    def rewrite(state):  # as the first version wrote it
+        assert len(state["trace"]["values"]) == 1  # one tensor for both epochs
+        steps = torch.cat(state["trace"]["values"]).split(state["trace"]["sizes"])
+        losses, objectives = [step[:-1] for step in steps], [step[-1] for step in steps]
+        return state | {"trace": {"losses": losses, "objectives": objectives}}
+
+    resumed, resumed_history, _ = trained(run, pause_after=2, rewrite=rewrite)
+    assert same(network, resumed)
+    assert history == resumed_history
+
+
 def test_fit_leaves_the_global_generator_alone(tiny_run):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -259,6 +275,38 @@ def test_fit_evaluates_on_the_grid_of_steps(tiny_run):
     _, history, _ = trained(tiny_run(epochs=3, evaluate_unit="step", evaluate_every=5))
     assert [row["step"] for row in history] == [5, 10, 12]
     assert [row["epoch"] for row in history] == [1.25, 2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"),
+    [
+        (5, 0, [5, 10, 12]),
+        (5, 1, [4, 8, 12]),
+        (5, 2, [4, 8, 10, 12]),
+        (5, 9, [4, 5, 8, 10, 12]),
+        (1, 3, [4, 8, 10, 11, 12]),
+        (2, 2, [4, 8, 10, 12]),
+        (20, 1, [4, 8, 12]),
+    ],
+)
+def test_fit_evaluates_the_last_times_by_steps_and_the_epochs_ends(tiny_run, every, last, steps):
+    run = tiny_run(epochs=3, evaluate_unit="step", evaluate_every=every)
+    _, history, _ = trained(dataclasses.replace(run, evaluate_last=last))
+    assert [row["step"] for row in history] == steps
+
+
+def test_the_last_evaluations_have_the_bits_of_a_training_that_is_evaluated_always(tiny_run):
+    run = tiny_run(epochs=5, evaluate_unit="step", evaluate_every=2, method="trimming")
+    network, whole, _ = trained(run)
+    again, short, _ = trained(dataclasses.replace(run, evaluate_last=3))
+    assert same(network, again)
+    assert [row["step"] for row in short] == [4, 8, 12, 16, 18, 20]
+    assert short[-2:] == whole[-2:]  # the losses in the row before are of more steps
+    scores = {row["step"]: (row["test_loss"], row["test_error"]) for row in whole}
+    assert all(scores[row["step"]] == (row["test_loss"], row["test_error"]) for row in short)
+    resumed, resumed_history, _ = trained(dataclasses.replace(run, evaluate_last=3), pause_after=3)
+    assert same(network, resumed)
+    assert resumed_history == short
 
 
 def test_fit_removes_its_hooks(tiny_run):

@@ -26,7 +26,7 @@ from hardtrain.report.plotting import (
     use_style,
     variant_styles,
 )
-from hardtrain.statistics import mean_interval
+from hardtrain.statistics import PairedDifference, mean_interval
 
 TWO = ("plain", "trimming")
 
@@ -333,6 +333,18 @@ def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
     single, several = ax.containers
     assert not single.has_xerr
     assert several.has_xerr
+
+
+def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
+    few = PairedDifference(0.3, -np.inf, np.inf, 0.25, 3)
+    many, other = PairedDifference(0.0, 0.0, 0.0, 1.0, 10), PairedDifference(0.1, 0, 0.2, 0.05, 5)
+    ax = Figure().subplots()
+    intervals(ax, ["few", "many", "other", "none"], [few, many, other, None])
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("equal in every seed", (0.3, 0)),
+        ("equal in every seed", (0.0, 1)),
+    ]
+    assert not ax.containers[0].has_xerr
 
 
 def test_intervals_run_from_the_top_down():

@@ -41,6 +41,7 @@ def figure_data(
     store: RunStore | None = None,
     use_committed: bool = True,
     train_missing: bool = True,
+    engine: Mapping[str, object] = types.MappingProxyType({}),
     **settings,
 ) -> dict[str, np.ndarray]:
     """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
@@ -52,6 +53,7 @@ def figure_data(
     them, too; one that takes a ``store`` is given that in place of the artefacts, to read them one
     at a time, and ``train_missing``, if it takes that. Among the settings ``device`` and
     ``data_root`` say where something is, not what.
+    ``engine``: what ``run_missing`` trains with, by the names of its arguments.
     Where the image sets are at hand, their fingerprints must agree, too.
 
     Raises:
@@ -70,7 +72,8 @@ def figure_data(
         given = {key: value for key, value in offered.items() if key in taken}
         artefacts = []
         if artefact and "store" not in taken:
-            artefacts = [load_artefacts(runs, artefact, store, train_missing=train_missing)]
+            training = {"train_missing": train_missing, **engine}
+            artefacts = [load_artefacts(runs, artefact, store, **training)]
         arrays = make(*artefacts, **given, **settings, **places)
         about = {"origin": origin, "fingerprints": json.dumps(at_hand)}
         about |= {"function": f"{make.__module__}:{make.__qualname__}", "code": code_digest(make)}

@@ -30,7 +30,8 @@ from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 # parameters that do not change numbers, or that the caption names anyway
-_ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed", "train")
+_ENGINE = ("engine", "ray_address", "gpus_per_run", "cpus_per_run", "max_runs_at_once")
+_ELSEWHERE = ("profile", "device", *_ENGINE, "data_root", "out_dir", "use_committed", "train")
 
 
 def _each_entry(check: Callable[[str, object], object], name: str, value: object) -> None:
@@ -164,7 +165,8 @@ class Notebook:
             else:
                 check(setting, value)
         p.changed += [key for key in changed if key not in (*p.changed, *_ELSEWHERE)]
-        self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
+        self.use_committed = namespace["use_committed"]
+        self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
         self.name, self.out = name, self._folder(name, namespace["out_dir"])
@@ -198,9 +200,9 @@ class Notebook:
         return run_missing(
             runs,
             self.store,
-            engine=self.engine,
             use_committed=self.use_committed,
             train_missing=self.trains,
+            **self.engine,
         )
 
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -228,7 +230,7 @@ class Notebook:
         taken = inspect.signature(make).parameters
         settings |= {place: value for place, value in self.places.items() if place in taken}
         settings |= {"store": self.store, "use_committed": self.use_committed}
-        settings |= {"train_missing": self.trains}
+        settings |= {"train_missing": self.trains, "engine": self.engine}
         try:
             found = figure_data(name, make, self.out, runs=runs, artefact=artefact, **settings)
         except RecordError as error:

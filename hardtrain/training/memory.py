@@ -1,6 +1,7 @@
 """What trainings note down beside their history, for the artefacts that figures need."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,12 +113,17 @@ class BatchLog:
             return
         autocast = precision_context(self.precision, self.data.images.device)
         with buffers_restored(self.model), in_mode(self.model, training=True), autocast:
-            losses = [self._loss_now(batch) for batch in self.sampler.batches]
+            losses = [self._loss_now(batch) for batch in self._batches()]
         self.stored.append(self.sampler.losses.clone().cpu())
         self.recomputed.append(torch.stack(losses).cpu())
 
-    def _loss_now(self, batch: list[int]) -> Tensor:
-        indices = torch.tensor(batch, device=self.data.images.device)
+    def _batches(self) -> Sequence[Tensor]:
+        """The indices of every batch, which reach the device in one copy."""
+        batches = self.sampler.batches
+        indices = torch.tensor(list(chain.from_iterable(batches)), device=self.data.images.device)
+        return indices.split([len(batch) for batch in batches])
+
+    def _loss_now(self, indices: Tensor) -> Tensor:
         inputs = self.transform(self.data.images.index_select(0, indices))
         return class_losses(self.model(inputs), self.data.labels[indices]).mean()
 

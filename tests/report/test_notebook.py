@@ -256,7 +256,7 @@ def test_notebook_trains_what_is_missing_and_knows_what_it_wrote(book, tiny_run,
 def test_nothing_is_trained_where_train_is_false(book, tiny_run, capsys, monkeypatch):
     runs = [tiny_run(seed=seed, epochs=1, keep=("features",)) for seed in (0, 1)]
     book().run(runs[:1])
-    monkeypatch.setattr("hardtrain.runs.sweep.ENGINES", {"local": None})  # cannot be called
+    monkeypatch.setattr("hardtrain.runs.sweep._ENGINES", {"local": lambda *_: 1 / 0})
     mine = book("train = False")
     results, history = mine.results(runs)
     assert results["seed"].tolist() == [0]

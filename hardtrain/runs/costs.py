@@ -73,19 +73,20 @@ def seconds(
 
 def _sizes(run: Run) -> tuple[int, int, int, int, int]:
     """Of the images that a run trains on and is tested on: numbers, channels, side, classes."""
-    if run.dataset in SIZES:
-        train, test, channels, side, classes = SIZES[run.dataset]
-    else:
-        train_set, test_set = (
-            load_dataset(run.dataset, split, root=run.data_root, download=False)
-            for split in ("train", "test")
-        )
-        train, test, channels = len(train_set), len(test_set), train_set.in_channels
-        side, classes = max(train_set.images.shape[2:]), train_set.num_classes
+    sizes = SIZES.get(run.dataset) or _own_sizes(run.dataset, run.data_root)
+    train, test, channels, side, classes = sizes
     train, test = run.train_size or train, run.test_size or test
     if run.subset:
         train = len(subsets.unpack(run.subset, train))
     return train, test, channels, run.image_size or side, classes
+
+
+@functools.lru_cache
+def _own_sizes(dataset: str, root: str | None) -> tuple[int, int, int, int, int]:
+    train = load_dataset(dataset, "train", root=root, download=False)
+    test = load_dataset(dataset, "test", root=root, download=False)
+    side = max(train.images.shape[2:])
+    return len(train), len(test), train.in_channels, side, train.num_classes
 
 
 def _passes(run: Run) -> float:

@@ -169,13 +169,15 @@ class Notebook:
         self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
-        self.out = self._folder(name, namespace["out_dir"])
+        self.name, self.out = name, self._folder(name, namespace["out_dir"])
         self.store = RunStore()
         changes = f" (changed: {', '.join(p.changed)})" if p.changed else ""
         sizes = f"{p.train_size or 'all'} training and {p.test_size or 'all'} test images"
         self.caption = (
             f"{p.profile} profile{changes}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
         )
+        if (precision := getattr(p, "precision", "float32")) != "float32":
+            self.caption += f", {precision}"
         self._written: set[str] = set()
         plotting.use_style()
         if p.profile == "quick":  # tiny networks: faster, and the same bits on any number of cores
@@ -206,7 +208,14 @@ class Notebook:
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
         written to ``results.csv``, ``history.csv`` and ``timings.csv``."""
-        results = runs if isinstance(runs, pd.DataFrame) else self.run(runs)
+        if not isinstance(runs, pd.DataFrame):
+            runs = list(runs)
+            keys, results = {run.key for run in runs}, self.run(runs)
+            if absent := len(keys - set(results["key"])):
+                command = f"papermill {self.name}.ipynb OUT.ipynb -p profile {self.p.profile}"
+                print(f"{absent} of {len(keys)} runs not run; {command} trains them")
+        else:
+            results = runs
         write_results(results, self.store, self.out)
         self._written |= {"results.csv", "history.csv", "timings.csv"}
         distinct = results.drop_duplicates("key")

@@ -82,6 +82,6 @@ def stored_row(run: Run, store: RunStore) -> dict | None:
     if record is None:
         return None
     if record["status"] == "finished":
-        if any(store.load_artefact(record, name) is None for name in run.keep):
+        if not all(store.has_artefact(record, name) for name in run.keep):
             return None
     return record | record["metrics"] | {"source": "store"}

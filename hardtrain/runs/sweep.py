@@ -23,6 +23,13 @@ from hardtrain.runs.store import RunStore
 from hardtrain.training import randomness
 
 _ENGINES = ENGINES | {"ray": train_on_ray}
+# what building a run does not read, at its defaults
+_NOT_BUILT = {"seed": 0} | {
+    item.name: item.default
+    for item in dataclasses.fields(Run)
+    if item.name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")
+    or item.name in ("schedule", "gamma", "milestones", "step_epochs", "warmup_epochs")
+}
 _asked: ContextVar[list | None] = ContextVar("asked", default=None)  # see `nothing_trained`
 
 
@@ -90,17 +97,23 @@ def run_missing(
     if not train_missing:
         runs = [run for run in runs if run.key in rows]
     elif missing:
-        for run in missing:
-            train.load_data(run)
-        for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
-            data, test, _ = train.load_data(run)
-            with randomness.isolated_randomness(0, torch.device("cpu")):
-                train.build(run, train.training_set(run, data), test)
+        _build_each_kind(missing)
         store.open()
         with Announced(missing, store) as progress, ended_by_sigterm():
             _ENGINES[engine](missing, store, progress, **options)
         rows |= {run.key: stored_row(run, store) for run in missing}
     return result_frame(runs, rows)
+
+
+def _build_each_kind(runs: Sequence[Run]) -> None:
+    """Refuse what cannot be trained: build the runs, but of those that differ only in the seed and
+    in what the optimiser does, one."""
+    for run in runs:
+        train.load_data(run)
+    for run in {dataclasses.replace(run, **_NOT_BUILT): run for run in runs}.values():
+        data, test, _ = train.load_data(run)
+        with randomness.isolated_randomness(0, torch.device("cpu")):
+            train.build(run, train.training_set(run, data), test)
 
 
 class NotTrained(Exception):

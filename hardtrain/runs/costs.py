@@ -24,7 +24,8 @@ from hardtrain.training import loop, randomness
 _FREE = {"seed", "epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "gamma"}
 _FREE |= {"milestones", "step_epochs", "warmup_epochs", "evaluate_every", "evaluate_unit"}
 _FREE |= {"evaluate_train", "label_noise", "label_noise_seed", "keep", "device", "data_root"}
-_FREE |= {"train_size", "test_size", "subset", "drop_last", "balanced"}
+_FREE |= {"train_size", "test_size", "validation_size", "evaluate_last", "subset", "drop_last"}
+_FREE |= {"balanced"}
 _PASSES = 3  # forward passes that a training step costs: one there, two back
 _SHORT = 3e10  # operations of a measured step on a CPU: under a second
 _LONG = 1.0  # seconds after which a measurement ends, whatever it has
@@ -75,7 +76,7 @@ def _sizes(run: Run) -> tuple[int, int, int, int, int]:
     """Of the images that a run trains on and is tested on: numbers, channels, side, classes."""
     sizes = SIZES.get(run.dataset) or _own_sizes(run.dataset, run.data_root)
     train, test, channels, side, classes = sizes
-    train, test = run.train_size or train, run.test_size or test
+    train, test = run.train_size or train - run.validation_size, run.test_size or test
     if run.subset:
         train = len(subsets.unpack(run.subset, train))
     return train, test, channels, run.image_size or side, classes
@@ -94,7 +95,11 @@ def _passes(run: Run) -> float:
     train, test, *_ = _sizes(run)
     rounds = run.epochs * (1 if run.evaluate_unit == "epoch" else -(-train // run.batch_size))
     looks = -(-rounds // run.evaluate_every)
-    return _PASSES * run.epochs * train + looks * (test + run.evaluate_train * train)
+    if run.evaluate_last:
+        looks = min(looks, run.evaluate_last + run.epochs)
+    looked_at = (run.validation_size or test) + run.evaluate_train * train
+    at_the_end = test if run.validation_size else 0
+    return _PASSES * run.epochs * train + looks * looked_at + at_the_end
 
 
 def _network(run: Run) -> tuple[str, str, int, int, int]:
@@ -168,7 +173,7 @@ def _step_seconds(
     changes: dict[str, Any] = {"batch_size": size, "epochs": 1, "train_size": 0, "test_size": 0}
     changes |= {"warmup_epochs": 0, "evaluate_every": 1, "evaluate_unit": "epoch", "keep": ()}
     changes |= {"balanced": False, "ghost_batch_size": 0, "drop_last": True, "label_noise": 0.0}
-    changes |= {"subset": ""}
+    changes |= {"subset": "", "validation_size": 0, "evaluate_last": 0}
     short = dataclasses.replace(run, **changes)
     model, method = build(short, images, images)
     times: list[float] = []

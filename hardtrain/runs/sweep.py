@@ -24,7 +24,7 @@ from hardtrain.training import randomness
 
 _ENGINES = ENGINES | {"ray": train_on_ray}
 # what building a run does not read, at its defaults
-_NOT_BUILT = {"seed": 0} | {
+_NOT_BUILT: dict[str, Any] = {"seed": 0} | {
     item.name: item.default
     for item in dataclasses.fields(Run)
     if item.name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")

@@ -511,9 +511,7 @@ def _no_network(*_):
     raise OSError("no network")
 
 
-def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(
-    store, tiny_run, monkeypatch
-):
+def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(store, tiny_run, monkeypatch):
     built, build = [], train.build
 
     def counting(run, *args):

@@ -238,8 +238,7 @@ def _copy_to_host(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _own_generator(optimizer: Optimizer) -> Generator:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ValueError("generator must be given under torch.distributed, on every rank; got None")
+    _checks.equal_on_ranks(None)
     device = next(p for group in optimizer.param_groups for p in group["params"]).device
     # not the seed itself: the first weights were drawn with it, and the noise would resemble them
     digest = hashlib.sha256(f"{torch.initial_seed()}/gradient noise".encode()).digest()

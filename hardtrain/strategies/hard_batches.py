@@ -82,11 +82,7 @@ class HardBatchSampler(Sampler[list[int]]):
         self.batch_size = _checks.integer("batch_size", batch_size)
         self.delta = _checks.fraction("delta", delta)
         self.order = _checks.choice("order", order, ("loss", "index"))
-        self.drop_last = bool(drop_last)
-        if self.drop_last and self.batch_size > self.num_samples:
-            raise ValueError(
-                f"batch_size = {batch_size} with drop_last leaves 0 of {num_samples} samples"
-            )
+        self.drop_last = _checks.drop_last(drop_last, self.batch_size, self.num_samples)
         _checks.cpu_generator(generator)
         if generator is None:
             permutation = torch.arange(self.num_samples)

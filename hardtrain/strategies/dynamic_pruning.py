@@ -19,9 +19,9 @@ _STATE = ("passes", "updates", "order", "losses", "pass_weights", "due", "strang
 class PruningBatchSampler(Sampler[list[int]]):
     r"""Batch sampler whose passes leave out, by chance, samples whose last loss is low.
 
-    With probability r a pass leaves out sample i of last loss ℓ_i, if ℓ_i < mean ℓ,
-    and weighs 1 / (1 - r) if it stays: the expected gradient of a pass is that of all samples. The
-    others, and those without a loss, weigh 1. ``len()`` is the length of the next pass.
+    A pass leaves out, with probability r, each sample whose last loss is below the mean of all. If
+    it stays, it weighs 1 / (1 - r): the expected gradient of a pass is that of all samples. Others,
+    and those without a loss, weigh 1. ``len()`` is the length of the next pass.
 
     Args:
         num_samples, batch_size: N and B; a last batch of one joins the one before.

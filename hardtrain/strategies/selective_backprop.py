@@ -43,7 +43,7 @@ class SelectiveBackprop:
         >>> selective = SelectiveBackprop(beta=2, generator=torch.Generator().manual_seed(0))
         >>> losses = torch.tensor([0.1, 0.2, 0.3, 4.0])
         >>> selective.choose(losses)
-        tensor([3])
+        tensor([2, 3])
 
         In a loop; under DDP each rank chooses from its own samples::
 

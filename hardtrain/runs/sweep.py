@@ -10,7 +10,7 @@ import torch
 
 from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError
-from hardtrain.runs import train
+from hardtrain.runs import halves, train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import committed_results, result_frame
@@ -71,10 +71,19 @@ def run_missing(
     if missing:
         for run in missing:
             train.load_data(run)
-        for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
+        alike: dict[Run, list[Run]] = {}  # but for their seed
+        for run in missing:
+            alike.setdefault(dataclasses.replace(run, seed=0), []).append(run)
+        small: list[Run] = []
+        for run, *others in alike.values():
             data, test, _ = train.load_data(run)
             with randomness.isolated_randomness(0, torch.device("cpu")):
-                train.build(run, train.training_set(run, data), test)
+                _, method = train.build(run, train.training_set(run, data), test)
+            if method.held_out is not None:
+                for one in (run, *others):
+                    small += halves.small_runs(one, method.held_out, data)
+        if small:
+            run_missing(small, store, engine=engine, use_committed=False)
         store.open()
         with Progress(missing) as progress, ended_by_sigterm():
             ENGINES[engine](missing, store, progress)

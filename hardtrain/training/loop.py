@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hardtrain.data.batches import Batch, Batches
 from hardtrain.errors import DivergedError, ParameterError, RecordError
-from hardtrain.training.pieces import endless, precision_context
+from hardtrain.training.pieces import ChosenBatches, endless, precision_context
 from hardtrain.training.randomness import global_state, set_global_state
 
 VERSION = 1  # raise it when a change of the loop, the schedules or the seeding changes numbers
@@ -22,12 +22,26 @@ def nothing(*_: Any) -> None:
 
 
 @dataclass
+class HeldOut:
+    """What a method wants before its first step: of every training sample the loss by a model that
+    has not seen it. Two small trainings give it, plain, on one half each, scoring the other.
+
+    ``network``, ``epochs``: of the two; ``take``: called with the losses ``(N,)``, nats.
+    """
+
+    network: str
+    epochs: int
+    take: Callable[[Tensor], Any]
+
+
+@dataclass
 class Method:
     """What a strategy puts into the loop's sockets.
 
     Attributes:
         batches: who is here; one pass per ``iter()``. Its length at the start of training is
             the number of steps of an epoch, whatever later passes yield.
+        whole_passes: an epoch is one pass instead, of at most that length.
         objective: who counts: ``(model, batch) -> (losses (B,), loss ())``, nats.
         observe: what is remembered: ``(indices (B,), losses (B,) detached) -> None``.
         hooks: functions of the optimiser, called once before training; each returns a handle
@@ -37,9 +51,10 @@ class Method:
         state: what a checkpoint must hold, by name: objects with ``state_dict`` and
             ``load_state_dict``, or ``torch.Generator``.
         artefacts: functions that give arrays at the end of training, by artefact name.
+        held_out: see :class:`HeldOut`; who trains gives it before it calls `fit`.
     """
 
-    batches: Batches
+    batches: Batches | ChosenBatches
     objective: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     observe: Callable[[Tensor, Tensor], None] = nothing
     hooks: Sequence[Callable[[torch.optim.Optimizer], Any]] = ()
@@ -47,6 +62,8 @@ class Method:
     log: Callable[[], Mapping[str, float]] = dict
     state: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
+    whole_passes: bool = False
+    held_out: HeldOut | None = None
 
 
 def fit(
@@ -96,17 +113,16 @@ def fit(
             f"0 batches an epoch: batch_size = {run.batch_size} is more than the "
             f"{len(method.batches.dataset)} training samples, and drop_last is set"
         )
-    num_steps = run.epochs * steps_per_epoch
-    evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
-    trace = _Trace(run, steps_per_epoch, device)
+    trace = _Trace(run, device)
     parts = {"model": model, "optimizer": optimizer, "trace": trace}
     history: list[dict] = []
-    first_epoch = 0
+    first_epoch = step = 0  # step: the next one
     # before the checkpoint is loaded, which may hold the hooks' state
     handles = [hook(optimizer) for hook in method.hooks]
     if checkpoint is not None:
         try:
             first_epoch = checkpoint["epoch"]
+            step = checkpoint["step"]
             history += checkpoint["history"]
             _load_states(parts, checkpoint)
             _load_states(method.state, checkpoint["method"])
@@ -117,13 +133,22 @@ def fit(
             ) from error
     batches = endless(method.batches)
     model.train()
+
+    def evaluation(epochs: float) -> dict:
+        row = {"epoch": epochs, "step": step, "lr": optimizer.param_groups[0]["lr"]}
+        row |= trace.read(step - 1)
+        scores = dict(evaluate(model))
+        trace.require_finite(sum(scores.values()), step - 1, epoch)
+        return row | scores | dict(method.log())
+
     try:
         for epoch in range(first_epoch, run.epochs):
             method.start_epoch(epoch)
-            first_step = epoch * steps_per_epoch
-            for step, batch in enumerate(islice(batches, steps_per_epoch), first_step):
+            first, is_last = epoch * steps_per_epoch, epoch + 1 == run.epochs
+            one_pass = method.batches if method.whole_passes else islice(batches, steps_per_epoch)
+            for planned, batch in enumerate(one_pass, first):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(run, step, steps_per_epoch)
+                    group["lr"] = learning_rate(run, planned, steps_per_epoch)
                 with precision_context(run.precision, device):
                     losses, loss = method.objective(model, batch)
                 _require_gradient(run, loss)
@@ -131,18 +156,18 @@ def fit(
                 loss.backward()
                 optimizer.step()
                 method.observe(batch.indices, losses.detach())
-                trace.add(losses.detach(), loss.detach())
-                if (step + 1) % evaluate_steps == 0 or step + 1 == num_steps:
-                    row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
-                    row["lr"] = optimizer.param_groups[0]["lr"]
-                    row |= trace.read(step)
-                    scores = dict(evaluate(model))
-                    trace.require_finite(sum(scores.values()), step)
-                    history.append(row | scores | dict(method.log()))
-            if save_checkpoint is not None and epoch + 1 < run.epochs:
-                trace.check(step)
-                state = {"epoch": epoch + 1, "history": history, "rng": global_state(device)}
-                save_checkpoint(state | _states(parts) | {"method": _states(method.state)})
+                trace.add(losses.detach(), loss.detach(), epoch)
+                step += 1
+                if run.evaluate_unit == "step" and step % run.evaluate_every == 0:
+                    history.append(evaluation((planned + 1) / steps_per_epoch))
+            is_due = run.evaluate_unit == "epoch" and (epoch + 1) % run.evaluate_every == 0
+            if (is_due or is_last) and trace.losses:
+                history.append(evaluation(float(epoch + 1)))
+            if save_checkpoint is not None and not is_last:
+                trace.check(step - 1)
+                state = {"epoch": epoch + 1, "step": step, "history": history}
+                state |= {"rng": global_state(device), "method": _states(method.state)}
+                save_checkpoint(state | _states(parts))
             if progress is not None:
                 progress(epoch + 1)
     except DivergedError as error:
@@ -203,14 +228,16 @@ def _require_gradient(run: Any, loss: Tensor) -> None:
 class _Trace:
     """Losses since the last evaluation, left on the device until they are read."""
 
-    def __init__(self, run: Any, steps_per_epoch: int, device: torch.device):
-        self.run, self.steps_per_epoch, self.device = run, steps_per_epoch, device
+    def __init__(self, run: Any, device: torch.device):
+        self.run, self.device = run, device
         self.losses: list[Tensor] = []
         self.objectives: list[Tensor] = []
+        self.epochs: list[int] = []
 
-    def add(self, losses: Tensor, objective: Tensor) -> None:
+    def add(self, losses: Tensor, objective: Tensor, epoch: int) -> None:
         self.losses.append(losses)
         self.objectives.append(objective)
+        self.epochs.append(epoch)
 
     def read(self, step: int) -> dict[str, float]:
         """Means over what was added up to ``step``, which is then forgotten."""
@@ -219,7 +246,7 @@ class _Trace:
             "train_loss": torch.cat(self.losses).cpu().double().mean().item(),
             "objective": torch.stack(self.objectives).cpu().double().mean().item(),
         }
-        self.losses, self.objectives = [], []
+        self.losses, self.objectives, self.epochs = [], [], []
         return row
 
     def check(self, step: int) -> None:
@@ -229,13 +256,13 @@ class _Trace:
         if torch.cat([*self.losses, torch.stack(self.objectives)]).isfinite().all():
             return
         first = step + 1 - len(self.losses)
-        for bad, values in enumerate(zip(self.losses, self.objectives, strict=True), first):
-            if not all(value.isfinite().all() for value in values):
-                self.require_finite(math.nan, bad)
+        added = zip(self.losses, self.objectives, self.epochs, strict=True)
+        for bad, (losses, objective, epoch) in enumerate(added, first):
+            if not (losses.isfinite().all() and objective.isfinite()):
+                self.require_finite(math.nan, bad, epoch)
 
-    def require_finite(self, loss: float, step: int) -> None:
+    def require_finite(self, loss: float, step: int, epoch: int) -> None:
         if not math.isfinite(loss):
-            epoch = step // self.steps_per_epoch
             raise DivergedError(
                 f"{self.run}: the loss is not finite, first in epoch {epoch}, step {step} "
                 "(both from 0)",
@@ -244,11 +271,12 @@ class _Trace:
             )
 
     def state_dict(self) -> dict:
-        return {"losses": list(self.losses), "objectives": list(self.objectives)}
+        return {name: list(getattr(self, name)) for name in ("losses", "objectives", "epochs")}
 
     def load_state_dict(self, state: Mapping) -> None:
         self.losses = [losses.to(self.device) for losses in state["losses"]]
         self.objectives = [objective.to(self.device) for objective in state["objectives"]]
+        self.epochs = list(state["epochs"])
 
 
 def _states(parts: Mapping[str, Any]) -> dict[str, Any]:

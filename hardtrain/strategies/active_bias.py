@@ -101,7 +101,7 @@ class PredictionHistory:
         names = ("count", "mean", "squares")
         count, mean, squares = (state[name].to(self._mean.device) for name in names)
         total = (self._count + count).clamp(min=1)
-        apart, share = mean - self._mean, count / total
+        apart, share = mean - self._mean, count.double() / total
         self._squares += squares + apart.square() * self._count * share
         self._mean += apart * share
         self._count += count

@@ -1,12 +1,12 @@
 """Active Bias against lists of histories, exact draws, statistics, and every error."""
 
-import io
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from helpers import copied
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,14 +63,6 @@ def plain_scores(probabilities):
         difficulty: 1 - mean,
         easiness: mean,
     }
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.fixture
@@ -321,6 +313,47 @@ def test_importance_weights_make_the_gradient_unbiased():
         errors = (terms.mean(0) - wanted).abs() / (terms.std(0) / math.sqrt(len(drawn)))
         assert (errors.max() < 4.5) == is_unbiased
     assert importance_weights(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.5]
+
+
+# --- several ranks, and misuse ------------------------------------------------------------------
+
+
+def test_histories_of_several_ranks_merge_into_that_of_all():
+    draws = generator(1)
+    whole, ranks = PredictionHistory(12), [PredictionHistory(12) for _ in range(3)]
+    for number in range(30):
+        indices = torch.randint(9, (8,), generator=draws)  # three are never seen
+        probabilities = torch.rand(8, generator=draws, dtype=torch.float64)
+        whole.update(indices, probabilities)
+        if number % 3 or number < 9:  # one rank stays behind
+            ranks[number % 3].update(indices, probabilities)
+        else:
+            ranks[0].update(indices, probabilities)
+    merged = PredictionHistory(12)
+    for rank in (ranks[0], ranks[1].state_dict(), copied(ranks[2].state_dict())):
+        before = str(rank.state_dict() if isinstance(rank, PredictionHistory) else rank)
+        merged.merge(rank)
+        assert str(rank.state_dict() if isinstance(rank, PredictionHistory) else rank) == before
+    assert torch.equal(merged.count, whole.count)
+    for name in ("mean", "variance"):
+        ours, theirs = getattr(merged, name), getattr(whole, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert merged.mean.isnan().sum() == 3
+    merged.update(torch.tensor([11]), torch.tensor([0.25]))  # goes on
+    assert merged.mean[11] == 0.25
+    with pytest.raises(ValueError, match="state must have num_samples = 12; got 11"):
+        merged.merge(PredictionHistory(11))
+
+
+def test_labels_given_for_indices_are_refused_by_a_history():
+    history = PredictionHistory(1000)
+    labels = torch.arange(64) % 10
+    with pytest.raises(ValueError, match=r"set of 1000, not labels; got 64 values in 0\.\.9"):
+        history.update(labels, torch.rand(64))
+    assert history.count.sum() == 0
+    history.update(torch.arange(64), torch.rand(64))  # the first samples
+    history.update(torch.randint(1000, (64,), generator=generator()), torch.rand(64))
+    PredictionHistory(100).update(labels, torch.rand(64))  # a batch may well be half the set
 
 
 # --- sampler ------------------------------------------------------------------------------------

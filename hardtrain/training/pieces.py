@@ -98,7 +98,7 @@ class ChosenBatches:
         num_yielded = 0
         for batch in self.candidates:
             chosen = self.choose(batch)
-            pool = self._merged([*pool, Batch(*(part[chosen] for part in batch))])
+            pool = self._merged([*pool, Batch(*(part.index_select(0, chosen) for part in batch))])
             while len(pool[0].indices) >= self.batch_size:
                 yield Batch(*(part[: self.batch_size] for part in pool[0]))
                 num_yielded += 1

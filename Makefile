@@ -1,8 +1,10 @@
+# make help      these lines
 # make figures   execute every notebook's quick profile into build/ and figures/
 # make test      all tests, style checks and the committed notebooks
 # make lab       JupyterLab
-# make notebooks refresh the committed notebooks from the committed results
+# make notebooks refresh the committed notebooks, and README's findings, from the committed results
 # make bench     speed ratios, written to benchmarks/results.md
+# make site      notebooks, figures and reference as a static site in build/site
 # make lock      refresh requirements.lock
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +12,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: figures test lint lab notebooks bench lock install
+.PHONY: help figures test lint lab notebooks bench site lock install
 .DEFAULT_GOAL := figures
 
 install: $(INSTALLED)
@@ -22,6 +24,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 figures: $(INSTALLED)
 	$(BIN)/python -m hardtrain.report.execute --train $(NOTEBOOKS)
@@ -40,9 +45,13 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m hardtrain.report.execute --refresh $(NOTEBOOKS)
+	$(BIN)/python -m hardtrain.report.claims
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+site: $(INSTALLED)
+	$(BIN)/python -m sphinx -b html -q -W --keep-going -c site . build/site
 
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet uv

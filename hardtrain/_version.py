@@ -1,3 +1,3 @@
 """The package's version, where it can be read without importing the package's face."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,7 +1,7 @@
-"""Intervals over seeds, paired differences, percentiles of resamples, verdicts."""
+"""Intervals over seeds, paired differences, corrections for many questions, verdicts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.special import stdtr, stdtrit
 
 from hardtrain.errors import ParameterError
 
-VERSION = 1  # raise it when a change here changes what a figure shows
+VERSION = 2  # raise it when a change here changes what a figure shows
 
 MIN_SEEDS = 3
 CONFIDENCE = 0.95  # of all intervals
@@ -31,13 +31,15 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """Treatment minus baseline over ``n`` common seeds: mean, interval, two-sided p value."""
+    """Treatment minus baseline over ``n`` common seeds: mean, interval, two-sided p value, and
+    ``spread``, the deviation of an unpaired difference: the root of the sides' summed variances."""
 
     mean: float
     low: float
     high: float
     p: float
     n: int
+    spread: float = math.nan
 
     @property
     def half_width(self) -> float:
@@ -47,8 +49,8 @@ class PairedDifference(NamedTuple):
 class Verdict(NamedTuple):
     """A word and a sentence with the numbers behind it.
 
-    The word is "reproduced", "same direction", "no difference seen", "opposite", "not reproduced"
-    (single printed values only) or "not comparable".
+    The word is "reproduced", "undecided", "not reproduced", "other size", "opposite" or "not
+    comparable".
     """
 
     word: str
@@ -119,14 +121,17 @@ def paired_difference(
     .. math:: d_i = x_i - y_i, \quad \bar d \pm t_{0.975,\, n-1} \, s_d / \sqrt n, \quad
               p = 2 P\big(T_{n-1} > |\bar d| \sqrt n / s_d\big)
 
+    Differences that are all equal (one test image in each seed) have no t distribution. The exact
+    sign test speaks for them: :math:`p = \min(1, 2^{1-n})`, the interval is the point itself from
+    n = 6 on and unbounded below; p is 1 where they are all zero.
+
     Args:
         treatment: mapping or ``pandas.Series``, seed -> finite value.
         baseline: the same for the baseline. Seeds that only one side has are left out.
 
     Returns:
-        ``PairedDifference(mean, low, high, p, n)``; ``n`` counts the common seeds. One pair gives
-        nan bounds and p. Equal differences (up to round-off) give a zero width, and p = 1 if they
-        are zero, else 0.
+        ``PairedDifference(mean, low, high, p, n, spread)``; ``n`` counts the common seeds. One
+        pair gives nan bounds, p and spread.
 
     Raises:
         ParameterError: not a mapping or Series, a seed twice, a value that is not finite on a
@@ -150,14 +155,66 @@ def paired_difference(
     # subtracting leaves round-off of this size, which is no spread and no difference
     noise = 8 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max())
     mean, deviation = _mean_and_deviation(first - second, noise)
-    half = _t_quantile(n) * deviation / math.sqrt(n)
     if n == 1:
-        p = math.nan
-    elif deviation == 0:
-        p = 1.0 if mean == 0 else 0.0
+        return PairedDifference(mean, math.nan, math.nan, math.nan, n)
+    if deviation == 0:
+        p = 1.0 if mean == 0 else 2.0 ** (1 - n)
+        half = 0.0 if 2.0 ** (1 - n) < 1 - CONFIDENCE else math.inf
     else:
         p = float(2 * stdtr(n - 1, -abs(mean) * math.sqrt(n) / deviation))
-    return PairedDifference(mean, mean - half, mean + half, p, n)
+        half = _t_quantile(n) * deviation / math.sqrt(n)
+    spread = math.hypot(*(_mean_and_deviation(side, noise)[1] for side in (first, second)))
+    return PairedDifference(mean, mean - half, mean + half, p, n, spread)
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """p values of one family of questions, corrected by Holm's step-down method; nan stays out.
+
+    The i-th smallest of k is multiplied by k - i + 1; none may be below its predecessor, none
+    above 1.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = [i for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
+    corrected = p_values.tolist()
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * float(p_values[i])))
+        corrected[i] = largest
+    return corrected
+
+
+def holm_corrected(
+    differences: Sequence[PairedDifference | None],
+) -> list[PairedDifference | None]:
+    """The differences with their p values corrected by `holm`; ``None`` is no question."""
+    corrected = holm([math.nan if d is None else d.p for d in differences])
+    return [
+        None if d is None else d._replace(p=p) for d, p in zip(differences, corrected, strict=True)
+    ]
+
+
+def sampling_deviation(error: float, num_images: int) -> float:
+    r"""By how much another test set of this size would move an error, as a standard deviation.
+
+    .. math:: \sqrt{e (1 - e) / N}
+
+    Seeds that share a test set share this part, so no interval over seeds holds it.
+
+    Args:
+        error: part of the images that are wrong, 0 to 1.
+        num_images: of the test set.
+
+    Example:
+        >>> round(100 * sampling_deviation(0.032, 359), 2)
+        0.93
+    """
+    if not (0 <= error <= 1 and num_images >= 1):
+        raise ParameterError(f"no error and size of a test set: {error} and {num_images}")
+    return math.sqrt(error * (1 - error) / num_images)
 
 
 def percentile_bounds(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,21 +259,27 @@ def verdict(
     printed_difference: float,
     difference: PairedDifference,
     *,
+    num_runs: int = 1,
     comparable: bool = True,
     reason: str = "",
 ) -> Verdict:
-    """Does a measured difference bear out the printed one? One rule for all notebooks.
+    r"""Does a measured difference bear out the printed one? One rule for all notebooks.
 
-    With the mean difference d, its 95 % interval I and the printed difference p, the first that
-    holds: fewer than 3 seeds, or another protocol, profile or data: "not comparable"; 0 in I:
-    "no difference seen"; d and p of opposite sign: "opposite"; p in I: "reproduced"; otherwise
-    "same direction". Bounds belong to I. A printed difference of zero has no direction: unless
-    0 lies in I, it is "not comparable".
+    With our mean difference d, its 95 % interval I over n seeds, the printed difference p of m
+    runs a side, and the interval in which the difference printed by a paper like ours would lie,
+
+    .. math:: P = d \pm t_{0.975,\, n-1} \sqrt{s_d^2 / n + (s_a^2 + s_b^2) / m},
+
+    the first that holds: fewer than 3 seeds, or another protocol, profile or data: "not
+    comparable"; p in P and 0 not in I, d and p of one sign: "reproduced"; p in P otherwise:
+    "undecided"; 0 in I: "not reproduced"; of one sign: "other size"; else "opposite". Bounds
+    belong to their interval. A printed 0 has the sign of any d.
 
     Args:
         printed_difference: treatment minus baseline as printed, in the unit of ``difference``;
             nan where the paper prints nothing.
         difference: from `paired_difference`.
+        num_runs: ``m``, runs behind each printed side. Their seeds are taken as unpaired.
         comparable: false if protocol, profile or data are not the paper's.
         reason: why not, shown in place of the numbers.
 
@@ -224,27 +287,34 @@ def verdict(
         ``Verdict(word, reason)``.
 
     Example:
-        >>> measured = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10)
+        >>> measured = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10, spread=0.2)
         >>> verdict(-0.42, measured).word
         'reproduced'
-        >>> print(verdict(-0.11, measured._replace(high=-0.2)).reason)
-        measured -0.4 [-0.7, -0.2], n = 10; printed -0.11 lies outside
+        >>> print(verdict(-1.4, measured, num_runs=10).reason)
+        measured -0.4 [-0.7, -0.1], n = 10; such a paper prints [-0.7324, -0.06763]; printed -1.4
     """
     refused = _not_comparable(printed_difference, difference.n, comparable, reason)
     if refused:
         return refused
+    if num_runs < 1 or math.isnan(difference.spread):
+        raise ParameterError(
+            f"num_runs = {num_runs} is to be at least 1, and spread = {difference.spread} a number"
+        )
     mean, low, high = difference[:3]
-    numbers = f"measured {mean:+.4g} [{low:+.4g}, {high:+.4g}], n = {difference.n}"
-    printed = f"printed {printed_difference:+.4g}"
-    if _inside(0.0, low, high):
-        return Verdict("no difference seen", f"{numbers} includes 0; {printed}")
-    if printed_difference == 0:
-        return Verdict("not comparable", f"{numbers}; {printed}, which has no direction")
-    if mean * printed_difference < 0:
-        return Verdict("opposite", f"{numbers}; {printed} has the other sign")
-    if _inside(printed_difference, low, high):
-        return Verdict("reproduced", f"{numbers}; {printed} lies inside")
-    return Verdict("same direction", f"{numbers}; {printed} lies outside")
+    spread = _t_quantile(difference.n) * difference.spread / math.sqrt(num_runs)
+    half = math.hypot(difference.half_width, spread)
+    numbers = (
+        f"measured {mean:+.4g} [{low:+.4g}, {high:+.4g}], n = {difference.n}; such a paper prints "
+        f"[{mean - half:+.4g}, {mean + half:+.4g}]; printed {printed_difference:+.4g}"
+    )
+    predicted = _inside(printed_difference, mean - half, mean + half)
+    no_difference = _inside(0.0, low, high)
+    same_sign = mean * printed_difference >= 0
+    if predicted:
+        return Verdict("undecided" if no_difference or not same_sign else "reproduced", numbers)
+    if no_difference:
+        return Verdict("not reproduced", numbers)
+    return Verdict("other size" if same_sign else "opposite", numbers)
 
 
 def verdict_single(

@@ -11,10 +11,13 @@ from hardtrain import ParameterError
 from hardtrain.statistics import (
     PairedDifference,
     direction,
+    holm,
+    holm_corrected,
     mean_interval,
     paired_difference,
     percentile_bounds,
     prediction_interval,
+    sampling_deviation,
     verdict,
     verdict_single,
 )
@@ -98,9 +101,10 @@ def test_prediction_interval_rejects_no_runs():
 
 
 def test_paired_difference_by_hand():
-    # differences 1, 2, 3; t = 2 / (1 / sqrt(3)) = 3.4641, p = 0.07418
+    # differences 1, 2, 3; t = 2 / (1 / sqrt(3)) = 3.4641, p = 0.07418; variances 121 and 100
     difference = paired_difference({0: 11.0, 1: 22.0, 2: 33.0}, {0: 10.0, 1: 20.0, 2: 30.0})
-    assert difference == pytest.approx((2.0, -0.48414, 4.48414, 0.07418, 3), abs=1e-5)
+    spread = math.sqrt(221)
+    assert difference == pytest.approx((2.0, -0.48414, 4.48414, 0.07418, 3, spread), abs=1e-5)
 
 
 def test_paired_difference_matches_scipy_and_pairs_by_seed():
@@ -134,21 +138,31 @@ def test_paired_difference_ignores_a_value_without_partner_even_if_nan():
 
 
 def test_paired_difference_of_one_pair_has_no_bounds():
-    mean, low, high, p, n = paired_difference({0: 2.0}, {0: 1.5})
+    mean, low, high, p, n, spread = paired_difference({0: 2.0}, {0: 1.5})
     assert (mean, n) == (0.5, 1)
-    assert all(math.isnan(x) for x in (low, high, p))
+    assert all(math.isnan(x) for x in (low, high, p, spread))
 
 
-def test_paired_difference_of_equal_differences_has_zero_width():
-    # 0.3 - 0.2, 0.5 - 0.4 and 0.9 - 0.8 differ in their last bits
-    difference = paired_difference({0: 0.3, 1: 0.5, 2: 0.9}, {0: 0.2, 1: 0.4, 2: 0.8})
-    assert difference.half_width == 0
-    assert difference.p == 0.0
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 10])
+def test_equal_differences_are_judged_by_the_exact_sign_test(n):
+    # i/10 - (i-1)/10 differ in their last bits
+    better = {i: (i + 1) / 10 for i in range(n)}
+    difference = paired_difference(better, {i: i / 10 for i in range(n)})
     assert difference.mean == pytest.approx(0.1)
+    assert difference.p == pytest.approx(scipy.stats.binomtest(n, n).pvalue, rel=1e-12)
+    assert difference.half_width == (0 if n >= 6 else math.inf)  # 2 / 2^6 = 0.03
+    assert direction(difference) == ("higher" if n >= 6 else WORDS[n >= 3])
+    assert difference.spread == pytest.approx(math.sqrt(2) * np.std(list(better.values()), ddof=1))
+
+
+WORDS = ("too few seeds", "no difference seen")
+
+
+def test_differences_that_are_all_zero_say_nothing():
     values = {0: 0.3, 1: 0.5, 2: 0.9}
-    assert paired_difference(values, values) == (0.0, 0.0, 0.0, 1.0, 3)
+    assert paired_difference(values, values)[:5] == (0.0, -math.inf, math.inf, 1.0, 3)
     rounded = {0: 0.1 + 0.2, 1: 0.5, 2: 0.9}
-    assert paired_difference(rounded, values) == (0.0, 0.0, 0.0, 1.0, 3)
+    assert paired_difference(rounded, values)[:5] == (0.0, -math.inf, math.inf, 1.0, 3)
 
 
 def test_paired_difference_keeps_a_small_true_spread():
@@ -184,8 +198,9 @@ def test_paired_difference_finds_no_effect_as_rarely_as_it_says():
 # --- verdicts --------------------------------------------------------------------------------
 
 
-def measured(low, high, n=10):
-    return PairedDifference((low + high) / 2, low, high, 0.5, n)
+def measured(low, high, n=10, spread=0.0):
+    """Without a spread, P is I."""
+    return PairedDifference((low + high) / 2, low, high, 0.5, n, spread)
 
 
 @pytest.mark.parametrize(
@@ -196,37 +211,97 @@ def measured(low, high, n=10):
         (-0.7, measured(-0.7, -0.1), "reproduced"),  # bounds belong to the interval
         (-0.1, measured(-0.7, -0.1), "reproduced"),
         (10.19 - 10.10, measured(0.09, 0.3), "reproduced"),  # 0.08999999999999986
-        (-0.71, measured(-0.7, -0.1), "same direction"),
-        (-0.09, measured(-0.7, -0.1), "same direction"),
-        (0.8, measured(0.1, 0.7), "same direction"),
+        (-0.71, measured(-0.7, -0.1), "other size"),
+        (-0.09, measured(-0.7, -0.1), "other size"),
+        (0.8, measured(0.1, 0.7), "other size"),
         (0.42, measured(-0.7, -0.1), "opposite"),
         (-0.05, measured(0.1, 0.7), "opposite"),
-        (0.42, measured(-0.1, 0.7), "no difference seen"),
-        (-0.42, measured(-0.1, 0.7), "no difference seen"),  # before "opposite"
-        (0.42, measured(0.0, 0.7), "no difference seen"),
-        (0.42, measured(-0.7, 0.0), "no difference seen"),
-        (0.0, measured(-0.1, 0.7), "no difference seen"),
-        (0.0, measured(0.1, 0.7), "not comparable"),
+        (0.42, measured(-0.1, 0.7), "undecided"),
+        (-0.05, measured(-0.1, 0.7), "undecided"),
+        (-0.42, measured(-0.1, 0.7), "not reproduced"),  # before "opposite"
+        (0.8, measured(-0.1, 0.7), "not reproduced"),
+        (0.42, measured(0.0, 0.7), "undecided"),
+        (0.42, measured(-0.7, 0.0), "not reproduced"),
+        (0.0, measured(-0.1, 0.7), "undecided"),
+        (0.0, measured(0.1, 0.7), "other size"),
         (math.nan, measured(0.1, 0.7), "not comparable"),
         (-0.42, measured(-0.7, -0.1, n=3), "reproduced"),
         (-0.42, measured(-0.7, -0.1, n=2), "not comparable"),  # before all others
         (0.42, measured(-0.7, 0.7, n=2), "not comparable"),
         (-0.42, PairedDifference(-0.4, math.nan, math.nan, math.nan, 1), "not comparable"),
-        (0.5, PairedDifference(0.5, 0.5, 0.5, 0.0, 3), "reproduced"),
-        (0.5, PairedDifference(0.0, 0.0, 0.0, 1.0, 3), "no difference seen"),
+        (0.5, PairedDifference(0.5, 0.5, 0.5, 0.03, 6, 0.0), "reproduced"),
+        (0.5, PairedDifference(0.5, -math.inf, math.inf, 0.25, 3, 0.0), "undecided"),
     ],
 )
 def test_verdict_follows_the_rule(printed, difference, word):
     assert verdict(printed, difference).word == word
 
 
+T9 = 2.262157  # quantile 0.975 of Student's t with 9 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "num_runs"),
+    [(-0.6 - 0.4, -0.8 - 0.4, 1), (-0.4 - 0.4, -0.5 - 0.4, 4), (0.05, 0.36, 1)],
+)
+def test_the_papers_own_spread_widens_the_interval(inside, outside, num_runs):
+    # half width of I: 0.3; of P: sqrt(0.09 + (T9 * 0.3)^2 / m) = 0.742 for m = 1, 0.453 for m = 4
+    difference = measured(-0.7, -0.1, spread=0.3)
+    assert verdict(inside, difference, num_runs=num_runs).word in ("reproduced", "undecided")
+    word = "other size" if outside < 0 else "opposite"
+    assert verdict(outside, difference, num_runs=num_runs).word == word
+
+
+def test_another_sign_is_no_reproduction():
+    assert verdict(0.05, measured(-0.7, -0.1, spread=0.3)).word == "undecided"
+    assert verdict(-0.05, measured(-0.7, -0.1, spread=0.3)).word == "reproduced"
+
+
 def test_verdict_gives_the_numbers():
-    assert verdict(-0.42, measured(-0.7, -0.1)).reason == (
-        "measured -0.4 [-0.7, -0.1], n = 10; printed -0.42 lies inside"
+    assert verdict(-0.42, measured(-0.7, -0.1, spread=0.3)).reason == (
+        "measured -0.4 [-0.7, -0.1], n = 10; such a paper prints [-1.142, +0.342]; printed -0.42"
     )
-    assert "includes 0" in verdict(-0.42, measured(-0.7, 0.1)).reason
-    assert "other sign" in verdict(0.42, measured(-0.7, -0.1)).reason
     assert verdict(-0.42, measured(-0.7, -0.1, n=2)).reason == "2 of at least 3 seeds"
+
+
+@pytest.mark.parametrize("wrong", [{"num_runs": 0}, {"num_runs": -1}])
+def test_verdict_needs_runs_and_a_spread(wrong):
+    with pytest.raises(ParameterError, match="num_runs"):
+        verdict(0.1, measured(0.1, 0.7), **wrong)
+    with pytest.raises(ParameterError, match="spread = nan"):
+        verdict(0.1, PairedDifference(0.4, 0.1, 0.7, 0.5, 10))
+
+
+def replications(n, num_runs, effect, printed, correlation, count=2000):
+    """Words for ``count`` papers of ``num_runs`` runs a side and our ``n`` paired seeds; all runs
+    have deviation 1. ``printed``: the paper's true effect, or, of none, its number."""
+    draw = np.random.default_rng([n, num_runs, round(10 * correlation)]).normal
+    shared = math.sqrt(correlation) * draw(size=(count, 1, n))
+    sides = shared + math.sqrt(1 - correlation) * draw(size=(count, 2, n))
+    papers = draw(size=(count, 2, num_runs)).mean(axis=2)
+    words = []
+    for (treatment, baseline), (theirs, plain) in zip(sides, papers, strict=True):
+        numbers = dict(enumerate(treatment + effect)), dict(enumerate(baseline))
+        number = theirs - plain + effect if printed is None else printed
+        words.append(verdict(number, paired_difference(*numbers), num_runs=num_runs).word)
+    return pd.Series(words).value_counts(normalize=True)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+@pytest.mark.parametrize("num_runs", [1, 2, 10])
+@pytest.mark.parametrize("n", [3, 5, 10, 30])
+def test_a_true_effect_is_denied_in_one_of_twenty_replications(n, num_runs, correlation):
+    found = replications(n, num_runs, effect=1.0, printed=None, correlation=correlation)
+    kept = found.get("reproduced", 0) + found.get("undecided", 0)
+    assert kept >= 0.95 - 0.015  # three standard errors of 2000 draws
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 10])
+def test_a_printed_effect_that_does_not_exist_is_denied(num_runs):
+    # 4 standard errors of the difference between a paper's number and ours
+    errors = 4 * math.sqrt(2 / 10 + 2 / num_runs)
+    found = replications(10, num_runs, effect=0.0, printed=errors, correlation=0.0)
+    assert found.get("not reproduced", 0) + found.get("opposite", 0) >= 0.9
 
 
 def test_verdict_of_another_protocol_is_not_comparable():
@@ -261,6 +336,43 @@ def test_verdict_single_is_not_comparable_when_it_should_be():
     assert verdict_single(math.nan, [1.0, 1.1, 1.2]).word == "not comparable"
     refused = verdict_single(1.0, [1.0, 1.1, 1.2], comparable=False, reason="other data")
     assert refused == ("not comparable", "other data")
+
+
+# --- many questions, one test set ----------------------------------------------------------------
+
+
+def test_holm_gives_the_numbers_of_statsmodels():
+    # statsmodels.stats.multitest.multipletests(p, method="holm"), version 0.14
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.5, 0.04]
+    expected = [0.05, 0.12, 0.12, 0.03, 0.5, 0.12]
+    assert holm(p_values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_holm_leaves_nan_out_and_stops_at_one():
+    assert holm([0.6, math.nan, 0.7]) == pytest.approx([1.0, math.nan, 1.0], nan_ok=True)
+    assert holm([]) == []
+
+
+def test_holm_claims_something_of_nothing_in_one_of_twenty_tables():
+    p_values = np.random.default_rng(7).uniform(size=(4000, 5))
+    assert 0.035 <= np.mean([min(holm(row)) < 0.05 for row in p_values]) <= 0.065
+
+
+def test_holm_corrected_changes_p_alone():
+    pair = [measured(0.1, 0.7)._replace(p=p) for p in (0.01, 0.04)]
+    corrected = holm_corrected([pair[0], None, pair[1]])
+    assert corrected[1] is None
+    assert [one.p for one in corrected[::2]] == pytest.approx([0.02, 0.04])
+    assert corrected[0]._replace(p=0.01) == pair[0]
+
+
+def test_sampling_deviation_is_that_of_a_binomial():
+    assert sampling_deviation(0.032, 359) == pytest.approx(
+        scipy.stats.binom(359, 0.032).std() / 359
+    )
+    for wrong in ((-0.1, 10), (1.1, 10), (0.5, 0)):
+        with pytest.raises(ParameterError, match="no error and size"):
+            sampling_deviation(*wrong)
 
 
 # --- directions and percentiles ------------------------------------------------------------------

@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from hardtrain import checks
-from hardtrain.data import downloads, npz
+from hardtrain.data import downloads, folders, npz
 from hardtrain.data.stratify import eighty_twenty, pick_per_class, proportional
 from hardtrain.errors import DataError, ParameterError, unknown_name
 
@@ -98,6 +99,32 @@ class ImageDataset:
         digest.update(labels.astype("<i8").data)
         dataset = cls(name, split, pixels, torch.from_numpy(labels), names, digest.hexdigest())
         return dataset.to(device)
+
+    @classmethod
+    def from_torch(
+        cls,
+        dataset: Any,
+        *,
+        name: str = "dataset",
+        split: str = "train",
+        device: str | torch.device = "cpu",
+    ) -> "ImageDataset":
+        """From a data set of torchvision or Hugging Face, or any other with ``len`` and items.
+
+        Args:
+            dataset: items ``(image, label)``, or mappings with ``image`` (``img``) and ``label``.
+                Its ``classes`` or ``features["label"].names`` become the class names.
+
+        Raises:
+            DataError: naming the item, what it is and what is allowed.
+
+        Example:
+            >>> pairs = [(torch.rand(3, 8, 8), k % 2) for k in range(4)]
+            >>> ImageDataset.from_torch(pairs, name="noise")
+            ImageDataset(noise train: 4 images 3x8x8, 2 classes, cpu)
+        """
+        arrays = folders.read_items(f"{name} ({split})", dataset)
+        return cls.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -211,9 +238,11 @@ def load_dataset(
 
     Args:
         name_or_path: a name of `DATASETS`; else one file ``X.npz``, split 80/20 per class by
-            content alone, a prefix ``P`` (``P_train.npz``, ``P_test.npz``), or a folder
-            (``train.npz``, ``test.npz``). ``digits`` (1,438 + 359 images 8x8) needs no file;
-            its pixels 0..16 are scaled to 0..255, halves rounded up.
+            content alone, a prefix ``P`` (``P_train.npz``, ``P_test.npz``), a folder
+            (``train.npz``, ``test.npz``), or a folder of pictures (``train/CLASS/*.png`` and
+            ``test/CLASS/*.png``, or ``CLASS/*.png``; see `folders.read_folder`). ``digits``
+            (1,438 + 359 images 8x8) needs no file; its pixels 0..16 are scaled to 0..255, halves
+            rounded up.
         split: ``"train"`` or ``"test"``.
         root: folder of the named sets; default ``$HARDTRAIN_DATA``, else the user's cache
             folder. What is missing there is downloaded once.
@@ -243,7 +272,9 @@ def load_dataset(
     elif path.is_file():
         arrays, name = npz.read_one(path, split), path.stem
     else:
-        arrays, name = npz.read_pair(_own_files(name, path), split), path.name
+        pictures = folders.read_folder(path, split) if path.is_dir() else None
+        arrays = pictures or npz.read_pair(_own_files(name, path), split)
+        name = path.name
     return ImageDataset.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
 
 

@@ -2,9 +2,11 @@
 
 A file holds ``images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, ``labels`` integers ``(N,)`` from
 0, and optionally ``class_names`` ``(K,)``. A set is one such file or a pair of them, ``train``
-and ``test``.
+and ``test``. Labels from 1, texts and one-hot rows are read, too, and images with alpha (which
+is dropped) or of 16 bits.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -100,6 +102,57 @@ def class_numbers(source: str | Path, labels: np.ndarray) -> tuple[str, ...]:
     return tuple(map(str, range(largest + 1)))
 
 
+# ---- other forms of labels and images
+
+
+def plain_labels(
+    source: str | Path, parts: Sequence[np.ndarray], class_names: tuple[str, ...] | None
+) -> tuple[list[np.ndarray], tuple[str, ...] | None]:
+    """The labels of a set's splits as integers from 0, and the names that they bring.
+
+    One-hot rows and bools become numbers, texts the position of their sorted names (or of
+    ``class_names``). Integers from 1 are moved to 0, if no class name is left over by that; a
+    warning says so. Whatever else there is stays as it is, for `check_labels` to refuse.
+    """
+    parts = [_one_hot(labels) for labels in parts]
+    if all(labels.dtype.kind in "US" for labels in parts):
+        texts = [np.char.decode(part) if part.dtype.kind == "S" else part for part in parts]
+        names = class_names or tuple(np.unique(np.concatenate(texts)).tolist())
+        number = {name: k for k, name in enumerate(names)}
+        for text in {str(text) for part in texts for text in part} - set(names):
+            raise DataError(f"{source}: label {text!r} is not among class_names {list(names)}")
+        return [np.array([number[str(t)] for t in part], np.int64) for part in texts], names
+    whole = [labels for labels in parts if labels.ndim == 1 and labels.dtype.kind in "iu"]
+    if len(whole) == len(parts) and min((p.min() for p in whole if p.size), default=0) == 1:
+        largest = max(int(part.max()) for part in whole if part.size)
+        if class_names is None or largest == len(class_names):
+            warnings.warn(f"{source}: labels start at 1; 1 becomes class 0", stacklevel=2)
+            if class_names is None and largest < max(1000, sum(map(len, whole))):
+                class_names = tuple(map(str, range(1, largest + 1)))
+            return [part.astype(np.int64) - 1 for part in whole], class_names
+    return parts, class_names
+
+
+def _one_hot(labels: np.ndarray) -> np.ndarray:
+    if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.size:
+        if np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+            return labels.argmax(axis=1)
+    return labels
+
+
+def plain_images(source: str | Path, images: np.ndarray) -> np.ndarray:
+    """Images of 16 bits as 8, and without alpha; others as they are."""
+    if images.dtype == np.uint16:
+        images = (images // 257).astype(np.uint8)
+    if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 4:
+        if (images[..., 3] != 255).any():
+            warnings.warn(
+                f"{source}: images are partly transparent; alpha is dropped", stacklevel=2
+            )
+        images = images[..., :3]
+    return images
+
+
 # ---- reading and writing
 
 
@@ -117,6 +170,8 @@ def read_one(path: Path, split: str) -> Arrays:
                 f"{str(path).removesuffix(f'{part}.npz').rstrip('_')!r}, or rename {twin.name}"
             )
     images, labels, class_names = _read(path)
+    (labels,), class_names = plain_labels(path, [labels], class_names)
+    labels = check_pair(path, images, labels, len(class_names) if class_names else None)
     chosen = eighty_twenty(labels, split)
     return Arrays(images[chosen], labels[chosen], class_names or class_numbers(path, labels))
 
@@ -131,6 +186,8 @@ def read_pair(files: Mapping[str, Path], split: str) -> Arrays:
     path, other = files[split], files["test" if split == "train" else "train"]
     images, labels, class_names = _read(path)
     if not other.exists():
+        (labels,), class_names = plain_labels(path, [labels], class_names)
+        labels = check_pair(path, images, labels, len(class_names) if class_names else None)
         return Arrays(images, labels, class_names or class_numbers(path, labels))
     _, other_labels, other_names = _read(other, with_images=False)
     if class_names and other_names and class_names != other_names:
@@ -139,11 +196,12 @@ def read_pair(files: Mapping[str, Path], split: str) -> Arrays:
                 raise DataError(
                     f"{path} and {other} disagree: class {k} is {name!r} and {other_name!r}"
                 )
-    class_names = class_names or other_names
-    if not class_names:
-        class_names = class_numbers(path, np.concatenate([labels, other_labels]))
-    check_labels(path, labels, len(class_names))
-    check_labels(other, other_labels, len(class_names))
+    given = class_names or other_names
+    (labels, other_labels), class_names = plain_labels(path, [labels, other_labels], given)
+    count = len(class_names) if class_names else None
+    labels = check_pair(path, images, labels, count)
+    other_labels = check_labels(other, other_labels, count)
+    class_names = class_names or class_numbers(path, np.concatenate([labels, other_labels]))
     return Arrays(images, labels, class_names)
 
 
@@ -159,7 +217,7 @@ def write_npz(
 def _read(
     path: Path, *, with_images: bool = True
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...] | None]:
-    """``(images, labels, class_names)`` of one file, checked; no names: None, no images: empty."""
+    """``(images, labels, class_names)`` of one file; no names: None, no images: empty."""
     wanted = {"images", "labels", "class_names"} if with_images else {"labels", "class_names"}
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -188,8 +246,5 @@ def _read(
         class_names = tuple(
             name.decode() if isinstance(name, bytes) else name for name in class_names.tolist()
         )
-    num_classes = len(class_names) if class_names else None
-    if not with_images:
-        return np.empty(0), check_labels(path, arrays["labels"], num_classes), class_names
-    labels = check_pair(path, arrays["images"], arrays["labels"], num_classes)
-    return arrays["images"], labels, class_names
+    images = plain_images(path, arrays["images"]) if with_images else np.empty(0)
+    return images, arrays["labels"], class_names

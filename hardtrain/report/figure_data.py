@@ -40,6 +40,7 @@ def figure_data(
     artefact: str = "",
     store: RunStore | None = None,
     use_committed: bool = True,
+    train_missing: bool = True,
     **settings,
 ) -> dict[str, np.ndarray]:
     """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
@@ -51,6 +52,9 @@ def figure_data(
     them, too; one that takes a ``store`` is given that in place of the artefacts, to read them one
     at a time. Among the settings ``device`` and ``data_root`` say where something is, not what.
     Where the image sets are at hand, their fingerprints must agree, too.
+
+    Raises:
+        RecordError: a run lacks its artefact, and ``train_missing`` is false.
     """
     places = {key: settings.pop(key) for key in _PLACES if key in settings}
     versions = dict(sorted(_versions(make)))
@@ -62,8 +66,9 @@ def figure_data(
     if content is None:
         taken = inspect.signature(make).parameters
         given = {key: value for key, value in (("runs", runs), ("store", store)) if key in taken}
-        loads = artefact and "store" not in taken
-        artefacts = [load_artefacts(runs, artefact, store)] if loads else []
+        artefacts = []
+        if artefact and "store" not in taken:
+            artefacts = [load_artefacts(runs, artefact, store, train_missing=train_missing)]
         arrays = make(*artefacts, **given, **settings, **places)
         about = {"origin": origin, "fingerprints": json.dumps(at_hand)}
         about |= {"function": f"{make.__module__}:{make.__qualname__}", "code": code_digest(make)}

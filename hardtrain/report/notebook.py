@@ -15,10 +15,11 @@ import torch
 
 from hardtrain import checks
 from hardtrain.data.images import DATASETS, load_dataset
-from hardtrain.errors import ParameterError, StoreError, unknown_name
+from hardtrain.errors import ParameterError, RecordError, StoreError, unknown_name
 from hardtrain.files import project_root, sha256, store_errors, write_atomically
 from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
+from hardtrain.report.claims import Claim, claims_table, findings_text
 from hardtrain.report.figure_data import figure_data
 from hardtrain.report.text import to_markdown
 from hardtrain.runs.results import load_history, write_results
@@ -29,7 +30,7 @@ from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 # parameters that do not change numbers, or that the caption names anyway
-_ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed")
+_ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed", "train")
 
 
 def _each_entry(check: Callable[[str, object], object], name: str, value: object) -> None:
@@ -118,7 +119,7 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
             raise ParameterError(f"{name} = [] is empty; give at least one")
     for name in chosen.get("networks", ()):
         checks.choice("network", name, NETWORKS)
-    trains = not namespace.get("use_committed", True)
+    trains = not namespace.get("use_committed", True) and namespace.get("train", True)
     for name in chosen.get("datasets", ()):
         if trains or name not in DATASETS:  # committed results can be looked at without the data
             for split in ("train", "test"):
@@ -164,6 +165,7 @@ class Notebook:
                 check(setting, value)
         p.changed += [key for key in changed if key not in (*p.changed, *_ELSEWHERE)]
         self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
+        self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
         self.out = self._folder(name, namespace["out_dir"])
         self.store = RunStore()
@@ -189,8 +191,15 @@ class Notebook:
         return folder
 
     def run(self, runs: Iterable[Run]) -> pd.DataFrame:
-        """Train what is missing of ``runs``; a row for each, as ``run_missing`` gives it."""
-        return run_missing(runs, self.store, engine=self.engine, use_committed=self.use_committed)
+        """Train what is missing of ``runs``; a row for each, as ``run_missing`` gives it. With the
+        notebook's parameter ``train`` false nothing is trained: a row for each that there is."""
+        return run_missing(
+            runs,
+            self.store,
+            engine=self.engine,
+            use_committed=self.use_committed,
+            train_missing=self.trains,
+        )
 
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
@@ -205,12 +214,48 @@ class Notebook:
 
     def figure_data(self, name: str, make: Callable, *, runs=(), artefact: str = "", **settings):
         """Arrays by name, as `figure_data.figure_data` computes or finds them; ``device`` and
-        ``data_root`` are given to a ``make`` that takes them."""
+        ``data_root`` are given to a ``make`` that takes them. ``None``, and a line that says so,
+        where runs are missing and nothing is to be trained."""
         taken = inspect.signature(make).parameters
         settings |= {place: value for place, value in self.places.items() if place in taken}
         settings |= {"store": self.store, "use_committed": self.use_committed}
+        settings |= {"train_missing": self.trains}
+        try:
+            found = figure_data(name, make, self.out, runs=runs, artefact=artefact, **settings)
+        except RecordError as error:
+            if self.trains:
+                raise
+            print(f"{name}: not drawn, since {error}")
+            return None
         self._written.add(f"{name}.npz")
-        return figure_data(name, make, self.out, runs=runs, artefact=artefact, **settings)
+        return found
+
+    def say(self, *sentences: str) -> None:
+        """Show sentences on the results as a paragraph; empty ones are left out.
+
+        Every number in them must stand in a table of this folder (a test compares).
+        """
+        from IPython.display import Markdown, display
+
+        if paragraph := " ".join(filter(None, sentences)):
+            display(Markdown(paragraph))
+
+    def findings(self) -> None:
+        """Show what `claims` finds, once it has found it: in the opening of the notebook."""
+        from IPython.display import Markdown, display
+
+        display(Markdown("The findings stand here once all cells have run."), display_id="findings")
+
+    def claims(self, claims: Sequence[Claim], scale: str | None = None):
+        """Judge the paper's claims: write ``claims.csv``, give the table, and show its sentences
+        where `findings` stands. ``scale`` says on what; default: the caption."""
+        from IPython.display import Markdown, update_display
+
+        table = claims_table(claims, self.caption if scale is None else scale)
+        write_atomically(self.out / "claims.csv", table.to_csv(index=False).encode())
+        self._written.add("claims.csv")
+        update_display(Markdown(findings_text(table)), display_id="findings")
+        return Markdown(to_markdown(table.drop(columns="scale")))
 
     def save_figure(self, fig, name: str, note: str | None = None) -> None:
         """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it."""
@@ -228,6 +273,8 @@ class Notebook:
         if not name.startswith("table_") or Path(name).name != name:
             raise ParameterError(f"name = {name!r} is not table_... without a folder")
         note = self.caption if note is None else note
+        if questions := frame.attrs.get("questions", 0):
+            note += f"{'; ' if note else ''}p values Holm-corrected over {questions} questions"
         markdown = to_markdown(frame) + (f"\n*{note}*\n" if note else "")
         write_atomically(self.out / f"{name}.csv", frame.to_csv(index=False).encode())
         write_atomically(self.out / f"{name}.md", markdown.encode())

@@ -12,7 +12,15 @@ import pandas as pd
 
 from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import PairedDifference, mean_interval, paired_difference, verdict
+from hardtrain.statistics import (
+    PairedDifference,
+    holm_corrected,
+    mean_interval,
+    paired_difference,
+    sampling_deviation,
+    verdict,
+    verdict_single,
+)
 
 MISSING = "not run"
 Arms = Mapping[object, Sequence[Run]]  # by label: a text, or a tuple with one for each column
@@ -31,11 +39,13 @@ TEST_LOSS = Metric("test_loss")
 
 
 class Protocol(NamedTuple):
-    """Whether ours is the paper's, and if not, why not; and what to say of a cell not run."""
+    """Whether ours is the paper's, and if not, why not; what to say of a cell not run; how many
+    runs are behind each printed number."""
 
     comparable: bool
     reason: str = ""
     not_run: str = MISSING
+    num_runs: int = 1
 
 
 def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], column: str) -> pd.Series:
@@ -134,10 +144,11 @@ def arms_table(
 
     Returns:
         Text columns ``names``; for each metric ``mean ± half width (n = ...)``, and behind it,
-        for each baseline, the paired difference with its p.
+        for each baseline, the paired difference with its p, which is corrected over all of the
+        table (`corrected_columns`).
     """
     compared = list(shown)[:1] if compared is None else compared
-    rows = []
+    rows, digits = [], {}
     for label, arm in arms.items():
         row = dict(zip(names, label if isinstance(label, tuple) else (label,), strict=True))
         for heading, metric in shown.items():
@@ -145,10 +156,32 @@ def arms_table(
             for name, base in (baselines or {}).items() if heading in compared else ():
                 other = base.get(label, ()) if isinstance(base, Mapping) else arms[base]
                 same = [run.key for run in arm] == [run.key for run in other]
-                gap = None if same else difference(results, arm, other, metric)
-                row[f"{heading} minus {name}"] = format_difference(gap, metric.digits)
+                row[f"{heading} minus {name}"] = (
+                    None if same else difference(results, arm, other, metric)
+                )
+                digits[f"{heading} minus {name}"] = metric.digits
         rows.append(row)
-    return pd.DataFrame(rows)
+    return corrected_columns(pd.DataFrame(rows), digits)
+
+
+def corrected_columns(frame: pd.DataFrame, digits: Mapping[str, int]) -> pd.DataFrame:
+    """A frame whose columns of paired differences become text, their p values Holm-corrected
+    over all of them.
+
+    Args:
+        frame: in the columns named in ``digits`` a `PairedDifference` or ``None`` a cell.
+        digits: decimals by column.
+
+    Returns:
+        The frame; its ``attrs["questions"]`` counts the corrected p values, which
+        ``Notebook.save_table`` says in the note.
+    """
+    cells = [(i, name) for name in digits for i in range(len(frame))]
+    gaps = [frame.at[i, name] for i, name in cells]
+    for (i, name), gap in zip(cells, holm_corrected(gaps), strict=True):
+        frame.at[i, name] = format_difference(gap, digits[name])
+    frame.attrs["questions"] = sum(gap is not None and not math.isnan(gap.p) for gap in gaps)
+    return frame
 
 
 def verdict_cells(
@@ -158,6 +191,7 @@ def verdict_cells(
     *,
     digits: int = 2,
     was_run: bool = True,
+    picked: bool = False,
 ) -> dict[str, str]:
     """The end of a row that stands beside a printed one.
 
@@ -167,6 +201,7 @@ def verdict_cells(
         protocol: whether the two can be compared.
         digits: decimals.
         was_run: whether any of the cell's runs was made here.
+        picked: the cell is the best of several on the test set, so it gets no verdict.
 
     Returns:
         ``Δ, paper``, ``Δ, here`` (with its p), ``verdict`` and ``why``.
@@ -175,13 +210,53 @@ def verdict_cells(
     cells["Δ, here"] = format_difference(found, digits)
     if found is None and not was_run:
         return cells | {"verdict": MISSING, "why": protocol.not_run}
+    if picked:
+        return cells | {"verdict": "no verdict", "why": "the best of several on the test set"}
     if found is None:
         return cells | {"verdict": "not comparable", "why": "no seed finished with both"}
     is_printed = not math.isnan(printed)
     outcome = verdict(
         printed,
         found,
+        num_runs=protocol.num_runs,
         comparable=protocol.comparable and is_printed,
         reason=protocol.reason if is_printed else "the paper has no such cell",
     )
     return cells | {"verdict": outcome.word, "why": outcome.reason}
+
+
+def level_verdicts(
+    results: pd.DataFrame,
+    printed: Mapping[str, tuple[Sequence[Run], float]],
+    protocol: Protocol,
+    metric: Metric = TEST_ERROR,
+) -> str:
+    """Could each arm's printed level have come from runs like ours? A difference at another
+    level is no reproduction.
+
+    Args:
+        printed: by the arm's name its runs and the printed level, in the metric's unit.
+
+    Returns:
+        ``name: word`` of `verdict_single` for each arm, or that they are not comparable.
+    """
+    words = {}
+    for name, (arm, level) in printed.items():
+        values = metric.scale * metric_by_seed(results, arm, metric.column).dropna()
+        about = {"num_runs": protocol.num_runs, "comparable": protocol.comparable}
+        words[name] = verdict_single(level, values, **about).word if len(values) else MISSING
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{name}: {word}" for name, word in words.items())
+
+
+def sampling_note(results: pd.DataFrame, arm: Sequence[Run], num_test: int) -> str:
+    """By how many points another test set of this size would move an arm's error."""
+    errors = metric_by_seed(results, arm, "test_error").dropna()
+    if errors.empty:
+        return ""
+    points = 100 * sampling_deviation(errors.mean(), num_test)
+    return (
+        f"Another test set of {num_test} images would move an error of {100 * errors.mean():.2f} % "
+        f"by {points:.2f} points (one standard deviation); seeds share this part."
+    )

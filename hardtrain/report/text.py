@@ -24,6 +24,8 @@ def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bo
     sign = "+" if signed else ""
     mean = f"{interval.mean * scale:{sign}z.{digits}f}"
     half = interval.half_width * abs(scale)
+    if math.isinf(half):  # paired differences that are equal, too few for an interval
+        return f"{mean} in each (n = {interval.n})"
     spread = "" if math.isnan(half) else f" ± {half:.{digits}f}"
     return f"{mean}{spread} (n = {interval.n})"
 

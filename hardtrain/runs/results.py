@@ -1,6 +1,7 @@
 """Results as tables: rows of runs, their histories and timings, and the CSV files of a figure
 folder, from which every figure can be drawn again."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) ->
         values = found[run.key]
         leading = {name: values[name] for name in _LEADING}
         rows.append(leading | _cells(run) | {name: values.get(name) for name in METRICS})
-    frame = pd.DataFrame(rows)
+    fields = [item.name for item in dataclasses.fields(Run)]
+    frame = pd.DataFrame(rows, columns=[*_LEADING, *fields, *METRICS])
     numbers = [name for name in METRICS if name != "per_class_error"]
     frame[numbers] = frame[numbers].astype("float64")
     frame["per_class_error"] = frame["per_class_error"].fillna("")

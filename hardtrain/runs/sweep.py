@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from hardtrain import checks
-from hardtrain.errors import DivergedError, ParameterError
+from hardtrain.errors import DivergedError, ParameterError, RecordError
 from hardtrain.runs import halves, train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.progress import Progress
@@ -25,6 +25,7 @@ def run_missing(
     *,
     engine: str = "local",
     use_committed: bool = True,
+    train_missing: bool = True,
 ) -> pd.DataFrame:
     """Train the runs that have no result yet; give one row per run, in the order of ``runs``.
 
@@ -37,6 +38,7 @@ def run_missing(
         store: default ``RunStore()``.
         engine: ``"local"``, in this process, one after the other.
         use_committed: whether results that came with the repository count as finished.
+        train_missing: with false nothing is trained, and runs without a result get no row.
 
     Returns:
         Columns: ``key``, ``fingerprint``, ``source`` ("store" or the folder of the
@@ -68,7 +70,9 @@ def run_missing(
             missing.append(run)
         else:
             rows[key] = row
-    if missing:
+    if not train_missing:
+        runs = [run for run in runs if run.key in rows]
+    elif missing:
         for run in missing:
             train.load_data(run)
         alike: dict[Run, list[Run]] = {}  # but for their seed
@@ -107,13 +111,23 @@ def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[st
 
 
 def load_artefacts(
-    runs: Sequence[Run], name: str, store: RunStore | None = None
+    runs: Sequence[Run],
+    name: str,
+    store: RunStore | None = None,
+    *,
+    train_missing: bool = True,
 ) -> list[dict[str, np.ndarray] | None]:
-    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged."""
+    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged.
+
+    Raises:
+        RecordError: one is missing, and ``train_missing`` is false.
+    """
     for run in runs:
         if name not in run.keep:
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = store or RunStore()
-    rows = run_missing(runs, store, use_committed=False)
+    rows = run_missing(runs, store, use_committed=False, train_missing=train_missing)
+    if len(rows) < len(runs):
+        raise RecordError(f"{len(runs) - len(rows)} of {len(runs)} runs have no {name!r} here")
     records: Any = map(store.load, rows["key"], rows["fingerprint"])
     return [store.load_artefact(record, name) for record in records]

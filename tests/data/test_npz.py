@@ -41,9 +41,12 @@ def test_labels_of_every_integer_type_are_read(tmp_path):
             r"label 255 at index 7 is not in 0\.\.1 \(2 classes\)",
         ),
         ({"labels": np.arange(20) / 1.0}, "labels are float64; save them as integers"),
-        ({"labels": np.arange(20) > 3}, "labels are bool"),
-        ({"labels": np.eye(20, dtype=int)}, r"labels have shape \(20, 20\); allowed: \(N,\)"),
-        ({"labels": np.array(["cat"] * 20)}, "labels are <U3"),
+        ({"labels": np.array([b"a", None] * 10, object)}, "object arrays are not read"),
+        ({"labels": 2 * np.eye(20)}, r"labels have shape \(20, 20\); allowed: \(N,\)"),
+        (
+            {"labels": np.array(["cat"] * 20), "class_names": np.array(["dog"])},
+            r"label 'cat' is not among class_names \['dog'\]",
+        ),
         ({"images": np.ones((20, 8, 8), np.float32)}, "float32 from 1 to 1; save them as uint8"),
         ({"images": np.full((20, 2, 2), np.nan)}, "float64 from nan to nan; save them as uint8"),
         ({"images": np.zeros((20, 8, 8), np.int64)}, "images are int64; save them as uint8"),
@@ -156,3 +159,74 @@ def test_what_is_written_is_what_is_read(tmp_path):
         assert np.array_equal(archive["images"], images)
         assert np.array_equal(archive["labels"], labels)
         assert archive["class_names"].tolist() == list("abcd")
+
+
+# --- other forms of labels and images ------------------------------------------------------------
+
+NUMBERS = np.arange(20) % 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (np.array(["cow", "ant", "dog", "bee"])[NUMBERS], ("ant", "bee", "cow", "dog")),
+        (np.array([b"a", b"b", b"c", b"d"])[NUMBERS], ("a", "b", "c", "d")),
+        (np.eye(4)[NUMBERS], ("0", "1", "2", "3")),
+        (np.eye(4, dtype=bool)[NUMBERS], ("0", "1", "2", "3")),
+        (NUMBERS.astype(np.uint8), ("0", "1", "2", "3")),
+    ],
+)
+def test_labels_in_other_forms_name_the_same_classes(tmp_path, labels, names):
+    path = save_set(tmp_path / "mine.npz", labels=labels)
+    data = load_dataset(path, "train")
+    assert data.class_names == names
+    spelled = [names[k] for k in data.labels.tolist()]
+    plain = load_dataset(save_set(tmp_path / "plain.npz", labels=NUMBERS), "train")
+    order = ["cow", "ant", "dog", "bee"] if names[0] == "ant" else names
+    assert spelled == [order[k] for k in plain.labels.tolist()]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_labels_from_1_become_labels_from_0_with_a_warning(tmp_path, named):
+    about = {"class_names": np.array(list("abcd"))} if named else {}
+    path = save_set(tmp_path / "mine.npz", labels=NUMBERS + 1, **about)
+    with pytest.warns(UserWarning, match=r"mine\.npz: labels start at 1; 1 becomes class 0"):
+        data = load_dataset(path, "train")
+    assert data.class_names == (tuple("abcd") if named else ("1", "2", "3", "4"))
+    assert sorted(set(data.labels.tolist())) == [0, 1, 2, 3]
+
+
+def test_a_first_class_without_samples_is_no_label_from_1(tmp_path):
+    about = {"class_names": np.array(list("abcde"))}
+    data = load_dataset(save_set(tmp_path / "mine.npz", labels=NUMBERS + 1, **about), "train")
+    assert sorted(set(data.labels.tolist())) == [1, 2, 3, 4]
+
+
+def test_both_splits_say_together_what_a_label_means(tmp_path):
+    words = np.array(["ant", "bee", "cow", "dog"])
+    save_set(tmp_path / "train.npz", labels=words[NUMBERS])
+    save_set(tmp_path / "test.npz", labels=words[np.full(20, 3)])
+    data = load_dataset(tmp_path, "test")
+    assert data.class_names == tuple(words)
+    assert set(data.labels.tolist()) == {3}
+    save_set(tmp_path / "train.npz", labels=NUMBERS + 1)
+    save_set(tmp_path / "test.npz", labels=np.full(20, 3))
+    with pytest.warns(UserWarning, match="labels start at 1"):
+        assert set(load_dataset(tmp_path, "test").labels.tolist()) == {2}
+    save_set(tmp_path / "test.npz", labels=np.zeros(20, int))
+    assert load_dataset(tmp_path, "train").num_classes == 5  # the test set has a 0
+
+
+def test_alpha_is_dropped_and_16_bits_become_8(tmp_path):
+    rgba = np.zeros((20, 8, 8, 4), np.uint8)
+    rgba[..., 0], rgba[..., 3] = 7, 255
+    opaque = load_dataset(save_set(tmp_path / "a.npz", images=rgba), "train")
+    assert opaque.images.shape[1:] == (3, 8, 8)
+    assert set(opaque.images[:, 0].flatten().tolist()) == {7}
+    rgba[0, 0, 0, 3] = 9
+    with pytest.warns(UserWarning, match="alpha is dropped"):
+        load_dataset(save_set(tmp_path / "b.npz", images=rgba), "train")
+    deep = np.full((20, 8, 8), 65535, np.uint16)
+    deep[:, 0] = 257 * 3
+    shallow = load_dataset(save_set(tmp_path / "c.npz", images=deep), "train").images
+    assert set(shallow.flatten().tolist()) == {3, 255}

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from hardtrain import DataError, ParameterError, StoreError, checks
 from hardtrain.report import notebook
+from hardtrain.report.claims import Claim
 from hardtrain.report.notebook import Notebook, check_parameters, choose_profile
+from hardtrain.statistics import PairedDifference
 
 PARAMETERS = """
 profile: str = "quick"  # what stays None comes from the profile
@@ -20,6 +22,7 @@ seeds: list[int] = None
 keep: float = 0.5
 share: float = None
 use_committed: bool = True
+train: bool = True
 """
 CHECK = "check_parameters(globals())"
 PROFILES = {
@@ -241,6 +244,70 @@ def test_notebook_trains_what_is_missing_and_knows_what_it_wrote(book, tiny_run,
         (mine.out / name).unlink()
     with pytest.raises(StoreError, match=r"lacks fig_1_a.png, table_1_a.md$"):
         mine.finish()
+
+
+def test_nothing_is_trained_where_train_is_false(book, tiny_run, capsys, monkeypatch):
+    runs = [tiny_run(seed=seed, epochs=1, keep=("features",)) for seed in (0, 1)]
+    book().run(runs[:1])
+    monkeypatch.setattr("hardtrain.runs.sweep.ENGINES", {"local": None})  # cannot be called
+    mine = book("train = False")
+    results, history = mine.results(runs)
+    assert results["seed"].tolist() == [0]
+    assert set(history["key"]) == {runs[0].key}
+    capsys.readouterr()
+    make = {"name": "fig_1", "make": first_features, "artefact": "features"}
+    assert mine.figure_data(**make, runs=runs) is None
+    assert capsys.readouterr().out == (
+        "fig_1: not drawn, since 1 of 2 runs have no 'features' here\n"
+    )
+    assert mine.figure_data(**make, runs=runs[:1])["first"].size == 1
+    nothing, _ = mine.results([tiny_run(seed=7)])
+    assert nothing.empty
+    assert {"key", "test_error", "seed"} <= set(nothing.columns)
+    assert "fig_1.npz" in mine._written
+
+
+def first_features(artefacts):
+    return {"first": artefacts[0]["features"][:1, 0]}
+
+
+def test_claims_are_written_and_fill_the_findings(book, monkeypatch):
+    shown = []
+    for kind in ("display", "update_display"):
+        monkeypatch.setattr(
+            f"IPython.display.{kind}", lambda what, display_id: shown.append((display_id, what))
+        )
+    mine = book()
+    mine.findings()
+    gap = PairedDifference(-0.4, -0.7, -0.1, 0.01, 10, 0.2)
+    table = mine.claims([Claim("It helps.", "error (points)", "lower", gap)])
+    assert [name for name, _ in shown] == ["findings", "findings"]
+    assert "**supports:** It helps." in shown[1][1].data
+    assert mine.caption in shown[1][1].data
+    assert "| It helps. |" in table.data
+    written = pd.read_csv(mine.out / "claims.csv")
+    assert written["scale"].tolist() == [mine.caption]
+    assert "claims.csv" in mine._written
+
+
+def test_sentences_are_shown_as_one_paragraph(book, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    mine = book()
+    mine.say("It is 3.2 %.", "", "So be it.")
+    mine.say("", "")
+    assert [paragraph.data for paragraph in shown] == ["It is 3.2 %. So be it."]
+
+
+def test_the_note_of_a_table_counts_its_questions(book):
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["questions"] = 4
+    mine = book()
+    mine.save_table(frame, "table_1_a", note="three seeds")
+    mine.save_table(frame, "table_2_a", note="")
+    corrected = "p values Holm-corrected over 4 questions*"
+    assert f"*three seeds; {corrected}" in (mine.out / "table_1_a.md").read_text()
+    assert f"*{corrected}" in (mine.out / "table_2_a.md").read_text()
 
 
 def test_notebook_works_where_cells_leave_no_history(book, monkeypatch):

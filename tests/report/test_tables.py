@@ -12,12 +12,15 @@ from hardtrain.report.tables import (
     Metric,
     Protocol,
     arms_table,
+    corrected_columns,
     curves,
     describe,
     difference,
+    level_verdicts,
     mean_over_arms,
     paired,
     per_run,
+    sampling_note,
     verdict_cells,
 )
 from hardtrain.statistics import PairedDifference
@@ -147,6 +150,25 @@ def test_arms_table_without_baselines_compares_nothing(results):
     assert arms_table(results, {"a": PLAIN}, SHOWN).columns.tolist() == ["arm", ERROR, LOSS]
 
 
+def test_p_values_of_a_table_are_corrected_over_all_of_its_differences():
+    gaps = [PairedDifference(1, 0.1, 1.9, p, 5) for p in (0.01, 0.02, 0.03)]
+    frame = pd.DataFrame({"a": [gaps[0], None], "b": gaps[1:]})
+    table = corrected_columns(frame, {"a": 1, "b": 0})
+    assert table["a"].tolist() == ["+1.0 ± 0.9 (n = 5), p = 0.030", ""]
+    assert table["b"].tolist() == ["+1 ± 1 (n = 5), p = 0.040", "+1 ± 1 (n = 5), p = 0.040"]
+    assert table.attrs["questions"] == 3
+
+
+def test_arms_table_corrects_and_counts_its_questions(results):
+    arms = {"trimmed": TRIMMED, "none": PLAIN}
+    headings = list(SHOWN)
+    table = arms_table(results, arms, SHOWN, baselines={"plain": "none"}, compared=headings)
+    raw = [difference(results, TRIMMED, PLAIN, SHOWN[name]).p for name in headings]
+    assert table.attrs["questions"] == 2
+    smaller = headings[raw.index(min(raw))]
+    assert table[f"{smaller} minus plain"][0].endswith(f"p = {2 * min(raw):.3f}")
+
+
 # --- histories -----------------------------------------------------------------------------------
 
 
@@ -185,7 +207,7 @@ def test_per_run_reads_the_history_of_each_finished_run():
 
 # --- the comparison with the paper ---------------------------------------------------------------
 
-SEEN = PairedDifference(-0.4, -0.7, -0.1, 0.012, 10)
+SEEN = PairedDifference(-0.4, -0.7, -0.1, 0.012, 10, 0.2)
 
 
 def test_verdict_cells_say_paper_here_and_the_verdict():
@@ -215,3 +237,33 @@ def test_verdict_cells_say_why_there_is_no_verdict(gap, printed, was_run, verdic
 
 def test_a_gap_of_no_seed_is_an_empty_cell():
     assert verdict_cells(None, np.nan, Protocol(True))["Δ, here"] == ""
+
+
+def test_verdict_cells_count_the_runs_behind_a_printed_number():
+    cells = [verdict_cells(SEEN, -0.8, Protocol(True, num_runs=m))["verdict"] for m in (1, 10)]
+    assert cells == ["reproduced", "other size"]
+
+
+def test_a_cell_picked_on_the_test_set_has_no_verdict():
+    cells = verdict_cells(SEEN, -0.42, Protocol(True), picked=True)
+    assert cells["verdict"] == "no verdict"
+    assert cells["why"] == "the best of several on the test set"
+    assert cells["Δ, here"] == "-0.40 ± 0.30 (n = 10), p = 0.012"
+
+
+def test_levels_have_verdicts_of_their_own(results):
+    # plain 10, 12, 14 %: predicted 12 +- 9.9 for one run, +- 5.7 for ten; trimmed 9, 10, 14 %
+    printed = {"plain": (PLAIN, 21.0), "trimming": (TRIMMED, 12.0)}
+    assert level_verdicts(results, printed, Protocol(True)) == "reproduced"
+    ten = Protocol(True, num_runs=10)
+    assert level_verdicts(results, printed, ten) == "plain: not reproduced, trimming: reproduced"
+    assert level_verdicts(results, printed, Protocol(False)) == "not comparable"
+    assert level_verdicts(results, {"plain": (arm("active_bias"), 1.0)}, ten) == "not run"
+
+
+def test_the_note_on_the_test_set_gives_its_deviation(results):
+    # 12 % of 359 images: sqrt(0.12 * 0.88 / 359) = 1.715 points
+    note = sampling_note(results, PLAIN, 359)
+    assert "of 359 images" in note
+    assert "12.00 % by 1.72 points" in note
+    assert sampling_note(results, arm("active_bias"), 359) == ""

@@ -348,6 +348,17 @@ def test_run_missing_gives_a_row_for_each_run_in_order(store, tiny_run, trained)
     pd.testing.assert_frame_equal(frame, run_missing(runs, store))
 
 
+def test_run_missing_trains_nothing_when_told_so(store, tiny_run, trained):
+    runs = [tiny_run(seed=seed) for seed in (0, 1)]
+    nothing = run_missing(runs, store, train_missing=False)
+    assert nothing.empty
+    run_missing(runs[1:], store)
+    found = run_missing(runs, store, train_missing=False)
+    assert found["seed"].tolist() == [1]
+    assert found.columns.tolist() == nothing.columns.tolist()
+    assert len(trained) == 1
+
+
 def test_a_changed_parameter_never_finds_an_old_record(store, tiny_run, trained):
     run_missing([tiny_run()], store)
     changed = [

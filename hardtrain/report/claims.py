@@ -1,0 +1,188 @@
+"""What a paper claims, and what is found here: ``claims.csv``, and README's table of findings."""
+
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hardtrain import checks
+from hardtrain.files import project_root, write_atomically
+from hardtrain.report import plotting
+from hardtrain.report.tables import MISSING, Protocol
+from hardtrain.report.text import format_interval, format_number, to_markdown
+from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
+
+PROFILES = ("paper", "reduced", "quick")  # README shows the first that there is
+COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
+_MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
+_COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5", MISSING: "0.8"}
+
+
+class Claim(NamedTuple):
+    """One claim of a paper and the quantity that decides it.
+
+    Args:
+        claim: what the paper says, a sentence.
+        quantity: what is measured, with its unit.
+        expected: the side of 0 on which the claim sees the quantity: "lower", "higher", or
+            "equal", that is within ``margin`` of 0.
+        found: our paired difference or interval; ``None`` where nothing was run. Several are one
+            claim on any of many ("in some networks"): their smallest Holm-corrected p decides.
+        printed: the paper's number; nan where it prints none.
+        protocol: whether the printed number can be held against ours.
+        margin: half width of "equal", in the unit of the quantity.
+        digits: decimals.
+    """
+
+    claim: str
+    quantity: str
+    expected: str
+    found: PairedDifference | Interval | Sequence[PairedDifference | None] | None
+    printed: float = math.nan
+    protocol: Protocol = Protocol(False)
+    margin: float = 0.0
+    digits: int = 2
+
+
+def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
+    """A row for each claim: what is printed, what was found, and the finding.
+
+    "supports": the 95 % interval lies on the claim's side of 0, and the p value, Holm-corrected
+    over the claims of the table, is below 0.05. "contradicts": the same on the other side; or the
+    paper's protocol was followed and the verdict on its number is "not reproduced". "undecided":
+    neither, or fewer than 3 seeds. "not run". A claim of "equal" is supported by an interval within
+    the margin and contradicted by one outside.
+
+    Returns:
+        Text columns ``claim, quantity, printed, here, n, p, finding, scale``.
+
+    Example:
+        >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10, spread=0.2)
+        >>> claim = Claim("Trimming helps.", "test error (points)", "lower", gap, printed=-0.42)
+        >>> claims_table([claim], "digits")[["printed", "here", "p", "finding"]].iloc[0].tolist()
+        ['-0.42', '-0.40 ± 0.30 (n = 10)', '0.010', 'supports']
+    """
+    for claim in claims:
+        checks.choice("expected", claim.expected, ("lower", "higher", "equal"))
+    found = [_decisive(claim) for claim in claims]
+    p_values = holm([math.nan if f is None else getattr(f, "p", math.nan) for f in found])
+    rows = []
+    for claim, ours, p in zip(claims, found, p_values, strict=True):
+        row = {"claim": claim.claim, "quantity": claim.quantity}
+        row["printed"] = format_number(claim.printed, claim.digits, signed=True)
+        row["here"] = MISSING if ours is None else format_interval(ours, claim.digits, signed=True)
+        row["n"] = "" if ours is None else str(ours.n)
+        row["p"] = "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+        row["finding"] = _finding(claim, ours, p)
+        rows.append(row | {"scale": scale})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _decisive(claim: Claim) -> PairedDifference | Interval | None:
+    """Of several the one with the smallest p, corrected over all of them."""
+    found = claim.found
+    if found is None or isinstance(found, (PairedDifference, Interval)):
+        return found
+    there = [one for one in found if one is not None]
+    if not there:
+        return None
+    corrected = [
+        one._replace(p=p) for one, p in zip(there, holm([o.p for o in there]), strict=True)
+    ]
+    return min(corrected, key=lambda one: (math.isnan(one.p), one.p))
+
+
+def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -> str:
+    if ours is None:
+        return MISSING
+    if ours.n < MIN_SEEDS or math.isnan(ours.low):
+        return "undecided"
+    if claim.expected == "equal":
+        if -claim.margin <= ours.low and ours.high <= claim.margin:
+            return "supports"
+        outside = ours.low > claim.margin or ours.high < -claim.margin
+        return "contradicts" if outside else "undecided"
+    seen = not ours.low <= 0 <= ours.high and not p >= 0.05
+    if seen:
+        return "supports" if (ours.mean > 0) == (claim.expected == "higher") else "contradicts"
+    if isinstance(ours, PairedDifference) and claim.protocol.comparable:
+        outcome = verdict(claim.printed, ours, num_runs=claim.protocol.num_runs)
+        if outcome.word == "not reproduced":
+            return "contradicts"
+    return "undecided"
+
+
+def findings_text(table: pd.DataFrame) -> str:
+    """The claims as a Markdown list: the claim, the paper's number, ours, the finding."""
+    lines = []
+    for row in table.itertuples():
+        numbers = f"{row.quantity}: printed {row.printed}, here {row.here}"
+        p = f", p {row.p}" if row.p.startswith("<") else f", p = {row.p}" if row.p else ""
+        lines.append(f"- **{row.finding}:** {row.claim} {numbers[0].upper()}{numbers[1:]}{p}.")
+    scale = f"\n*{table['scale'].iloc[0]}*\n" if len(table) else ""
+    return "\n".join(lines) + "\n" + scale
+
+
+def all_claims(figures: Path) -> pd.DataFrame:
+    """The claims of every notebook at the largest scale that was run, a column ``notebook``
+    before those of `claims_table`."""
+    tables = [pd.DataFrame(columns=["notebook", *COLUMNS])]
+    for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
+        files = [notebook / profile / "claims.csv" for profile in PROFILES]
+        for path in [file for file in files if file.is_file()][:1]:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table.insert(0, "notebook", notebook.name)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def effects(claims: pd.DataFrame) -> pd.DataFrame:
+    """Of the claims with a printed effect and one of ours: the part of the printed effect that is
+    found here, ``part ± half_width``: 1 is the printed size, 0 none."""
+    number = r"([-+]?\d+\.?\d*)"
+    printed = claims["printed"].str.extract(f"^{number}$")[0].astype(float)
+    ours = claims["here"].str.extract(f"^{number} ± (\\d+\\.?\\d*)").astype(float)
+    found = claims.assign(part=ours[0] / printed, half_width=ours[1] / printed.abs())
+    return found[printed.abs().gt(0) & ours.notna().all(axis=1)]
+
+
+def draw_effects(claims: pd.DataFrame) -> Figure:
+    """README's picture: the part of each printed effect that is found here, by finding."""
+    plotting.use_style()
+    shown = effects(claims).reset_index(drop=True)
+    fig = Figure(figsize=(7, 0.9 + 0.32 * len(shown)), layout="constrained")
+    ax = fig.subplots()
+    ax.axvline(0, color="0.6", linewidth=1)
+    ax.axvline(1, color="0.6", linewidth=1, linestyle="--")
+    for finding, rows in shown.groupby("finding"):
+        style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
+        ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
+    names = [f"{row.notebook[:2]}  {row.quantity}" for row in shown.itertuples()]
+    ax.set_yticks(range(len(shown)), [textwrap.shorten(name, 52) for name in names])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xscale("symlog", linthresh=2)
+    ax.set(xlabel="effect here / printed effect (0: none, 1: as printed)")
+    if len(shown):
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def refresh(readme: Path, figures: Path) -> None:
+    """Write the table of findings between its marks in README, and its picture."""
+    begin, end = _MARKS
+    claims = all_claims(figures)
+    text = readme.read_text(encoding="utf-8")
+    new = f"{begin}\n{to_markdown(claims)}\n{end}"
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
+    draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    sys.exit(refresh(project_root() / "README.md", project_root() / "figures"))

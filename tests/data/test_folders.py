@@ -1,0 +1,146 @@
+"""Folders of pictures and data sets of other programs, in the forms that people have them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hardtrain import DataError, ImageDataset, ParameterError, load_dataset
+
+CLASSES = ("ant", "bee & co <b>", "Ünder")
+
+
+def picture(value, mode="RGB", size=(9, 8)):
+    if mode == "I;16":
+        return Image.fromarray(np.full(size[::-1], 257 * value, np.uint16))
+    image = Image.new("L", size, value)
+    if mode == "1":
+        return Image.new("1", size, value > 127)
+    return image.convert("RGB").quantize() if mode == "P" else image.convert(mode)
+
+
+def fill(folder, count=5, mode="RGB", classes=CLASSES, **about):
+    for k, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            picture(10 * k + i, mode, **about).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "I;16"])
+def test_a_folder_of_pictures_per_class_is_a_set(tmp_path, mode):
+    fill(tmp_path / "train", 5, mode)
+    fill(tmp_path / "test", 2, mode)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no picture")
+    data = {split: load_dataset(tmp_path, split) for split in ("train", "test")}
+    assert data["train"].class_names == CLASSES
+    assert [len(part) for part in data.values()] == [15, 6]
+    assert data["train"].labels.tolist() == sorted(5 * [0, 1, 2])
+    assert data["train"].images.shape[1:] == (1 if mode in ("L", "LA", "I;16") else 3, 8, 9)
+    assert data["train"].images[:, 0, 0, 0].tolist() == [
+        10 * k + i for k in range(3) for i in range(5)
+    ]
+
+
+def test_one_folder_is_split_by_content_alone(tmp_path):
+    fill(tmp_path / "mine", 10)
+    train, test = (load_dataset(tmp_path / "mine", split) for split in ("train", "test"))
+    assert test.labels.bincount().tolist() == [2, 2, 2]
+    assert train.labels.bincount().tolist() == [8, 8, 8]
+    seen = {int(image[0, 0, 0]) for part in (train, test) for image in part.images}
+    assert len(seen) == 30
+    fill(tmp_path / "same", 10)
+    assert load_dataset(tmp_path / "same", "test").fingerprint == test.fingerprint
+
+
+def test_val_stands_for_test(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "val", 1)
+    assert len(load_dataset(tmp_path, "test")) == 3
+
+
+def test_pictures_of_several_sizes_become_one_with_a_warning(tmp_path):
+    fill(tmp_path / "train", size=(20, 12))
+    fill(tmp_path / "test", 2, size=(12, 16))
+    picture(9, "L", (30, 10)).save(tmp_path / "test" / "ant" / "0.png")
+    with pytest.warns(UserWarning, match=r"of 3 sizes, from \(10, 30\) to \(16, 12\)"):
+        train = load_dataset(tmp_path, "train")
+    assert train.images.shape == (15, 3, 10, 10)
+    with pytest.warns(UserWarning, match="scaled and cut to 10x10"):
+        assert load_dataset(tmp_path, "test").images.shape == (6, 3, 10, 10)
+
+
+def test_faults_name_the_file(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", classes=CLASSES[:2])
+    with pytest.raises(DataError, match="'Ünder' is a class of only one of train and test"):
+        load_dataset(tmp_path, "train")
+    fill(tmp_path / "mine")
+    (tmp_path / "mine" / "ant" / "3.png").write_bytes(b"no picture at all")
+    with pytest.raises(DataError, match=r"ant.3\.png cannot be read as a picture"):
+        load_dataset(tmp_path / "mine", "train")
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    with pytest.raises((DataError, ParameterError), match="empty"):
+        load_dataset(tmp_path / "empty", "train")
+
+
+# --- data sets of other programs -----------------------------------------------------------------
+
+
+class Faces:
+    """As Hugging Face has it: mappings, and the names of the classes in the features."""
+
+    def __init__(self):
+        self.features = {"label": type("ClassLabel", (), {"names": ["no", "yes"]})}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"image": picture(index, "RGB"), "label": index % 2}
+
+
+def test_a_data_set_of_mappings():
+    data = ImageDataset.from_torch(Faces(), name="faces", split="test")
+    assert (data.name, data.split, data.class_names) == ("faces", "test", ("no", "yes"))
+    assert data.images[:, 2, 0, 0].tolist() == [0, 1, 2, 3]
+    assert data.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((8, 9, 3), 51, np.uint8),
+        torch.full((3, 8, 9), 0.2),
+        torch.full((3, 8, 9), 51, dtype=torch.uint8),
+        picture(51),
+    ],
+)
+def test_a_data_set_of_pairs(image):
+    data = ImageDataset.from_torch([(image, 0), (image, torch.tensor(1))])
+    assert data.images.shape == (2, 3, 8, 9)
+    assert data.images.unique().tolist() == [51]
+    assert data.class_names == ("0", "1")
+
+
+def test_a_torchvision_folder_and_its_class_names(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    fill(tmp_path)
+    data = ImageDataset.from_torch(ImageFolder(tmp_path))
+    assert data.class_names == CLASSES
+    assert data.labels.bincount().tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        ([], "0 images"),
+        ([{"picture": 1, "label": 0}], r"item 0 is .*; wanted \(image, label\)"),
+        ([(torch.full((3, 8, 8), 2.0), 0)], r"item 0 is float32 \(8, 8, 3\); allowed"),
+        ([(np.zeros((8, 8), np.int64), 0)], "item 0 is int64"),
+        ([(np.zeros((8, 8), np.uint8), -1)], "label -1 at index 0"),
+    ],
+)
+def test_items_that_are_no_images_are_refused(items, text):
+    with pytest.raises(DataError, match=text):
+        ImageDataset.from_torch(items, name="mine")

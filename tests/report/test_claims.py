@@ -1,0 +1,164 @@
+"""Claims: which finding follows from which interval, p value and protocol; files and README."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from hardtrain import ParameterError
+from hardtrain.report.claims import (
+    COLUMNS,
+    Claim,
+    all_claims,
+    claims_table,
+    draw_effects,
+    effects,
+    findings_text,
+    refresh,
+)
+from hardtrain.report.tables import Protocol
+from hardtrain.report.text import to_markdown
+from hardtrain.statistics import Interval, PairedDifference
+
+
+def gap(low, high, p=0.01, n=5, spread=0.0):
+    return PairedDifference((low + high) / 2, low, high, p, n, spread)
+
+
+def findings(*claims):
+    return claims_table(claims, "digits")["finding"].tolist()
+
+
+def claim(expected, found, **about):
+    return Claim("It helps.", "error (points)", expected, found, **about)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "finding"),
+    [
+        ("lower", gap(-0.7, -0.1), "supports"),
+        ("lower", gap(0.1, 0.7), "contradicts"),
+        ("higher", gap(0.1, 0.7), "supports"),
+        ("higher", gap(-0.7, -0.1), "contradicts"),
+        ("higher", gap(-0.1, 0.7, p=0.1), "undecided"),
+        ("higher", gap(0.1, 0.7, n=2), "undecided"),
+        ("higher", PairedDifference(0.3, math.nan, math.nan, math.nan, 1), "undecided"),
+        ("higher", Interval(0.4, 0.1, 0.7, 5), "supports"),  # a bootstrap's: no p value
+        ("higher", Interval(0.4, -0.1, 0.9, 5), "undecided"),
+        ("higher", None, "not run"),
+        ("higher", [], "not run"),
+        ("higher", [None, None], "not run"),
+    ],
+)
+def test_the_side_of_zero_decides(expected, found, finding):
+    assert findings(claim(expected, found)) == [finding]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "finding"),
+    [(-0.4, 0.3, "supports"), (-0.5, 0.5, "supports"), (0.1, 0.6, "undecided"),
+     (0.6, 0.9, "contradicts"), (-0.9, -0.6, "contradicts"), (-2.0, 2.0, "undecided")],
+)  # fmt: skip
+def test_equal_means_within_the_margin(low, high, finding):
+    assert findings(claim("equal", gap(low, high), margin=0.5)) == [finding]
+
+
+def test_p_values_are_corrected_over_the_claims_of_a_table():
+    weak, strong = claim("lower", gap(-0.7, -0.1, p=0.03)), claim("lower", gap(-2, -1, p=0.0001))
+    assert findings(weak) == ["supports"]
+    assert findings(weak, strong) == ["supports", "supports"]  # 0.03 stands last
+    assert findings(weak, weak) == ["undecided", "undecided"]
+    table = claims_table([weak, weak, strong], "digits")
+    assert table["p"].tolist() == ["0.060", "0.060", "< 0.001"]
+
+
+def test_any_of_many_is_held_against_its_own_chance_level():
+    some = [gap(-0.7, -0.1, p=0.03), gap(-0.2, 0.6, p=0.4), None]
+    assert findings(claim("lower", some[:1])) == ["supports"]
+    assert findings(claim("lower", some)) == ["undecided"]  # 2 x 0.03
+    some[1] = gap(-3, -2, p=0.001)
+    row = claims_table([claim("lower", some)], "digits").iloc[0]
+    assert (row["finding"], row["p"]) == ("supports", "0.002")
+    assert row["here"].startswith("-2.50")
+
+
+def test_a_number_that_such_a_paper_would_not_print_is_contradicted_at_its_own_protocol():
+    near_zero = gap(-0.1, 0.1, p=0.9)
+    paper = {"printed": -0.8, "protocol": Protocol(True)}
+    assert findings(claim("lower", near_zero, **paper)) == ["contradicts"]
+    assert findings(claim("lower", near_zero, printed=-0.8)) == ["undecided"]
+    assert findings(claim("lower", gap(-0.9, 0.1, p=0.1), **paper)) == ["undecided"]
+
+
+def test_another_expectation_is_refused():
+    with pytest.raises(ParameterError, match="did you mean 'lower'"):
+        claims_table([claim("low", None)], "digits")
+
+
+def test_a_row_says_what_was_printed_and_found():
+    row = claims_table([claim("lower", gap(-0.7, -0.1), printed=-0.42, digits=1)], "digits, quick")
+    assert row.columns.tolist() == COLUMNS
+    assert row.iloc[0].tolist() == [
+        "It helps.", "error (points)", "-0.4", "-0.4 ± 0.3 (n = 5)", "5", "0.010", "supports",
+        "digits, quick",
+    ]  # fmt: skip
+    text = findings_text(row)
+    assert text.startswith(
+        "- **supports:** It helps. Error (points): printed -0.4, here -0.4 ± 0.3"
+    )
+    assert text.rstrip().endswith("*digits, quick*")
+    assert findings_text(claims_table([], "")) == "\n"
+
+
+def write(folder, text):
+    folder.mkdir(parents=True)
+    claims_table([Claim(text, "q", "lower", None)], "s").to_csv(folder / "claims.csv", index=False)
+
+
+def test_readme_shows_the_claims_of_the_largest_scale(tmp_path):
+    figures = tmp_path / "figures"
+    for profile in ("quick", "reduced"):
+        write(figures / "01_a" / profile, f"{profile} a")
+    write(figures / "02_b" / "quick", "quick b")
+    (figures / "03_c" / "paper").mkdir(parents=True)
+    (figures / "README.md").touch()
+    table = all_claims(figures)
+    assert table[["notebook", "claim"]].to_numpy().tolist() == [
+        ["01_a", "reduced a"],
+        ["02_b", "quick b"],
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- findings -->\nold\n<!-- end of findings -->\nbelow\n")
+    refresh(readme, figures)
+    once = readme.read_text()
+    assert once.startswith("above\n<!-- findings -->\n")
+    assert once.endswith("<!-- end of findings -->\nbelow\n")
+    assert to_markdown(table) in once
+    assert (figures / "findings.png").stat().st_size > 1000
+    assert "old" not in once
+    refresh(readme, figures)
+    assert readme.read_text() == once
+
+
+def test_no_claims_make_an_empty_table(tmp_path):
+    assert all_claims(tmp_path).columns.tolist() == ["notebook", *COLUMNS]
+    assert isinstance(claims_table([], "s"), pd.DataFrame)
+
+
+def test_effects_are_parts_of_the_printed_ones():
+    about = {"printed": -0.5}
+    made = claims_table(
+        [
+            claim("lower", gap(-0.7, -0.1), **about),
+            claim("lower", gap(0.1, 0.3), **about),
+            claim("lower", None, **about),
+            claim("lower", gap(-0.7, -0.1)),  # no number is printed
+            claim("lower", PairedDifference(-0.4, -math.inf, math.inf, 0.2, 3), **about),
+        ],
+        "digits",
+    )
+    found = effects(made.assign(notebook="01_a"))
+    assert found["part"].tolist() == pytest.approx([0.8, -0.4])
+    assert found["half_width"].tolist() == pytest.approx([0.6, 0.2])
+    (ax,) = draw_effects(made.assign(notebook="01_a")).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == 2 * ["01 error (points)"]

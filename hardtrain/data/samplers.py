@@ -64,7 +64,7 @@ class ShareBatchSampler(UniformBatchSampler):
         >>> generator = torch.Generator().manual_seed(0)
         >>> sampler = ShareBatchSampler(0.5, 8, 3, generator=generator)
         >>> [indices.tolist() for indices in sampler], len(sampler)
-        ([[2, 6, 1]], 1)
+        ([[4, 0, 7]], 1)
     """
 
     def __init__(

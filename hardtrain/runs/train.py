@@ -321,6 +321,10 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:
     """Make ``checkpoints:N`` an artefact of the method, whose ``observe`` comes after each step."""
+    if method.whole_passes:
+        raise ParameterError(
+            f"method {run.method!r} keeps no {name!r}: its number of updates is not known before"
+        )
     num_steps = run.epochs * len(method.batches)
     snapshots = Snapshots.of_last_half(model, num_steps, int(name.partition(":")[2]))
     method.observe = partial(_observe_and_note, method.observe, snapshots)

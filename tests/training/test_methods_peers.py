@@ -402,6 +402,12 @@ def test_bad_options_are_refused_before_training(tiny_run, store, method, option
     assert not store.path.exists()
 
 
+def test_checkpoints_are_refused_where_the_number_of_updates_is_not_known(tiny_run, store):
+    with pytest.raises(ParameterError, match="'dynamic_pruning' keeps no 'checkpoints:2': its num"):
+        run_missing([tiny_run(method="dynamic_pruning", keep=("checkpoints:2",))], store)
+    run_missing([tiny_run(method="random_share", keep=("checkpoints:2",))], store)
+
+
 def test_balanced_batches_are_refused_by_who_chooses_them(tiny_run, store):
     for method in ("random_share", "dynamic_pruning", "reducible_loss"):
         with pytest.raises(ParameterError, match=f"'{method}' chooses its mini-batches itself"):

@@ -16,14 +16,17 @@ def draw_against(
     ax: Axes,
     history: pd.DataFrame,
     arms: Mapping[str, Sequence[Run]],
-    ends: Mapping[str, float],
+    lengths: Mapping[str, float],
     label: str,
+    begins: Mapping[str, float] | None = None,
 ) -> None:
-    """Mean test error (%) of each arm, spread evenly up to where it ends on the horizontal axis."""
+    """Mean test error (%) of each arm, its epochs spread evenly over its length on the horizontal
+    axis, behind where it begins."""
     for name, arm in arms.items():
         epochs, values = tables.curves(history, arm, "test_error")
         if len(epochs):
-            plotting.band(ax, ends[name] * epochs / epochs[-1], 100 * values, method=name)
+            x = (begins or {}).get(name, 0.0) + lengths[name] * epochs / epochs[-1]
+            plotting.band(ax, x, 100 * values, method=name)
     ax.set_xlabel(label)
 
 
@@ -33,13 +36,16 @@ def ends_in_updates(history: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) ->
     return {name: last.reindex([run.key for run in arm]).mean() for name, arm in arms.items()}
 
 
-def ends_in_time(
-    results: pd.DataFrame, timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]
-) -> dict[str, float]:
-    """The mean time of each arm's runs, relative to plain training."""
-    seconds = costs(results, timings)
-    means = {name: np.mean([seconds[run.key] for run in arm]) for name, arm in arms.items()}
-    return {name: mean / means["plain"] for name, mean in means.items()}
+def ends_in_time(timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """The mean time of each arm's trainings alone, relative to plain training."""
+    return {name: costs(timings, arm)[0] / costs(timings, arms["plain"])[0]
+            for name, arm in arms.items()}  # fmt: skip
+
+
+def begins_in_time(timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """The mean time of the trainings that each arm needs before, relative to plain training."""
+    return {name: costs(timings, arm)[1] / costs(timings, arms["plain"])[0]
+            for name, arm in arms.items()}  # fmt: skip
 
 
 def change_by_class(results: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> np.ndarray:

@@ -28,52 +28,32 @@ def with_balanced_error(results: pd.DataFrame) -> pd.DataFrame:
     return results.assign(balanced_error=results["per_class_error"].map(balanced))
 
 
-def costs(results: pd.DataFrame, timings: pd.DataFrame) -> pd.Series:
-    """By key the seconds of each run's training, with the trainings that it needed before."""
-    before = timings.get("seconds_before", pd.Series(0.0, index=timings.index)).fillna(0.0)
-    seconds = timings["seconds"] - timings["seconds_evaluating"] + before
-    return pd.Series(seconds.to_numpy(), index=timings["key"]).loc[results["key"].unique()]
-
-
-def error_at_time(
-    history: pd.DataFrame, seconds: pd.Series, timings: pd.DataFrame, run: Run, limit: float
-) -> float:
-    """The test error of a run at its last evaluation within ``limit`` seconds; nan without one.
-
-    Its seconds go evenly over its updates, behind those of the trainings before it.
-    """
-    rows = history[history["key"] == run.key]
-    own = timings.set_index("key").loc[run.key]
-    before = own.get("seconds_before", 0.0)
-    before = 0.0 if pd.isna(before) else before
-    share = rows["step"] / rows["step"].max()
-    reached = rows[before + (seconds[run.key] - before) * share <= limit * (1 + 1e-9)]
-    return float(reached["test_error"].iloc[-1]) if len(reached) else math.nan
+def costs(timings: pd.DataFrame, arm: Sequence[Run]) -> tuple[float, float]:
+    """Mean seconds of an arm's trainings, and of those that they needed before, which count too."""
+    own = timings[timings["key"].isin([run.key for run in arm])]
+    training = float((own["seconds"] - own["seconds_evaluating"]).mean())
+    before = own["seconds_before"].mean() if "seconds_before" in own else math.nan
+    return training, 0.0 if math.isnan(before) else float(before)
 
 
 def at_equal_time(
     results: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, cells: Cells
 ) -> dict[str, dict[str, pd.Series]]:
-    """By setting and arm the test errors (%) by seed when plain training's mean time is over."""
-    seconds = costs(results, timings)
+    """By setting and arm the test errors (%) by seed at the last evaluation before plain training's
+    mean time was over; nan without one. An arm's mean time goes evenly over its updates."""
     found: dict[str, dict[str, pd.Series]] = {}
     for setting, arms in cells.items():
-        finished = {
-            name: tables.metric_by_seed(results, arm, "test_error").index
-            for name, arm in arms.items()
-        }
-        limit = seconds[[r.key for r in arms["plain"] if r.seed in finished["plain"]]].mean()
-        found[setting] = {
-            name: pd.Series(
-                {
-                    run.seed: 100 * error_at_time(history, seconds, timings, run, limit)
-                    for run in arm
-                    if run.seed in finished[name]
-                },
-                dtype=float,
-            )
-            for name, arm in arms.items()
-        }
+        limit = sum(costs(timings, arms["plain"]))
+        found[setting] = {}
+        for name, arm in arms.items():
+            training, before = costs(timings, arm)
+
+            def error(_: Run, rows: pd.DataFrame, training=training, before=before) -> float:
+                spent = before + training * rows["step"] / rows["step"].max()
+                in_time = rows[spent <= limit * (1 + 1e-9)]  # noqa: B023
+                return 100 * in_time["test_error"].iloc[-1] if len(in_time) else math.nan
+
+            found[setting][name] = tables.per_run(history, results, arm, error)
     return found
 
 
@@ -115,24 +95,22 @@ def time_table(
     results: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, cells: Cells
 ) -> pd.DataFrame:
     """Test error when plain training's time is over, everything counted, and what an arm costs."""
-    seconds = costs(results, timings)
     errors = at_equal_time(results, history, timings, cells)
     rows = []
     for setting, arms in cells.items():
-        plain = np.mean([seconds[run.key] for run in arms["plain"]])
+        limit = sum(costs(timings, arms["plain"]))
         for name, arm in arms.items():
             values = errors[setting][name].dropna()
-            cost = np.mean([seconds[run.key] for run in arm]) / plain
-            others = {
-                f"minus {plotting.method_label(base).lower()}": None
-                if base == name
-                else tables.paired(values, errors[setting][base])
-                for base in BASELINES
+            row = {
+                "setting": setting,
+                "arm": plotting.method_label(name),
+                "time of its whole training": format_number(sum(costs(timings, arm)) / limit, 2),
+                "test error (%)": tables.describe_values(values, 2) if len(values) else "too late",
             }
-            row = {"setting": setting, "arm": plotting.method_label(name)}
-            row |= {"time of its whole training": format_number(cost, 2)}
-            row |= {"test error (%)": tables.describe_values(values, 2)}
-            rows.append(row | others)
+            for base in BASELINES:
+                gap = None if base == name else tables.paired(values, errors[setting][base])
+                row[f"minus {plotting.method_label(base).lower()}"] = gap
+            rows.append(row)
     digits = {f"minus {plotting.method_label(base).lower()}": 2 for base in BASELINES}
     return tables.corrected_columns(pd.DataFrame(rows), digits)
 
@@ -160,11 +138,10 @@ def smallest_effect(gap: PairedDifference | None) -> float:
     return gap.half_width / needed * (needed + stats.t.ppf(POWER, gap.n - 1))
 
 
-def relative_cost(results: pd.DataFrame, timings: pd.DataFrame, cells: Cells, name: str) -> float:
+def relative_cost(timings: pd.DataFrame, cells: Cells, name: str) -> float:
     """The time of an arm's trainings, relative to plain training's, over all settings."""
-    seconds = costs(results, timings)
     own, plain = (
-        sum(seconds[run.key] for arms in cells.values() for run in arms[which])
+        sum(sum(costs(timings, arms[which])) for arms in cells.values())
         for which in (name, "plain")
     )
     return own / plain
@@ -180,7 +157,7 @@ def ranking_table(results: pd.DataFrame, timings: pd.DataFrame, cells: Cells) ->
             "arm": plotting.method_label(name),
             "minus plain training (points)": format_difference(corrected[name]),
             "smallest effect that could be seen": format_number(smallest_effect(gaps[name]), 2),
-            "time": format_number(relative_cost(results, timings, cells, name), 2),
+            "time": format_number(relative_cost(timings, cells, name), 2),
             "finding": _finding(corrected[name]),
         }
         for name in order
@@ -206,7 +183,7 @@ def answer(results: pd.DataFrame, cells: Cells, timings: pd.DataFrame) -> str:
     if better:
         parts = [
             f"{plotting.method_label(name)} ({gaps[name].mean:+.2f} points, "
-            f"{relative_cost(results, timings, cells, name):.2f} times the time)"
+            f"{relative_cost(timings, cells, name):.2f} times the time)"
             for name in sorted(better, key=lambda name: gaps[name].mean)
         ]
         text = f"Better than plain training here, by more than chance: {'; '.join(parts)}."

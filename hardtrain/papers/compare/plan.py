@@ -13,6 +13,8 @@ from hardtrain.data.stratify import pick_per_class
 from hardtrain.report import plotting
 from hardtrain.runs.run import Run
 
+# by settings: the time of all arms, relative to plain training's on the data as it is; about
+ALL_ARMS, ALL_SETTINGS = 19.0, 2.5
 SETTINGS = ("as it is", "wrong labels", "unbalanced")
 BASELINES = ("plain", "random_share")
 
@@ -83,6 +85,27 @@ def planned(
         fields["epochs"] = round(epochs / arm.share)
         arms[name] = [Run(seed=seed, **fields) for seed in seeds]
     return arms
+
+
+def within(minutes: float, seconds_per_epoch: float) -> tuple[int, list[int]]:
+    """Epochs and seeds with which the whole comparison takes about so long.
+
+    Five seeds, as long as each then has ten epochs; fewer seeds, but three, so that each has; and
+    beyond thirty epochs more seeds. Never less than three seeds of two epochs.
+
+    Args:
+        minutes: > 0, for all arms and settings, trained one after the other.
+        seconds_per_epoch: of plain training on the data as it is.
+
+    Example:
+        >>> within(5, 0.05), within(60, 0.05), within(0.1, 0.05)
+        ((25, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
+    """
+    checks.number("minutes", minutes, low=0, above=True)
+    affordable = 60 * minutes / (ALL_ARMS * ALL_SETTINGS * seconds_per_epoch)  # epochs of all seeds
+    num_seeds = min(10, max(3, min(5, int(affordable / 10)), int(affordable / 30)))
+    epochs = min(30, max(2, int(affordable / num_seeds)))
+    return epochs, list(range(num_seeds))
 
 
 def long_tailed_indices(

@@ -35,6 +35,24 @@ def test_arms_send_as_many_samples_backward_where_that_is_known():
             assert plan.ARMS[name].options["share"] == plan.ARMS[name].share
 
 
+def test_minutes_choose_epochs_and_seeds():
+    def spent(chosen, seconds):
+        epochs, seeds = chosen
+        return epochs * len(seeds) * seconds * plan.ALL_ARMS * plan.ALL_SETTINGS / 60
+
+    chosen = {minutes: plan.within(minutes, 0.05) for minutes in (0.01, 1, 2, 5, 9, 10_000)}
+    for minutes, (epochs, seeds) in chosen.items():
+        assert 2 <= epochs <= 30
+        assert 3 <= len(seeds) <= 10
+        if 1 <= minutes <= 9:
+            assert 0.7 * minutes < spent((epochs, seeds), 0.05) <= minutes
+    sizes = [epochs * len(seeds) for epochs, seeds in chosen.values()]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (6, 300)
+    with pytest.raises(ParameterError, match="minutes = 0 is not more than 0"):
+        plan.within(0, 0.05)
+
+
 def test_classes_of_the_unbalanced_part_get_rarer_by_one_factor():
     labels = load_dataset("digits", "train").subset(1000).labels.numpy()
     found = plan.long_tailed_indices(datasets=["digits"], train_size=1000, ratio=8.0)

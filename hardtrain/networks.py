@@ -1,5 +1,6 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def build_network(
     ``mobilenet``: v1, with ``"cifar"`` ReLU in place of ReLU6, as in the CIFAR version.
     ``cnn2``, ``cnn5``: of the ITDM paper. For the quick profiles, and no paper's: ``cnn_small``
     without and ``cnn_small_bn`` with batch-norm; ``mlp``, four linear layers, the hidden ones of
-    width 128, for images of one size, so it needs ``image_size``.
+    width 128, for images of one size, so it needs ``image_size``. ``mlp256``: with width 256, one
+    of the fully connected networks of Shallue et al. (arXiv 1811.03600).
 
     ``cnn2`` and ``cnn5`` take 28x28 and 32x32 with the same weights: a last max-pooling leaves 4x4
     (``cnn2``: nothing to do at 28, 2x2 with stride 1 at 32) or 1x1 (``cnn5``: 8x8 as in the paper
@@ -242,15 +244,14 @@ def _cnn_small(in_channels: int, image_size: object, *, batch_norm: bool = False
     return nn.Sequential(*body, _MaxPoolTo(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
 
 
-def _mlp(in_channels: int, image_size: int | tuple[int, int] | None) -> Body:
+def _mlp(in_channels: int, image_size: int | tuple[int, int] | None, *, width: int = 128) -> Body:
     if image_size is None:
         raise ParameterError("image_size = None: mlp takes images of one size and must know it")
-    height, width = _sides(image_size)
-    num_values = in_channels * height * width
+    num_values = in_channels * math.prod(_sides(image_size))
     body: list[nn.Module] = [_FlattenTo(num_values)]
-    for size in (num_values, 128, 128):
-        body += [nn.Linear(size, 128), nn.ReLU()]
-    return nn.Sequential(*body), 128
+    for size in (num_values, width, width):
+        body += [nn.Linear(size, width), nn.ReLU()]
+    return nn.Sequential(*body), width
 
 
 def _vgg13(in_channels: int, image_size: object) -> Body:
@@ -328,6 +329,7 @@ _NETWORKS = {
     "cnn_small": _Entry((8, 8), own=_cnn_small),
     "cnn_small_bn": _Entry((8, 8), own=partial(_cnn_small, batch_norm=True)),
     "mlp": _Entry((8, 8), own=_mlp),
+    "mlp256": _Entry((8, 8), own=partial(_mlp, width=256)),
 }
 NETWORKS: tuple[str, ...] = tuple(_NETWORKS)
 

@@ -63,45 +63,48 @@ def trials(**errors):
 
 def test_steps_to_goal_is_the_first_evaluation_of_the_best_trial():
     measured = trials(a=[0.5, 0.4, 0.3, 0.1], b=[0.6, 0.2, 0.5, 0.1], c=[0.9, 0.9, 0.9, 0.9])
-    result = steps_to_goal(measured, 0.3)
+    result = steps_to_goal(measured, 0.35)
     assert (result.steps, result.num_trials, result.num_reached) == (200, 3, 2)
-    assert steps_to_goal(measured.sample(frac=1, random_state=0), 0.3).steps == 200
-    assert steps_to_goal(measured, 0.2).steps == 200  # equal counts as reached
-    assert steps_to_goal(measured, 0.19).steps == 400
-    assert math.isnan(result.low)
-    assert math.isnan(result.high)
+    assert result.best_trial == "b"
+    assert steps_to_goal(measured.sample(frac=1, random_state=0), 0.35) == result
+
+
+def test_steps_to_goal_is_strictly_below_unless_told_otherwise():
+    measured = trials(a=[0.5, 0.2, 0.1])
+    assert steps_to_goal(measured, 0.2).steps == 300
+    assert steps_to_goal(measured, 0.2, strict=False).steps == 200
+
+
+def test_steps_to_goal_leaves_out_what_diverged_at_any_point():
+    measured = trials(a=[0.5, 0.4], b=[0.1, math.nan], c=[0.6, 0.1])
+    result = steps_to_goal(measured, 0.2)
+    assert (result.steps, result.best_trial) == (200, "c")
+    assert (result.num_trials, result.num_reached, result.num_infeasible) == (2, 1, 1)
+    lost = steps_to_goal(trials(a=[math.nan], b=[math.nan]), 0.2)
+    assert lost == (math.inf, math.inf, 0, 0, 2, None)
+
+
+def test_of_equal_trials_the_lower_one_is_the_best():
+    assert steps_to_goal(trials(c=[0.1], b=[0.05], d=[0.0]), 0.2).best_trial == "b"
 
 
 def test_steps_to_goal_is_inf_when_no_trial_arrives():
-    measured = trials(a=[0.5, 0.4], b=[math.nan, math.nan])
-    result = steps_to_goal(measured, 0.1, generator=np.random.default_rng(0))
-    assert result == (math.inf, math.inf, math.inf, 2, 0)
+    result = steps_to_goal(trials(a=[0.5, 0.4], b=[0.5, 0.4]), 0.1)
+    assert result == (math.inf, math.inf, 2, 0, 0, None)
 
 
-def test_steps_to_goal_bootstrap_matches_the_exact_distribution():
-    # trials arrive at 100, 200, ..., n 100; P(best of n draws > k-th) = (1 - k / n)^n
-    for n, high in (
-        (5, 300),  # 0.6^5 = 0.0778 > 0.025 > 0.4^5 = 0.0102, so the 97.5 % quantile is the third
-        (6, 300),  # (4/6)^6 = 0.0878 > 0.025 > (3/6)^6 = 0.0156
-        (12, 400),  # (9/12)^12 = 0.0317 > 0.025 > (8/12)^12 = 0.0077
-    ):
-        curves = {f"t{i}": [0.9] * i + [0.1] for i in range(n)}
-        result = steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(7))
-        assert (result.steps, result.low, result.high) == (100, 100, high)
-
-
-def test_steps_to_goal_bootstrap_depends_on_the_generator_alone():
-    curves = {f"t{i}": [0.9] * i + [0.1] for i in range(10)}
-    runs = [
-        steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(8)) for _ in range(2)
-    ]
-    assert runs[0] == runs[1]
-
-
-def test_steps_to_goal_reaches_inf_when_few_trials_arrive():
-    curves = {"lucky": [0.1]} | {f"t{i}": [0.9] for i in range(4)}
-    result = steps_to_goal(trials(**curves), 0.1, generator=np.random.default_rng(9))
-    assert (result.steps, result.low, result.high) == (100, 100, math.inf)  # 0.8^5 = 0.33 miss it
+def test_the_next_search_stays_below_its_bound_as_often_as_it_says():
+    # trials arrive at 100, 200, ..., n 100. P(the k lowest of 2 n are all of the next search)
+    for n, rank in ((3, 3), (8, 4), (32, 5), (100, 5)):
+        curves = {f"t{i:03}": [0.9] * i + [0.1] for i in range(n)}
+        assert steps_to_goal(trials(**curves), 0.2).next_below == 100 * rank
+        chance = math.comb(2 * n - rank, n) / math.comb(2 * n, n)
+        assert chance <= 0.05 < math.comb(2 * n - rank + 1, n) / math.comb(2 * n, n)
+    rng = np.random.default_rng(0)
+    ours, theirs = np.sort(rng.random((2, 2000, 8)), axis=-1)
+    assert (theirs[:, 0] <= ours[:, 3]).mean() == pytest.approx(0.9615, abs=0.012)
+    assert (theirs[:, 0] < ours[:, 0]).mean() == pytest.approx(0.5, abs=0.03)
+    assert steps_to_goal(trials(a=[0.1], b=[0.1]), 0.2).next_below == math.inf  # two are too few
 
 
 @pytest.mark.parametrize(

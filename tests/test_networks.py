@@ -32,7 +32,7 @@ SMALLEST = {  # image side in pixels with each stem
     "efficientnetv2_s": (16, 32),
     "mobilenetv3_small": (16, 32),
 }
-ONE_STEM = {"cnn2": 28, "cnn5": 28, "cnn_small": 8, "cnn_small_bn": 8, "mlp": 8}
+ONE_STEM = {"cnn2": 28, "cnn5": 28, "cnn_small": 8, "cnn_small_bn": 8, "mlp": 8, "mlp256": 8}
 BOTH_STEMS = [(name, stem) for name in SMALLEST for stem in STEMS]
 EVERY = [*BOTH_STEMS, *((name, "cifar") for name in ONE_STEM)]
 
@@ -46,7 +46,7 @@ def _own_random_state():
 
 def size_of(name, size=32):
     """What must be said to ``mlp`` alone."""
-    return size if name == "mlp" else None
+    return size if name.startswith("mlp") else None
 
 
 @pytest.fixture(scope="module", params=EVERY, ids="-".join)
@@ -216,7 +216,7 @@ def test_training_mode_draws_nothing(network):
 
 
 def test_has_batch_norm_of_every_network(network):
-    assert has_batch_norm(network) == (network.name not in ("cnn2", "cnn_small", "mlp"))
+    assert has_batch_norm(network) == (network.name not in ("cnn2", "cnn_small", "mlp", "mlp256"))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,9 @@ def test_the_smallest_size_is_the_product_of_the_strides(name, stem):
 )
 def test_the_smallest_size_works_and_one_pixel_less_is_refused(name, stem):
     side = ONE_STEM[name] if name in ONE_STEM else SMALLEST[name][STEMS.index(stem)]
-    model = (shapes_only(name, stem, side) if name == "mlp" else shapes_only(name, stem)).train()
+    model = (
+        shapes_only(name, stem, side) if name.startswith("mlp") else shapes_only(name, stem)
+    ).train()
     assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 10)
     for height, width in ((side - 1, side - 1), (side, side - 1), (side - 1, side)):
         message = f"{name} takes .*{side}x{side}.*got {height}x{width}"
@@ -390,13 +392,14 @@ def test_cnn_small_bn_matches_the_network_written_out(size, training):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (1, (8, 10))])
-def test_mlp_matches_four_matrix_products(channels, size):
-    model = build_network("mlp", 5, channels, image_size=size)
-    height, width = size if isinstance(size, tuple) else (size, size)
-    inputs = torch.randn(3, channels, height, width)
+@pytest.mark.parametrize(("name", "width"), [("mlp", 128), ("mlp256", 256)])
+def test_mlp_matches_four_matrix_products(name, width, channels, size):
+    model = build_network(name, 5, channels, image_size=size)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    inputs = torch.randn(3, channels, rows, columns)
     w = list(model.parameters())
     assert [tuple(p.shape) for p in w[::2]] == [
-        (128, channels * height * width), (128, 128), (128, 128), (5, 128)
+        (width, channels * rows * columns), (width, width), (width, width), (5, width)
     ]  # fmt: skip
     x = inputs.reshape(3, -1)
     for i in (0, 2, 4):

@@ -15,7 +15,6 @@ from hardtrain.statistics import (
     holm_corrected,
     mean_interval,
     paired_difference,
-    percentile_bounds,
     prediction_interval,
     sampling_deviation,
     verdict,
@@ -391,21 +390,3 @@ def test_sampling_deviation_is_that_of_a_binomial():
 def test_direction_is_that_of_an_interval_without_zero(low, high, n, word):
     assert direction(PairedDifference((low + high) / 2, low, high, 0.5, n)) == word
     assert direction(None) == "too few seeds"
-
-
-def test_percentile_bounds_are_order_statistics_of_the_draws():
-    draws = np.random.default_rng(0).permutation(np.arange(1001.0))
-    assert [float(bound) for bound in percentile_bounds(draws)] == [25, 975]
-    low, high = percentile_bounds(np.stack([draws, 2 * draws], axis=1))
-    assert (low.tolist(), high.tolist()) == ([25, 50], [975, 1950])
-
-
-def test_percentile_bounds_reach_inf_and_are_nan_where_too_many_draws_are():
-    draws = np.arange(100.0)
-    draws[95:] = np.inf
-    assert [float(bound) for bound in percentile_bounds(draws)] == [2, np.inf]
-    draws[95:] = np.nan
-    assert np.isnan(percentile_bounds(draws)).all()
-    draws[98:] = 0
-    draws[95:98] = 0
-    assert not np.isnan(percentile_bounds(draws)).any()

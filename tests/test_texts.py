@@ -13,6 +13,7 @@ PAPERS = {  # the notebook's number: the files of its printed tables, its sectio
     "02": ("hard_minibatches", "001"),
     "03": ("gradient_noise", "002"),
     "04": ("itdm", "003"),
+    "05": ("data_parallelism", "004"),
 }
 # decimals, and whole numbers of % or points; neither names (arXiv 2304.03486) nor exponents
 STATED = re.compile(r"(?<![\w.])(\d+\.\d+|\d+(?= ?%| points?\b))(?![\w.]*\d)")

@@ -22,7 +22,6 @@ from hardtrain.errors import DataError, DivergedError, ParameterError, RecordErr
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import halves, subsets
-from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -30,12 +29,18 @@ from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
+# how CUDA, cuDNN, cuBLAS and the CPU's allocator say it, in errors of no type of their own
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
 
-def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
+
+def train_run(run: Run, store: RunStore, progress: Callable[..., None]) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record.
 
     A checkpoint that cannot be used here, as its state has other names or is of another device,
     costs a warning and its epochs: the run starts over.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not suffice, whichever library says so.
     """
     fingerprint = load_data(run)[2]
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
@@ -45,12 +50,17 @@ def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     if checkpoint and not set(run.keep) <= set(checkpoint.get("keep", ())):
         checkpoint = None  # of the same run when it kept, and counted, less
     try:
-        record = _Training(run, store, checkpoint).record(progress)
-    except RecordError as error:
-        if checkpoint is None:
-            raise
-        warnings.warn(f"{run} starts over: {error}", stacklevel=2)
-        record = _Training(run, store, None).record(progress)
+        try:
+            record = _Training(run, store, checkpoint).record(progress)
+        except RecordError as error:
+            if checkpoint is None:
+                raise
+            warnings.warn(f"{run} starts over: {error}", stacklevel=2)
+            record = _Training(run, store, None).record(progress)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record
@@ -66,6 +76,7 @@ class _Training:
         self.run, self.store, self.checkpoint = run, store, checkpoint
         train, self.test, self.fingerprint = load_data(run)
         self.train = training_set(run, train)
+        self.validation = validation_set(run)
         self.device = self.train.images.device
         self.pause = store.checkpoint_seconds
         self.last_saved = time.perf_counter()
@@ -79,14 +90,13 @@ class _Training:
         if run.batch_norm == "batch":
             self.settings |= {"batch_statistics": True, "batch_size": run.batch_size}
 
-    def record(self, progress: Progress) -> dict:
+    def record(self, progress: Callable[..., None]) -> dict:
         """Train, and describe what came of it."""
         run = self.run
         record = {"key": run.key, "fingerprint": self.fingerprint, "run": run.as_dict()}
-        if self.checkpoint:
-            progress(run, self.checkpoint.get("epoch", 0))
+        progress(run, (self.checkpoint or {}).get("epoch", 0))
         seed = randomness.derived_seed(run.seed, "torch")
-        with randomness.isolated_randomness(seed, self.device):
+        with randomness.isolated_randomness(seed, self.device, precision=run.precision):
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
             try:
@@ -98,14 +108,15 @@ class _Training:
                     self.evaluate,
                     checkpoint=self.checkpoint,
                     save_checkpoint=self.save_checkpoint,
-                    progress=partial(progress, run),
+                    progress=lambda epochs: progress(run, epochs, self.test_loss),
                 )
+                last = history[-1] | self.scores_at_end(history)
             except DivergedError as error:
                 record |= {"status": "diverged", "history": error.history}
                 record["metrics"] = {"diverged_epoch": error.epoch, "diverged_step": error.step}
             else:
                 record |= {"status": "finished", "history": history}
-                record["metrics"] = self.metrics(history[-1])
+                record["metrics"] = self.metrics(last)
                 record["artefacts"] = self.save_artefacts()
         record["timings"] = {
             "seconds": round(time.perf_counter() - self.began, 3),
@@ -140,14 +151,38 @@ class _Training:
         self.before = {"seconds_before": round(seconds, 3)}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and error of the test set and, if the run wants it, of the training set."""
-        sets = {"test": self.test} | ({"train_set": self.train} if self.run.evaluate_train else {})
+        """Loss and error of the test set, or of what is held out in its place, and, if the run
+        wants it, of the training set."""
+        sets = {"validation": self.validation} if self.validation else {"test": self.test}
+        sets |= {"train_set": self.train} if self.run.evaluate_train else {}
         for name, images in sets.items():
             self.final[name] = self._timed(
                 evaluation.evaluate, model, images, self.transform, **self.settings
             )
-        losses = {f"{name}_loss": last.loss for name, last in self.final.items()}
-        return losses | {f"{name}_error": last.error for name, last in self.final.items()}
+        losses = {f"{name}_loss": self.final[name].loss for name in sets}
+        return losses | {f"{name}_error": self.final[name].error for name in sets}
+
+    def scores_at_end(self, history: list[dict]) -> dict[str, float]:
+        """Of the test set, where held-out images were evaluated in its place.
+
+        Raises:
+            DivergedError: its loss is not finite; the last step has made it so.
+        """
+        if not self.validation:
+            return {}
+        self.validation = None
+        scores, step = self.evaluate(self.model), history[-1]["step"] - 1
+        if not math.isfinite(sum(scores.values())):
+            text = f"{self.run}: the test loss is not finite after step {step} (from 0), the last"
+            error = DivergedError(text, epoch=self.run.epochs - 1, step=step)
+            error.history = history
+            raise error
+        return scores
+
+    @property
+    def test_loss(self) -> float | None:
+        """Of the last evaluation so far."""
+        return self.final["test"].loss if "test" in self.final else None
 
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take
@@ -182,7 +217,7 @@ class _Training:
         """Mean accuracy over the mini-batches of one model and half its t interval, as some
         papers print it: over fixed batches where the method has them, and one of what they leave
         out."""
-        right = (self.final[name].predictions == data.labels.cpu()).double()
+        right = (self.final[name].predictions == data.labels_on_host).double()
         interval = mean_interval([right[batch].mean().item() for batch in batches])
         half_width = interval.half_width
         return {
@@ -208,13 +243,13 @@ class _Training:
             "features": evaluation.extract_features(self.model, self.test, self.transform),
             "losses": self.final["test"].losses,
             "predictions": self.final["test"].predictions,
-            "labels": self.test.labels.cpu(),
+            "labels": self.test.labels_on_host,
             "class_names": np.array(self.test.class_names),
         }
 
     def _logits(self) -> dict[str, object]:
         logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
-        return {"logits": logits, "labels": self.test.labels.cpu()}
+        return {"logits": logits, "labels": self.test.labels_on_host}
 
     def _train_losses(self) -> dict[str, object]:
         whole = dataclasses.replace(self.run, subset="")
@@ -237,11 +272,14 @@ def forget_data() -> None:
 
 @functools.lru_cache(maxsize=4)
 def _data(
-    dataset: str, root: str | None, device: str, train_size: int, test_size: int
-) -> tuple[ImageDataset, ImageDataset, str]:
+    dataset: str, root: str | None, device: str, validation_size: int, *sizes: int
+) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
     train = load_dataset(dataset, "train", root=root, device=device)
     test = load_dataset(dataset, "test", root=root, device=device)
-    return train.subset(train_size), test.subset(test_size), _fingerprint(train, test)
+    fingerprint, validation = _fingerprint(train, test), None
+    if validation_size:
+        train, validation = train.hold_out(validation_size)
+    return train.subset(sizes[0]), test.subset(sizes[1]), fingerprint, validation
 
 
 def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
@@ -250,8 +288,17 @@ def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
 
 def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
     """A run's training set, test set and the fingerprint of both, on the run's device."""
-    device = str(resolve_device(run.device))
-    return _data(run.dataset, run.data_root, device, run.train_size, run.test_size)
+    return _data_of(run)[:3]
+
+
+def validation_set(run: Run) -> ImageDataset | None:
+    """The training images that a run holds out, if any."""
+    return _data_of(run)[3]
+
+
+def _data_of(run: Run) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
+    sizes = run.validation_size, run.train_size, run.test_size
+    return _data(run.dataset, run.data_root, str(resolve_device(run.device)), *sizes)
 
 
 @functools.lru_cache
@@ -341,7 +388,8 @@ def _observe_and_note(
 
 def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
-    return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
+    kept = tuple(dict.fromkeys((*run.keep, *names)))
+    return run if kept == run.keep else dataclasses.replace(run, keep=kept)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

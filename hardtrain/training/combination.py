@@ -81,6 +81,10 @@ def _merged(name: str, parts: Mapping[str, Method]) -> Method:
         for method in every:
             method.start_epoch(epoch)
 
+    def advance() -> None:
+        for method in every:
+            method.advance()
+
     def observe(indices: Any, losses: Any) -> None:
         for method in every:
             method.observe(indices, losses)
@@ -95,6 +99,12 @@ def _merged(name: str, parts: Mapping[str, Method]) -> Method:
         state={f"{part}: {k}": v for part, m in parts.items() for k, v in m.state.items()},
         # who decides about the losses knows best what counted
         artefacts={k: v for m in (*every, decides) for k, v in m.artefacts.items()},
+        # steps are replayed where all parts allow it
+        graph_key=None
+        if any(method.graph_key is None for method in every)
+        else lambda: tuple(method.graph_key() for method in every if method.graph_key),
+        advance=advance,
+        generators=[generator for method in every for generator in method.generators],
         whole_passes=chooses.whole_passes,
         held_out=chooses.held_out,
     )

@@ -20,7 +20,7 @@ from hardtrain.strategies.selective_backprop import SelectiveBackprop
 from hardtrain.training import memory, pieces
 from hardtrain.training.evaluation import buffers_restored, in_mode
 from hardtrain.training.lookup import version
-from hardtrain.training.loop import HeldOut, Method
+from hardtrain.training.loop import HeldOut, Method, nothing
 from hardtrain.training.pieces import mean_objective, sample_losses, uniform_batches
 from hardtrain.training.randomness import generator
 
@@ -38,7 +38,7 @@ def focal(run: Any, data: ImageDataset, model: nn.Module, *, gamma: float = 2.0)
         missing = -torch.expm1(-losses.clamp(min=torch.finfo(losses.dtype).tiny))
         return losses, (missing**gamma * losses).mean()
 
-    return Method(batches, objective, state=state)
+    return Method(batches, objective, state=state, graph_key=nothing)
 
 
 @version(1)
@@ -59,6 +59,7 @@ def random_share(run: Any, data: ImageDataset, model: nn.Module, *, share: float
         log=tally.log,
         state={"order": order, "augmentation": augmentation, "tally": tally},
         artefacts=tally.artefacts,
+        graph_key=nothing,
     )
 
 

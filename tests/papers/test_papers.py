@@ -22,6 +22,7 @@ ROWS = {
     "gradient_noise_text": 3,
     "itdm_table1": 4,
     "itdm_table2": 3,
+    "data_parallelism_goals": 9,
     "itdm_table3": 3,
     "itdm_table4": 9,
     "itdm_table5": 9,

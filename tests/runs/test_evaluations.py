@@ -1,12 +1,13 @@
 """Evaluations that a run asks for: of the training set, by batches, of kept logits."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from hardtrain import build_network, load_artefact, load_history, run_missing
-from hardtrain.runs.train import load_data
+from hardtrain import ParameterError, build_network, load_artefact, load_history, run_missing
+from hardtrain.runs.train import load_data, validation_set
 from hardtrain.training import evaluation, methods, pieces, randomness
 
 
@@ -67,6 +68,65 @@ def test_label_noise_of_a_run_reaches_the_training_and_not_the_test_set(tiny_run
     assert results["train_loss"][1] > results["train_loss"][0] + 0.2
     none = run_missing([tiny_run(epochs=6, label_noise=0)], store)
     assert none["key"][0] == results["key"][0]
+
+
+def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_run, store):
+    run = tiny_run(validation_size=12, train_size=30, label_noise=0.5, keep=("final_weights",))
+    row = run_missing([run], store).iloc[0]
+    history = load_history(pd.DataFrame([row]), store)
+    assert "test_error" not in history
+    whole, test, _ = load_data(tiny_run())
+    train, _, fingerprint = load_data(run)
+    held = validation_set(run)
+    assert (len(train), len(held)) == (30, 12)
+    pictures = [{image.numpy().tobytes() for image in part.images} for part in (train, held)]
+    assert not pictures[0] & pictures[1]
+    assert held.labels.bincount().tolist() == [4, 4, 4]
+    names = {
+        image.numpy().tobytes(): label
+        for image, label in zip(whole.images, whole.labels, strict=True)
+    }
+    assert all(
+        names[i.numpy().tobytes()] == label
+        for i, label in zip(held.images, held.labels, strict=True)
+    )
+    assert fingerprint == load_data(tiny_run())[2]
+    transform = pieces.train_transform(run, train)
+    model = build_network("cnn_small", 3, 1, image_size=8)
+    weights = load_artefact(run, "final_weights", store)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    for name, data in (("validation", held), ("test", test)):
+        found = evaluation.evaluate(model, data, transform)
+        assert row[f"{name}_error"] == pytest.approx(found.error)
+        assert row[f"{name}_loss"] == pytest.approx(found.loss, rel=1e-5)
+    assert history["validation_error"].iloc[-1] == row["validation_error"]
+
+
+def test_a_test_loss_that_is_not_finite_at_the_end_is_divergence(tiny_run, store, monkeypatch):
+    run = tiny_run(validation_size=12)
+    evaluate = evaluation.evaluate
+
+    def overflowing(model, images, transform, **settings):
+        found = evaluate(model, images, transform, **settings)
+        return found._replace(loss=np.inf) if images.split == "test" else found
+
+    monkeypatch.setattr(evaluation, "evaluate", overflowing)
+    row = run_missing([run], store).iloc[0]
+    assert row["status"] == "diverged"
+    steps = run.epochs * 3
+    assert (row["diverged_epoch"], row["diverged_step"]) == (run.epochs - 1, steps - 1)
+    assert load_history(pd.DataFrame([row]), store)["step"].tolist() == [3, steps]
+
+
+def test_what_holds_nothing_out_has_the_columns_that_it_had(tiny_run, store):
+    plain, held = tiny_run(), tiny_run(validation_size=12)
+    assert plain.key != held.key
+    assert not any("validation" in name for name in run_missing([plain], store))
+    both = run_missing([plain, held], store)
+    assert both["validation_error"].isna().tolist() == [True, False]
+    for size in (60, 61):
+        with pytest.raises(ParameterError, match="number of images to hold out"):
+            run_missing([tiny_run(validation_size=size)], store)
 
 
 def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store, tmp_path):

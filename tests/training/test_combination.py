@@ -24,7 +24,7 @@ def alike(a, b):
         ("trimming+gradient_noise", {"alpha": 0.0}, "trimming", {}),
         ("trimming+gradient_noise", {"start": 1.0, "end": 1.0}, "gradient_noise", {}),
         ("hard_batches+trimming", {"start": 1.0, "end": 1.0}, "hard_batches", {}),
-        ("trimming+random_share", {"share": 1.0}, "trimming", {}),
+        ("trimming+random_share", {"random_share_share": 1.0}, "trimming", {}),
         ("gradient_noise+active_bias", {"alpha": 0.0, "variant": "SPV"}, "active_bias",
          {"variant": "SPV"}),
     ],
@@ -78,7 +78,8 @@ def test_artefacts_are_those_of_the_parts(tiny_run, store):
 
 def test_options_are_those_of_the_parts(tiny_run):
     run = tiny_run(method="trimming+gradient_noise", options={"end": 0.5, "gamma": 1})
-    assert dict(run.options) == {"alpha": 1e-5, "end": 0.5, "gamma": 1.0, "start": 1.0}
+    expected = {"alpha": 1e-5, "end": 0.5, "gamma": 1.0, "share": "hardest", "start": 1.0}
+    assert dict(run.options) == expected
     assert tiny_run(**run.as_dict()).key == run.key
     with pytest.raises(ParameterError, match="did you mean 'gamma'"):
         tiny_run(method="trimming+gradient_noise", options={"gama": 1.0})

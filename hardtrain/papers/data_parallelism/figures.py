@@ -10,7 +10,7 @@ from matplotlib import ticker
 
 from hardtrain.papers.data_parallelism import measures
 from hardtrain.papers.data_parallelism.regimes import Regimes
-from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve
+from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve
 from hardtrain.report.plotting import log_axis, variant_styles
 
 STYLES = {
@@ -20,8 +20,8 @@ STYLES = {
 }
 OUTCOMES = {
     "reached": {"marker": "o", "color": "#0072B2"},
-    measures.NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
-    "diverged": {"marker": "x", "color": "#D55E00"},
+    NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
+    "infeasible": {"marker": "x", "color": "#D55E00"},
 }
 
 
@@ -37,17 +37,19 @@ def size_axis(ax, sizes: Sequence[int]) -> None:
 
 
 def draw_points(ax, frame: pd.DataFrame, **style) -> None:
-    """Values with bootstrap intervals against the batch size, on logarithmic axes.
+    """Values with bars against the batch size, on logarithmic axes.
 
-    An arrow up is an interval without an upper bound; a cross at the upper edge is a batch size
-    at which no trial reached the goal.
+    An arrow up is a bar without an upper end; a cross at the upper edge is a batch size at which
+    too few searches reached the goal.
 
     Args:
         ax: to draw on.
         frame: ``batch_size``, ascending; ``value`` (inf or nan: not reached); ``low`` and ``high``
-            (nan: no interval; ``high`` inf: no upper bound).
+            (nan: no bar; ``high`` inf: no upper end).
         style: for ``ax.plot``.
     """
+    if frame.empty:
+        return
     columns = frame[["batch_size", "value", "low", "high"]].to_numpy(dtype=float)
     reached = np.isfinite(columns[:, 1])
     sizes, values, low, high = columns[reached].T
@@ -68,14 +70,22 @@ def draw_points(ax, frame: pd.DataFrame, **style) -> None:
     log_axis(ax.yaxis)
 
 
+def draw_perfect(ax, frame: pd.DataFrame) -> None:
+    """Perfect scaling from the first value of a frame that is known."""
+    known = frame[np.isfinite(frame["value"])]
+    for first in known.head(1).itertuples():
+        look = {"color": "0.45", "linewidth": 1, "linestyle": ":", "label": "perfect scaling"}
+        sizes = frame["batch_size"]
+        ax.plot(sizes, first.value * first.batch_size / sizes, **look)
+
+
 def draw_regimes(ax, sizes: Sequence[int], fit: Regimes) -> None:
     """A fitted curve, perfect scaling from the smallest batch on, and lines at the boundaries."""
     if math.isnan(fit.min_steps):
         return  # too few points
     fine = np.geomspace(sizes[0], sizes[-1], 100)
     ax.plot(fine, fit.steps(fine), color="0.45", linewidth=1.2, label="fit")
-    perfect = fit.steps(sizes[0]) * sizes[0] / fine
-    ax.plot(fine, perfect, color="0.45", linewidth=1, linestyle=":", label="perfect scaling")
+    draw_perfect(ax, pd.DataFrame({"batch_size": fine, "value": fit.steps(fine)}))
     for size, line, label in (
         (fit.perfect_until, "--", "perfect scaling ends"),
         (fit.flat_from, "-.", "flat from here"),
@@ -87,13 +97,15 @@ def draw_regimes(ax, sizes: Sequence[int], fit: Regimes) -> None:
 
 
 def draw_rules(ax, frame: pd.DataFrame) -> None:
-    """The linear and the square-root rule, from the first value of a frame that is known."""
+    """The linear and the square-root rule through the middle of a frame's own points, in logs."""
     known = frame[np.isfinite(frame["value"])]
-    for first in known.head(1).itertuples():
-        growth = frame["batch_size"] / first.batch_size
-        for power, line, label in ((1, ":", "linear rule"), (0.5, (0, (5, 3)), "square-root rule")):
-            look = {"color": "0.6", "linewidth": 1, "linestyle": line, "label": label}
-            ax.plot(frame["batch_size"], first.value * growth**power, **look)
+    if known.empty:
+        return
+    middle_size, middle = np.exp(np.log(known[["batch_size", "value"]]).mean())
+    for power, line, label in ((1, ":", "linear rule"), (0.5, (0, (5, 3)), "square-root rule")):
+        look = {"color": "0.6", "linewidth": 1, "linestyle": line, "label": label}
+        growth = frame["batch_size"] / middle_size
+        ax.plot(frame["batch_size"], middle * growth**power, **look)
 
 
 def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
@@ -105,9 +117,10 @@ def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     for trial in trials[trials["outcome"] == "reached"].nsmallest(3, "steps").itertuples():
         ax.annotate(f"{trial.steps:.0f}", (trial.lr, getattr(trial, column)), xytext=(5, 3),
                     textcoords="offset points", fontsize=7)  # fmt: skip
-    log_axis(ax.yaxis)
-    log_axis(ax.xaxis)
     ax.set_xlabel("learning rate η")
+    if len(trials):
+        log_axis(ax.yaxis)
+        log_axis(ax.xaxis)
 
 
 def panels(num: int):
@@ -126,33 +139,28 @@ def panels(num: int):
 
 
 def draw_groups(
-    groups: Mapping[str, Sequence[Curve]], kind: str, frames: Mapping[Curve, pd.DataFrame]
+    kinds: Mapping[str, Mapping[str, Sequence[Curve]]], frames: Mapping[Curve, pd.DataFrame]
 ):
-    """Curves beside each other, a panel for each group of a kind.
+    """Curves beside each other, a panel for each group.
 
     Args:
-        groups: of one kind, from `comparison_groups`. If there is none, there is nothing to
-            compare, and one curve is shown.
-        kind: "optimiser", "network" or "data".
-        frames: of ``scaling_curve``, by curve.
+        kinds: from `comparison_groups`. If there is none, one curve is shown.
+        frames: of `over_searches`, by curve.
 
     Returns:
         ``matplotlib.figure.Figure``.
     """
-    groups = groups or {f"only one {kind}": [next(iter(frames))]}
+    groups = [(kind, *group) for kind, members in kinds.items() for group in members.items()]
+    groups = groups or [("optimiser", "nothing to compare", [next(iter(frames))])]
     fig, axes = panels(len(groups))
-    labels = list(dict.fromkeys(c.words[kind] for curves in groups.values() for c in curves))
-    # one style for a label in all panels
-    method = "gradient_noise" if kind == "data" else "hard_batches"
-    looks = itertools.cycle(variant_styles(method, min(8, len(labels))))
-    styles = dict(zip(labels, looks, strict=False))
-    styles |= {OPTIMIZERS[optimizer]: style for optimizer, style in STYLES.items()}
-    for ax, (title, curves) in zip(axes, groups.items(), strict=True):
-        for curve in curves:
-            label = curve.words[kind]
-            draw_points(ax, frames[curve], label=label, **styles[label])
+    for ax, (kind, title, curves) in zip(axes, groups, strict=True):
+        looks = itertools.cycle(variant_styles("gradient_noise", min(8, len(curves))))
+        for curve, look in zip(curves, looks, strict=False):
+            look = STYLES[curve.optimizer] if kind == "optimiser" else look
+            draw_points(ax, frames[curve], label=curve.words[kind], **look)
         ax.set_title(title)
-    shared_legend(fig)
+        if ax.lines:
+            ax.legend()
     return fig
 
 

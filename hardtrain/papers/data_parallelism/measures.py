@@ -1,109 +1,179 @@
-"""The study of batch sizes: what follows from its runs, as numbers."""
+"""The study of batch sizes: what follows from its trials, as numbers.
+
+Each search is a whole of its own: its best trial, and whatever follows from those at all batch
+sizes. What is said of a curve is said over its searches, by their seeds: the median, the lowest and
+the highest, between which the next search of the same size lies with probability (R - 1) / (R + 1)
+for R of them; or, of a mean, a 95 % interval over them.
+"""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from hardtrain.papers.data_parallelism import batch_scaling, noisy_quadratic
-from hardtrain.papers.data_parallelism.batch_scaling import Estimate, estimate, with_resamples
-from hardtrain.papers.data_parallelism.regimes import fit_regimes
+from hardtrain.papers.data_parallelism import noisy_quadratic
+from hardtrain.papers.data_parallelism.regimes import Regimes, fit_regimes
 from hardtrain.papers.data_parallelism.search import Search, search_together
-from hardtrain.papers.data_parallelism.tuning import LIMITS, Cell, Curve, Tuned
-from hardtrain.statistics import percentile_bounds
+from hardtrain.papers.data_parallelism.tuning import LIMITS, Curve
+from hardtrain.report.tables import paired
+from hardtrain.statistics import Interval, PairedDifference, mean_interval
 
-NOT_REACHED = "not reached"
 RULES = {"linear": 1.0, "square root": 0.5, "constant": 0.0}  # powers of the batch size
 
 
-def measurements(tuned: Tuned) -> dict[Curve, pd.DataFrame]:
-    """Every evaluation of every trial, by curve, as ``batch_scaling`` takes them."""
-    keys: dict[Curve, set[str]] = {}
-    for (curve, _), runs in tuned.runs.items():
-        keys.setdefault(curve, set()).update(run.key for run in runs)
-    measured = batch_scaling.measured_errors(tuned.results, tuned.history)
-    return {curve: measured[measured["trial"].isin(own)] for curve, own in keys.items()}
+class Spread(NamedTuple):
+    """The median of several values, the lowest and the highest; nan if there are none."""
+
+    value: float
+    low: float
+    high: float
 
 
-def trial_table(tuned: Tuned, cell: Cell) -> pd.DataFrame:
-    """The trials of one cell, the search's best first, then by steps and order.
-
-    Their points, ``round``, ``steps``, ``key``, ``momentum``, ``effective_lr`` =
-    lr / (1 - momentum), and ``outcome``: "reached", "not reached" or "diverged" (without having
-    reached the goal).
-    """
-    search = tuned.searches[cell]
-    runs = tuned.results[["key", "momentum", "status"]]
-    table = search.trials.assign(key=[run.key for run in tuned.runs[cell]]).merge(runs, on="key")
-    table["effective_lr"] = table["lr"] / (1 - table["momentum"])
-    table["outcome"] = table.pop("status").replace("finished", NOT_REACHED)
-    table.loc[np.isfinite(table["steps"]), "outcome"] = "reached"
-    best = pd.Series(search.best or {}, dtype=float)
-    is_best = (table[best.index] == best).all(axis=1)
-    return table.iloc[np.lexsort([~is_best, table["steps"]])].reset_index(drop=True)
-
-
-def speed_ups(
-    curves: Sequence[Sequence], *, num_resamples: int = 2000
-) -> tuple[list[Estimate], list[Estimate]]:
-    """How many times fewer steps the largest batch needs than the smallest, and the quotients of
-    that to the first curve's.
-
-    Perfect scaling would give the quotient of the batch sizes. They are the smallest and the
-    largest that all of the curves have. The bounds are percentiles of a bootstrap over trials,
-    independent for each curve; a resample in which no trial reached the goal counts as whatever
-    widens them.
-
-    Args:
-        curves: each as `steps_by_size` gives it.
-        num_resamples: of the bootstrap.
-
-    Returns:
-        An `Estimate` for each curve, and one for each but the first relative to the first; nan
-        where a goal was not reached.
+def spread(values: np.ndarray) -> Spread:
+    """Median, lowest and highest along the last axis. nan counts as inf; of an even number of
+    values the lower of the middle two counts, since one of them may be inf.
 
     Example:
-        >>> flat, steep = [[8, [40.0]], [16, [40.0]]], [[8, [40.0]], [16, [20.0]]]
-        >>> own, relative = speed_ups([flat, steep])
-        >>> own[1].value, ratio_word(relative[0])
-        (2.0, 'larger')
+        >>> [float(number) for number in spread(np.array([4.0, math.inf, 2.0, 3.0]))]
+        [3.0, 2.0, inf]
     """
-    ends = common_ends(curves)
-    quotients = []
-    with np.errstate(invalid="ignore", divide="ignore"):  # inf / inf is nan
-        for number, curve in enumerate(curves):
-            rng, trials = np.random.default_rng([0, number]), dict(curve)
-            few, many = (with_resamples(trials[size], rng, num_resamples) for size in ends)
-            quotients.append(few / many)
-        relative = [_ratio(quotient / quotients[0]) for quotient in quotients[1:]]
-    return [_ratio(quotient) for quotient in quotients], relative
+    values = np.sort(np.where(np.isnan(values), math.inf, values))
+    return Spread(values[..., (values.shape[-1] - 1) // 2], values[..., 0], values[..., -1])
 
 
-def common_ends(curves: Sequence[Sequence]) -> tuple[int, int]:
-    """The smallest and the largest batch size that all of the curves have."""
-    common = set.intersection(*({size for size, _ in curve} for curve in curves))
-    return min(common), max(common)
+def best_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trial of fewest steps of each search, of equal ones the first; a row for each batch size
+    and seed whose search is complete. Its steps are inf where none reached the goal.
+
+    Args:
+        trials: of one curve, as in `Tuned`.
+    """
+    counted = trials[trials["counted"]].sort_values(["steps", "number"])
+    return counted.drop_duplicates(["batch_size", "seed"]).sort_values(["batch_size", "seed"])
 
 
-def _ratio(quotients: np.ndarray) -> Estimate:
-    """The first of the quotients, with percentiles of the others."""
-    value, draws = quotients[0], quotients[1:]
-    if not 0 < value < math.inf:
-        return Estimate(math.nan, math.nan, math.nan)
-    low, _ = percentile_bounds(np.where(np.isnan(draws), 0.0, draws))
-    _, high = percentile_bounds(np.where(np.isnan(draws), math.inf, draws))
-    return Estimate(float(value), float(low), float(high))
+def over_searches(best: pd.DataFrame, column: str = "steps") -> pd.DataFrame:
+    """`spread` over the searches of each batch size: ``batch_size``, ``value``, ``low``, ``high``.
+    Of other columns than the steps only those count that reached the goal."""
+    if column != "steps":
+        best = best[np.isfinite(best["steps"])]
+    rows = [
+        (size, *map(float, spread(part[column].to_numpy())))
+        for size, part in best.groupby("batch_size")
+    ]
+    frame = pd.DataFrame(rows, columns=["batch_size", *Spread._fields])
+    return frame.astype(dict.fromkeys(Spread._fields, float))  # also without rows
 
 
-def ratio_word(ratio: Estimate) -> str:
-    """Where the interval of a ratio lies: "larger" or "smaller" than 1, or neither."""
-    if math.isnan(ratio.value):
-        return NOT_REACHED
-    if ratio.low > 1:
-        return "larger"
-    return "smaller" if ratio.high < 1 else "no difference seen"
+def halvings(best: pd.DataFrame, small: int, large: int) -> pd.Series:
+    """How often the steps halve from one batch size to another, by seed; nan where a goal was not
+    reached. Perfect scaling gives log2 of their quotient.
+
+    Example:
+        >>> rows = [(8, 0, 40.0), (32, 0, 20.0), (8, 1, 40.0), (32, 1, math.inf)]
+        >>> best = pd.DataFrame(rows, columns=["batch_size", "seed", "steps"])
+        >>> halvings(best, 8, 32).to_dict()
+        {0: 1.0, 1: nan}
+    """
+    steps = best.pivot(index="seed", columns="batch_size", values="steps")
+    steps = steps.reindex(columns=[small, large]).astype(float).where(np.isfinite)
+    return np.log2(steps[small] / steps[large])
+
+
+def gain_per_doubling(best: pd.DataFrame, small: int, large: int) -> pd.Series:
+    """`halvings` for each doubling between the two: 1 is perfect scaling, 0 flat."""
+    return halvings(best, small, large) / math.log2(large / small)
+
+
+def powers(best: pd.DataFrame, column: str) -> pd.Series:
+    r"""The power law through the best trials' metaparameter, by seed: s of
+
+    .. math:: \log x_B = a + s \log B
+
+    by least squares over the batch sizes that reached the goal, at least three.
+    """
+    best = best[np.isfinite(best["steps"])]
+    logs = np.log2(best[["batch_size", column]].astype(float)).groupby(best["seed"])
+    slopes = {seed: np.polyfit(*part.to_numpy().T, 1)[0] for seed, part in logs if len(part) > 2}
+    return pd.Series(slopes, dtype=float)
+
+
+def interval(by_seed: pd.Series) -> Interval | None:
+    """The mean over searches with its 95 % interval; ``None`` without one."""
+    values = by_seed.dropna()
+    return mean_interval(values) if len(values) else None
+
+
+def rules_within(power: Interval | None) -> str:
+    """The rules whose power the interval includes.
+
+    Example:
+        >>> rules_within(Interval(0.7, 0.4, 1.1, 5))
+        'linear or square root'
+    """
+    if power is None or math.isnan(power.low):
+        return "too few searches"
+    within = [name for name, rule in RULES.items() if power.low <= rule <= power.high]
+    return " or ".join(within) or "none"
+
+
+def regimes(best: pd.DataFrame) -> list[Regimes]:
+    """The three regimes: of the medians over the searches first, then of each search."""
+    middle = over_searches(best)
+    parts = [middle.rename(columns={"value": "steps"})]
+    parts += [part for _, part in best.groupby("seed")]
+    return [fit_regimes(part["batch_size"], part["steps"]) for part in parts if len(part)]
+
+
+def lowest_errors(
+    trials: pd.DataFrame, history: pd.DataFrame, budgets: Mapping[str, float]
+) -> pd.DataFrame:
+    """The lowest held-out error that any trial of a search had by the time a budget was spent:
+    ``batch_size``, ``seed``, and a column for each budget; nan if none was evaluated by then.
+
+    Args:
+        trials: of one curve.
+        history: of their runs.
+        budgets: how many, by unit, "step" or "epoch"; equal counts as within.
+
+    Source:
+        Shallue et al., arXiv 1811.03600: solution quality at a fixed number of steps, or of
+        examples.
+    """
+    counted = trials[trials["counted"] & (trials["outcome"] != "infeasible")]
+    history = history.reindex(columns=["key", "step", "epoch", "validation_error"])
+    rows = counted[["batch_size", "seed", "key"]].merge(history, on="key")
+    errors = {
+        unit: rows["validation_error"].where(rows[unit] <= budget)
+        for unit, budget in budgets.items()
+    }
+    where = [rows["batch_size"], rows["seed"]]
+    return pd.DataFrame(errors).groupby(where).min().reset_index()
+
+
+def change(errors: pd.DataFrame, budget: str, small: int, large: int) -> pd.Series:
+    """The largest batch's lowest error minus the smallest's within a budget, in points, by seed."""
+    wide = 100 * errors.pivot(index="seed", columns="batch_size", values=budget)
+    wide = wide.reindex(columns=[small, large]).astype(float)
+    return wide[large] - wide[small]
+
+
+def off_nearest_rule(powers: pd.Series) -> PairedDifference | None:
+    """How far the powers of the batch size are from that rule, linear or square root, from which
+    they are less surely apart; turned to be positive."""
+    rules = [either_way(paired(powers, 0 * powers + RULES[name])) for name in list(RULES)[:2]]
+    return max((gap for gap in rules if gap), key=lambda gap: gap.p, default=None)
+
+
+def either_way(difference: PairedDifference | None) -> PairedDifference | None:
+    """A difference turned so that it is positive: for claims that there is one, not which."""
+    if difference is None or difference.mean >= 0:
+        return difference
+    bounds = {"mean": -difference.mean, "low": -difference.high, "high": -difference.low}
+    return difference._replace(**bounds)
 
 
 def comparison_groups(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
@@ -123,71 +193,6 @@ def comparison_groups(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve
             groups.setdefault(shared, []).append(curve)
         kinds[kind] = {shared: group for shared, group in groups.items() if len(group) > 1}
     return kinds
-
-
-def best_rates(tuned: Tuned, curve: Curve, column: str) -> tuple[pd.DataFrame, Estimate]:
-    r"""A metaparameter of the best trial at each batch size, and the power law through them.
-
-    .. math:: \log x_B = a + s \log B
-
-    by least squares over the batch sizes that reached the goal. The bounds are percentiles of a
-    bootstrap over the trials of each batch size.
-
-    Args:
-        tuned: the searches.
-        curve: one of theirs.
-        column: of `trial_table`, such as "lr" or "effective_lr".
-
-    Returns:
-        A frame ``batch_size``, ``value``, ``low``, ``high`` (nan: not reached, or by too few
-        trials for a bound), and s, nan with fewer than three batch sizes.
-    """
-    sizes = sorted(size for searched, size in tuned.searches if searched == curve)
-    columns = []  # of each size the best trial's value, and those of the resamples
-    for size in sizes:
-        trials = trial_table(tuned, (curve, size))
-        values = trials[column].where(np.isfinite(trials["steps"])).to_numpy()
-        rng = np.random.default_rng([0, size])
-        columns.append(values[with_resamples(range(len(values)), rng, 1000)])
-    values = np.stack(columns, axis=1)
-    frame = pd.DataFrame({"batch_size": sizes} | estimate(values)._asdict())
-    return frame, estimate(np.array([_slope(np.log2(sizes), row) for row in np.log2(values)]))
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    known = np.isfinite(y)
-    if known.sum() < 3:
-        return math.nan
-    x, y = x[known] - x[known].mean(), y[known]
-    return float((x * y).sum() / (x * x).sum())
-
-
-def rules_within(slope: Estimate) -> str:
-    """The rules whose power the interval of a slope includes.
-
-    Example:
-        >>> rules_within(Estimate(0.7, 0.4, 1.1))
-        'linear or square root'
-    """
-    if math.isnan(slope.low):
-        return "too few points"
-    within = [name for name, power in RULES.items() if slope.low <= power <= slope.high]
-    return " or ".join(within) or "none"
-
-
-def size_effect(within: pd.DataFrame, budget: str) -> str:
-    """Whether the largest batch ends better or worse than the smallest within a budget: "better"
-    or "worse" if the 95 % intervals are apart, else "no difference seen".
-
-    Args:
-        within: from `best_at_budgets`.
-        budget: one of its.
-    """
-    part = within[within["budget"] == budget].sort_values("batch_size")
-    small, large = part.iloc[0], part.iloc[-1]
-    if large["low"] > small["high"]:
-        return "worse"
-    return "better" if large["high"] < small["low"] else "no difference seen"
 
 
 def noisy_quadratic_check(
@@ -223,9 +228,9 @@ def noisy_quadratic_check(
     model = {"goal": goal, "curvature": 1 / np.arange(1.0, num_dimensions + 1)}
 
     def evaluate(requests) -> np.ndarray:
-        sizes = [size for (_, size), _, _ in requests]
-        rates = [point["lr"] for _, _, point in requests]
-        momenta = [1 - point.get("one_minus_momentum", 1.0) for _, _, point in requests]
+        sizes = [size for (_, size), _ in requests]
+        rates = [point["lr"] for _, point in requests]
+        momenta = [1 - point.get("one_minus_momentum", 1.0) for _, point in requests]
         return noisy_quadratic.steps(sizes, rates, momenta, max_steps=1000, **model)
 
     repeats = list(itertools.product(range(num_searches), batch_sizes))
@@ -261,15 +266,3 @@ def _outcome(search: Search) -> tuple[float, float]:
 
 def _critical(steps: np.ndarray, batch_sizes: Sequence[int]) -> float:
     return fit_regimes(batch_sizes, steps).critical_batch_size
-
-
-def spread(values: np.ndarray) -> Estimate:
-    """Median, lowest and highest along the last axis. nan counts as inf; of an even number of
-    values the lower of the middle two counts, since one of them may be inf.
-
-    Example:
-        >>> [float(number) for number in spread(np.array([4.0, math.inf, 2.0, 3.0]))]
-        [3.0, 2.0, inf]
-    """
-    values = np.sort(np.where(np.isnan(values), math.inf, values))
-    return Estimate(values[..., (values.shape[-1] - 1) // 2], values[..., 0], values[..., -1])

@@ -1,7 +1,9 @@
 """Quasi-random search on log scales, in a space that follows its optimum."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import types
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,21 +16,24 @@ from hardtrain.errors import ParameterError, unknown_name
 Space = Mapping[str, tuple[float, float]]
 Point = dict[str, float]
 MARGIN = 0.1  # m: fraction of the width in logs that counts as an edge
+MAX_DRAWS = 4  # points for each trial to complete, before a round gives up
 
 
 class Search(NamedTuple):
     """What a search found.
 
     ``trials``: a row per trial: its point, ``round`` (from 0) and ``steps`` (inf: goal not
-    reached). ``best``: the best point, ``None`` if no trial reached the goal. ``steps``: its steps.
-    ``inside``: whether it lies inside the last space, away from every edge that could be moved.
-    ``space``: the last one that was searched.
+    reached; nan: it diverged, or was not run). ``best``: the best point of the last round, the
+    one that counts; ``None`` if no trial reached the goal. ``steps``: its steps. ``inside``:
+    whether it lies inside the last space, away from every edge that could be moved. ``complete``:
+    whether the last round has as many completed trials as it should. ``space``: the last one.
     """
 
     trials: pd.DataFrame
     best: Point | None
     steps: float
     inside: bool
+    complete: bool
     space: dict[str, tuple[float, float]]
 
 
@@ -119,140 +124,146 @@ def recentred(
 def search(
     space: Space,
     num_trials: int,
-    evaluate: Callable[[list[Point]], Sequence[float]],
+    evaluate: Callable[[list[Point]], Sequence[float | None]],
     *,
     seed: int,
-    max_rounds: int = 4,
+    max_rounds: int = 1,
     upper: Mapping[str, float] | None = None,
 ) -> Search:
-    """Draw trials, evaluate them, move the space onto a best point at its edge, and again.
+    """Draw trials until so many are complete; move the space onto a best one at its edge, again.
 
-    A round draws the next ``num_trials`` points of the sequence. The best trial of all rounds
-    counts; of several with equal steps (steps come in evaluation intervals, so ties are common)
-    the one furthest inside the space, so that the space moves only if all of them are at its edge.
-    The search ends when the best is inside, after ``max_rounds``, or, if no trial of the first
-    round reached the goal, at once: there is nothing to move the space to.
-
-    A search of several rounds has more trials than one of a single round, and a minimum over more
-    trials is lower; ``trials["round"]`` lets a comparison use equally many.
+    A trial that diverges is infeasible: it is replaced by the next point of the sequence, up to
+    ``MAX_DRAWS`` points for each trial that is wanted. Every round completes as many trials, and
+    only those of the last one count, so a search that had to move has seen no more than one that
+    had not. Of equal steps the lower trial number counts. The search ends when its best trial is
+    inside, after ``max_rounds``, or when no trial of a round reached the goal.
 
     Args:
         space: name -> (low, high), 0 < low < high; no name may be "round" or "steps".
-        num_trials: in each round, >= 1.
-        evaluate: takes the points of a round and gives the steps to the goal of each, above 0;
-            inf where it was not reached.
+        num_trials: to complete in each round, >= 1.
+        evaluate: takes points and gives the steps to the goal of each, above 0: inf if it was not
+            reached, nan if the trial diverged; ``None`` if it was not run, which ends the search.
         seed: of the points.
         max_rounds: >= 1.
         upper: as in `recentred`.
 
-    Returns:
-        `Search`. Without a trial that reached the goal ``best`` is ``None``, ``steps`` inf and
-        ``inside`` false.
-
     Raises:
         ParameterError: bad arguments, or ``evaluate`` gives another number of values, or a value
-            that is nan or not above 0.
+            that is not above 0.
 
     Source:
-        Shallue et al., arXiv 1811.03600: spaces re-centred when the optimum is at their edge. How
-        they define the edge and treat ties we do not know; ``MARGIN`` and the rule above are ours.
+        Shallue et al., arXiv 1811.03600, and their repository (google-research, batch_science):
+        equal numbers of completed trials, infeasible ones left out, ties to the lower number.
+        Moving the space stands for what they did by hand; ``MARGIN`` and ``MAX_DRAWS`` are ours.
 
     Example:
         >>> def steps(points):
         ...     return [100 + 50 * abs(math.log10(point["lr"] / 0.3)) for point in points]
-        >>> result = search({"lr": (1e-4, 1e-2)}, 16, steps, seed=0)
+        >>> result = search({"lr": (1e-4, 1e-2)}, 16, steps, seed=0, max_rounds=4)
         >>> result.inside, 0.2 < result.best["lr"] < 0.4
         (True, True)
     """
+
     _checked_space(space, upper)
 
     def steps_of(requests):
-        return evaluate([point for _, _, point in requests])
+        return evaluate([point for _, point in requests])
 
-    rules = {"seeds": {"": seed}, "max_rounds": max_rounds, "upper": upper}
+    rules = {"seeds": {"": seed}, "max_rounds": max_rounds, "upper": upper or {}}
     return search_together({"": space}, num_trials, steps_of, **rules)[""]
 
 
 def search_together(
     spaces: Mapping[Hashable, Space],
     num_trials: int,
-    evaluate: Callable[[list[tuple[Hashable, int, dict[str, float]]]], Sequence[float]],
+    evaluate: Callable[[list[tuple[Hashable, Point]]], Sequence[float | None]],
     *,
     seeds: Mapping[Hashable, int],
-    max_rounds: int = 4,
-    upper: Mapping[str, float] | None = None,
+    max_rounds: int = 1,
+    upper: Mapping[str, float] = types.MappingProxyType({}),
 ) -> dict[Hashable, Search]:
-    """Many searches side by side: each round of all of them is evaluated at once.
+    """Many searches side by side: what all of them want next is evaluated at once.
 
     Each is a `search`, and finds what it would find alone.
 
     Args:
         spaces: of each search, by its name.
-        num_trials: of a round.
-        evaluate: takes a list of (name, number of the trial in its search, point), gives the
-            steps of each.
+        num_trials, max_rounds, upper: of all of them; ``upper`` may hold names that a space lacks.
+        evaluate: takes a list of (name, point), gives the steps of each.
         seeds: of each search.
-        max_rounds, upper: of all of them; ``upper`` may hold names that a space lacks.
 
     Example:
         >>> def steps(requests):
-        ...     return [100 + 50 * abs(math.log10(point["lr"])) for _, _, point in requests]
+        ...     return [100 + 50 * abs(math.log10(point["lr"])) for _, point in requests]
         >>> spaces = {"low": {"lr": (1e-3, 1e-2)}, "around": {"lr": (0.03, 30.0)}}
-        >>> searches = search_together(spaces, 8, steps, seeds={"low": 0, "around": 0})
+        >>> how = {"seeds": {"low": 0, "around": 0}, "max_rounds": 4}
+        >>> searches = search_together(spaces, 8, steps, **how)
         >>> {name: len(result.trials) for name, result in searches.items()}
         {'low': 16, 'around': 8}
     """
+    checks.integer("num_trials", num_trials, 1)
     checks.integer("max_rounds", max_rounds, 1)
     taken = {"round", "steps"} & set().union(*spaces.values())
     if taken:
         raise ParameterError(f"space has a name that the table of trials needs: {sorted(taken)}")
-    rows: dict[Hashable, list[dict]] = {name: [] for name in spaces}
     searches: dict[Hashable, Search] = {}
-    ongoing = {name: _checked_space(space) for name, space in spaces.items()}
-    for number in range(max_rounds):
-        first = number * num_trials
-        requests = [
-            (name, first + i, point)
-            for name, space in ongoing.items()
-            for i, point in enumerate(quasi_random(space, num_trials, seed=seeds[name], skip=first))
-        ]
-        copies = [(name, trial, dict(point)) for name, trial, point in requests]
-        steps = np.asarray(evaluate(copies), dtype=float)
-        if steps.shape != (len(requests),) or not (steps > 0).all():
-            num = len(requests)
+    ongoing = {}
+    for name, space in spaces.items():
+        limits = {key: limit for key, limit in upper.items() if key in space}
+        how = (num_trials, seeds[name], max_rounds, limits)
+        ongoing[name] = _search(_checked_space(space), *how)
+    wanted = {name: next(own) for name, own in ongoing.items()}
+    while wanted:
+        requests = [(name, dict(point)) for name, points in wanted.items() for point in points]
+        num = len(requests)
+        steps = [None if step is None else float(step) for step in evaluate(requests)]
+        if len(steps) != num or any(step is not None and step <= 0 for step in steps):
             raise ParameterError(f"evaluate must give {num} numbers above 0 or inf; got {steps}")
-        for (name, _, point), value in zip(requests, steps.tolist(), strict=True):
-            rows[name].append(point | {"round": number, "steps": value})
-        moved = {}
-        for name, space in ongoing.items():
-            limits = {key: limit for key, limit in (upper or {}).items() if key in space}
-            searches[name], moved[name] = _judged(space, rows[name], limits)
-        ongoing = {name: space for name, space in moved.items() if space != ongoing[name]}
-        if not ongoing:
+        given = iter(steps)
+        for name, points in list(wanted.items()):
+            try:
+                wanted[name] = ongoing[name].send(list(islice(given, len(points))))
+            except StopIteration as end:
+                searches[name] = end.value
+                del wanted[name]
+    return {name: searches[name] for name in spaces}
+
+
+def _search(
+    space: dict[str, tuple[float, float]], num_trials: int, seed: int, max_rounds: int, upper: Space
+) -> Generator[list[Point], list[float | None], Search]:
+    """A search that yields points and is sent their steps."""
+    rows: list[dict] = []
+    for number in range(max_rounds):
+        own: list[dict] = []
+        while (lacking := num_trials - _completed(own)) and len(own) < MAX_DRAWS * num_trials:
+            points = quasi_random(
+                space,
+                min(lacking, MAX_DRAWS * num_trials - len(own)),
+                seed=seed,
+                skip=len(rows) + len(own),
+            )
+            steps = yield points
+            for point, step in zip(points, steps, strict=True):
+                own.append(point | {"round": number, "steps": math.nan if step is None else step})
+            if None in steps:
+                break
+        rows += own
+        reached = [row for row in own if row["steps"] < math.inf]
+        if None in steps or not reached:
+            best, fewest, moved = None, math.inf, None
             break
-    return searches
+        first = min(reached, key=lambda row: row["steps"])
+        best, fewest = {name: first[name] for name in space}, first["steps"]
+        moved = recentred(space, best, upper=upper)
+        if moved == space or number + 1 == max_rounds:
+            break
+        space = moved
+    return Search(pd.DataFrame(rows), best, fewest, moved == space, not lacking, space)
 
 
-def _judged(space: Space, rows: list[dict], upper: Mapping[str, float]) -> tuple[Search, Space]:
-    """What a search found so far, and the space of its next round: the same if it is over."""
-    trials, fewest = pd.DataFrame(rows), min(row["steps"] for row in rows)
-    if fewest == math.inf:
-        return Search(trials, None, fewest, False, space), space
-    tied = [row for row in rows if row["steps"] == fewest]
-    deepest = max(tied, key=lambda row: _depth(space, row, upper))
-    best = {name: deepest[name] for name in space}
-    moved = recentred(space, best, upper=upper)
-    return Search(trials, best, fewest, moved == space, space), moved
-
-
-def _depth(space: Space, point: Mapping[str, float], upper: Mapping[str, float]) -> float:
-    """Distance to the nearest edge that can be moved, as a fraction of the width in logs."""
-    distances = []
-    for name, (low, high) in space.items():
-        position = _position(point[name], low, high)
-        at_limit = high == upper.get(name, math.inf)
-        distances.append(position if at_limit else min(position, 1 - position))
-    return min(distances)
+def _completed(rows: list[dict]) -> int:
+    return sum(not math.isnan(row["steps"]) for row in rows)
 
 
 def _position(value: float, low: float, high: float) -> float:

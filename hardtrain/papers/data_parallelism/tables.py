@@ -6,123 +6,212 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from hardtrain.goals import steps_to_goal
+from hardtrain.papers import dataset_name
 from hardtrain.papers.data_parallelism import measures
-from hardtrain.papers.data_parallelism.batch_scaling import QUANTITIES, Estimate
-from hardtrain.papers.data_parallelism.regimes import Regimes
-from hardtrain.papers.data_parallelism.tuning import OPTIMIZERS, Curve, Tuned
+from hardtrain.papers.data_parallelism.regimes import SHARPNESS, Regimes
+from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve, Tuned
+from hardtrain.report.tables import MISSING, corrected_columns, describe_values, paired
 from hardtrain.report.text import format_number
+from hardtrain.statistics import PairedDifference, direction
+
+QUANTITIES = {  # attributes of `Regimes`, in words
+    "min_steps": "fewest steps",
+    "min_samples": "fewest images",
+    "critical_batch_size": "critical B",
+    "perfect_until": "perfect scaling up to B",
+    "flat_from": "flat from B",
+}
 
 
 def best_table(
-    tuned: Tuned, frames: Mapping[Curve, pd.DataFrame], sizes: Mapping[str, int]
+    tuned: Tuned,
+    curves: Mapping[Curve, Sequence[int]],
+    goals: Mapping[Curve, float],
+    sizes: Mapping[str, int],
 ) -> pd.DataFrame:
-    """The best metaparameters of every cell, with its steps and their 95 % interval.
+    """Steps to the goal at every batch size, the trials behind them, and the best of them all.
+
+    ``steps``: `spread` over the searches. ``best of all``: of all counted trials, and what a next
+    search of as many would not exceed (`steps_to_goal`); its metaparameters, and its test error at
+    the end of training. ``completed``, ``infeasible``: trials of the rounds that count;
+    ``before``: of earlier rounds. ``inside``: searches whose best is inside their space.
 
     Args:
-        tuned: the searches.
-        frames: `scaling_curve` of each curve.
+        tuned: the study.
+        curves: with their batch sizes.
+        goals: by curve.
         sizes: data set -> training samples.
     """
     rows = []
-    for curve, frame in frames.items():
-        for size, *steps in frame[["batch_size", "value", "low", "high"]].itertuples(index=False):
-            search, trials = tuned.searches[curve, size], measures.trial_table(tuned, (curve, size))
-            best, outcomes = trials.iloc[0], trials["outcome"].to_list()
-            row = curve.words | {"B": size, "steps": interval_text(*steps)}
-            cells = {
-                "epochs": f"{steps[0] * size / sizes[curve.dataset]:.2f}",
-                "lr": f"{best.lr:.3g}",
-                "1 − momentum": f"{1 - best.momentum:.3g}",
-                "lr / (1 − momentum)": f"{best.effective_lr:.3g}",
-                "final lr / lr": f"{best.get('final_fraction', 1.0):.3g}",
-            }
-            row |= dict.fromkeys(cells, "–") if search.best is None else cells
-            row |= {"trials": len(trials)}
-            row |= {outcome: outcomes.count(outcome) for outcome in ("reached", "diverged")}
-            edge = "inside" if search.inside else "at an edge"
-            rows.append(row | {"optimum": measures.NOT_REACHED if search.best is None else edge})
+    errors = tuned.results.set_index("key")["test_error"]
+    for curve, size in ((curve, size) for curve, sizes in curves.items() for size in sizes):
+        trials = tuned.of(curve)
+        trials = trials[trials["batch_size"] == size]
+        counted, by_seed = trials[trials["counted"]], trials.groupby("seed")
+        row = curve.words | {"B": size, "steps": MISSING, "best of all": MISSING}
+        row |= dict.fromkeys(
+            ("epochs", "lr", "1 − momentum", "final lr / lr", "test error (%)"), "–"
+        )
+        if len(counted):
+            measured = counted[["key"]].assign(trial=range(len(counted)))
+            columns = ["key", "step", "validation_error"]
+            measured = measured.merge(tuned.history.reindex(columns=columns), on="key", how="left")
+            lost = counted["outcome"].to_numpy() == "infeasible"
+            measured.loc[lost[measured["trial"]], "validation_error"] = math.nan
+            measured = measured.rename(columns={"validation_error": "error"}).fillna({"step": 1})
+            found = steps_to_goal(measured, goals[curve])
+            row["steps"] = spread_text(measures.over_searches(measures.best_trials(trials)))
+            row["best of all"] = f"{_number(found.steps)}, next ≤ {_number(found.next_below)}"
+            if found.best_trial is not None:
+                best = counted.iloc[found.best_trial]
+                row["epochs"] = f"{found.steps * size / sizes[curve.dataset]:.2f}"
+                row["lr"], row["1 − momentum"] = f"{best.lr:.3g}", f"{1 - best.momentum:.3g}"
+                row["final lr / lr"] = f"{best.get('final_fraction', 1.0):.3g}"
+                row["test error (%)"] = format_number(100 * errors[best.key], 1)
+        outcomes = counted["outcome"].value_counts()
+        row["infeasible"] = int(outcomes.get("infeasible", 0))
+        row["completed"] = len(counted) - row["infeasible"]
+        row["reached"] = int(outcomes.get("reached", 0))
+        row["before"] = int((trials["outcome"] != MISSING).sum()) - len(counted)
+        row["inside"] = f"{by_seed['inside'].first().sum()} of {by_seed.ngroups}"
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def regimes_table(curves: Sequence[Curve], arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Boundaries of the three regimes and the ends of the fitted curves, with 95 % intervals.
+def regimes_table(
+    fits: Mapping[Curve, Sequence[Regimes]], sizes: Mapping[Curve, Sequence[int]]
+) -> pd.DataFrame:
+    """Boundaries of the three regimes and the ends of the fitted curves, over the searches.
+
+    ``†``: the boundary has fewer than two measured batch sizes on one of its sides. ``at bound``:
+    searches whose sharpness is at a bound of the fit, which says that the points do not tell it.
 
     Args:
-        curves: in the order of the arrays.
-        arrays: from `regime_arrays`.
+        fits: from `regimes`.
+        sizes: batch sizes.
     """
     rows = []
-    for i, curve in enumerate(curves):
-        row, fit = dict(curve.words), Regimes(*arrays["fits"][i])
-        numbers = zip(*(arrays[name][i] for name in ("value", "low", "high")), strict=True)
-        for title, interval in zip(QUANTITIES.values(), numbers, strict=True):
-            unknown = "too few points" if math.isnan(fit.min_steps) else "not seen"
-            row[title] = interval_text(*interval, unknown=unknown)
-        row["sharpness"] = format_number(fit.sharpness, 2, missing="")
-        row["residual (%)"] = format_number(100 * fit.residual, 0, missing="")
-        rows.append(row | {"points": int(fit.num_points)})
+    for curve, searches in fits.items():
+        told = [fit for fit in searches[1:] if not math.isnan(fit.min_steps)]
+        row = dict(curve.words)
+        for name, title in QUANTITIES.items():
+            values = np.array([getattr(fit, name) for fit in told])
+            middle = measures.spread(values) if told else None
+            row[title] = "too few points" if middle is None else _spread(middle, unknown="not seen")
+            if middle and name in ("perfect_until", "flat_from") and math.isfinite(middle.value):
+                below, above = sizes[curve][1], sizes[curve][-2]
+                row[title] += "" if below <= middle.value <= above else " †"
+        sharp = [fit.sharpness for fit in told]
+        row["sharpness"] = _spread(measures.spread(np.array(sharp)), ".2g") if told else ""
+        stuck = sum(np.isclose(p, SHARPNESS, rtol=0.01).any() for p in sharp)
+        row["at bound"] = f"{stuck} of {len(told)}"
+        worst = max((fit.residual for fit in told), default=math.nan)
+        row["residual up to (%)"] = format_number(100 * worst, 0, missing="")
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def budget_table(
-    within: Mapping[Curve, pd.DataFrame], budgets: Mapping[str, float]
+    errors: Mapping[Curve, pd.DataFrame], budgets: Mapping[str, float]
 ) -> pd.DataFrame:
-    """`best_at_budgets` of each curve as text: a row per batch size, the errors in %."""
-    rows = {}
-    for curve, frame in within.items():
-        for size, unit, *error in frame.itertuples(index=False):
-            row = rows.setdefault((curve, size), curve.words | {"B": size})
-            row[f"error after {budgets[unit]} {unit}s (%)"] = interval_text(
-                *(100 * number for number in error), ".1f", unknown="not evaluated"
-            )
-    return pd.DataFrame(list(rows.values()))
+    """`lowest_errors` of each curve over its searches, in %: a row per batch size."""
+    rows = []
+    for curve, frame in errors.items():
+        for size, part in frame.groupby("batch_size"):
+            cells = {
+                f"error after {budget} {unit}s (%)": _spread(
+                    measures.spread(100 * part[unit].to_numpy()), ".1f", unknown="not evaluated"
+                )
+                for unit, budget in budgets.items()
+            }
+            rows.append(curve.words | {"B": size} | cells)
+    return pd.DataFrame(rows)
 
 
-def rules_table(
-    rates: Mapping[tuple[Curve, str], tuple[pd.DataFrame, Estimate]], titles: Mapping[str, str]
-) -> pd.DataFrame:
+def rules_table(best: Mapping[Curve, pd.DataFrame], columns: Mapping[str, str]) -> pd.DataFrame:
     """The powers of the batch size that the best learning rates follow, and the rules they fit.
 
     Args:
-        rates: `best_rates` by curve and column.
-        titles: of the columns.
+        best: `best_trials` by curve.
+        columns: titles by column.
     """
-    rows: dict[Curve, dict] = {}
-    for (curve, column), (frame, slope) in rates.items():
-        row = rows.setdefault(curve, curve.words | {"batch sizes": frame["value"].notna().sum()})
-        row[f"power of B, {titles[column]}"] = interval_text(*slope, ".2f", unknown="")
-        row[f"rule, {titles[column]}"] = measures.rules_within(slope)
-    return pd.DataFrame(list(rows.values()))
+    rows = []
+    for curve, trials in best.items():
+        row = dict(curve.words)
+        for column, title in columns.items():
+            powers = measures.powers(trials, column).dropna()
+            row[f"power of B, {title}"] = describe_values(powers, 2)
+            row[f"rule, {title}"] = measures.rules_within(measures.interval(powers))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def comparison_table(
-    groups: Mapping[str, Mapping[str, Sequence[Curve]]], steps: Mapping[Curve, Sequence]
+    groups: Mapping[str, Mapping[str, Sequence[Curve]]], speed_ups: Mapping[Curve, pd.Series]
 ) -> pd.DataFrame:
-    """Speed-ups of curves beside each other, relative to the first of each group.
+    """Speed-ups of curves beside each other, and minus the first of each group.
 
     Args:
         groups: from `comparison_groups`.
-        steps: `steps_by_size` of each curve.
+        speed_ups: `halvings` from the smallest to the largest batch, by curve.
 
     Returns:
-        Text columns ``compared`` (what differs), what the curve is, ``steps`` (at the smallest and
-        the largest batch size that all of the group have), ``speed-up``, ``relative to the
-        first``, ``result``.
+        Text columns ``compared`` (what differs), what the curve is, ``halvings`` and ``minus the
+        first``, search by search.
     """
     rows = []
     for kind, members in groups.items():
         for curves in members.values():
-            ends = measures.common_ends([steps[curve] for curve in curves])
-            own, relative = measures.speed_ups([steps[curve] for curve in curves])
-            for curve, ratio, to_first in zip(curves, own, [None, *relative], strict=True):
-                fewest = [min(trials) for size, trials in steps[curve] if size in ends]
+            for curve in curves:
                 row = {"compared": kind} | curve.words
-                row["steps"] = " to ".join(interval_text(n, math.nan, math.nan) for n in fewest)
-                row["speed-up"] = interval_text(*ratio, ".2f")
-                row["relative to the first"] = interval_text(*to_first, ".2f") if to_first else ""
-                row["result"] = measures.ratio_word(to_first) if to_first else ""
+                row["halvings"] = describe_values(speed_ups[curve].dropna(), 2)
+                first = None if curve is curves[0] else speed_ups[curves[0]]
+                row["minus the first"] = None if first is None else paired(speed_ups[curve], first)
                 rows.append(row)
+    columns = ["compared", "data", "network", "optimiser", "halvings", "minus the first"]
+    return corrected_columns(pd.DataFrame(rows, columns=columns), {"minus the first": 2})
+
+
+def goals_table(
+    printed: pd.DataFrame, stand_ins: Mapping[str, str], goals: Mapping[Curve, float], tuned: Tuned
+) -> pd.DataFrame:
+    """The printed goals, each beside what stands for its workload here: our goal, and how many of
+    the completed trials were ever below the printed one.
+
+    Args:
+        printed: ``data_parallelism_goals``.
+        stand_ins: our network by the paper's.
+        goals: by curve.
+        tuned: the study.
+    """
+    rows = []
+    lowest = tuned.history.reindex(columns=["key", "validation_error"]).groupby("key").min()
+    for row in printed.itertuples():
+        cells = {"workload": f"{row.model}, {row.images}", "metric": row.metric}
+        cells |= {"goal, paper": row.goal, "B, paper": row.batch_sizes}
+        network = stand_ins.get(row.model)
+        cells |= {"here": MISSING, "goal, here": "", "below the paper's": ""}
+        same = Curve(dataset_name(row.images), network, "nesterov") if network else None
+        for curve in {same} & set(goals):
+            counted = tuned.of(curve).query("counted and outcome != 'infeasible'")
+            below = (counted["key"].map(lowest["validation_error"]) < row.goal).sum()
+            cells |= {"here": network, "goal, here": format_number(goals[curve], 3)}
+            cells["below the paper's"] = f"{below} of {len(counted)}"
+        rows.append(cells)
     return pd.DataFrame(rows)
+
+
+def comparison_sentence(kind: str, first: Curve, other: Curve, gap: PairedDifference | None) -> str:
+    """What the difference of two curves' speed-ups (other minus first) says, as a sentence."""
+    names = other.words[kind], first.words[kind]
+    where = ", ".join(name for key, name in other.words.items() if key != kind)
+    seen = direction(gap)
+    if seen in ("higher", "lower"):
+        far = "further" if seen == "higher" else "less far"
+        return f"With {names[0]} larger batches help {far} than with {names[1]} ({where})."
+    told = "no difference was seen" if seen == "no difference seen" else "too few searches to say"
+    return f"{names[0]} against {names[1]} ({where}): {told}."
 
 
 def check_table(
@@ -144,101 +233,32 @@ def check_table(
             unit = "B = {:.0f}" if size == "critical" else "{:.0f} steps"
             row = {"optimiser": OPTIMIZERS[name], "B": size, "exact": unit.format(exact[kind, i])}
             for number, found in zip(num_trials, ratios[kind, :, i], strict=True):
-                cell = interval_text(*measures.spread(found), ".2f", unknown="∞")
+                cell = _spread(measures.spread(found), ".2f", unknown="∞")
                 row[f"found / exact, {number} trials a round"] = cell
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def claims_table(
-    regimes: Mapping[str, np.ndarray],
-    comparisons: pd.DataFrame,
-    slopes: Sequence[Estimate],
-    within: Sequence[pd.DataFrame],
-    *,
-    reason: str = "",
-) -> pd.DataFrame:
-    """What the review says that the paper found, what was seen here, and a verdict: "same
-    direction" where at least half of the curves show it; of a comparison, where more are as
-    claimed than the other way round.
-
-    Args:
-        regimes: from `regime_arrays`.
-        comparisons: from `comparison_table`.
-        slopes: of each curve's best effective learning rate, from `best_rates`.
-        within: `best_at_budgets` of each curve.
-        reason: why ours is not comparable with the paper's; empty if it is.
-    """
-    num = len(slopes)
-    seen = dict(zip(QUANTITIES, np.isfinite(regimes["value"]).sum(axis=0), strict=True))
-    perfect, flat = seen["perfect_until"], seen["flat_from"]
-    rules = [measures.rules_within(slope) for slope in slopes]
-    linear, root = (sum(name in text for text in rules) for name in ("linear", "square root"))
-    better = [measures.size_effect(frame, "step") for frame in within].count("better")
-    worse = [measures.size_effect(frame, "epoch") for frame in within].count("worse")
-    claims = {
-        "steps fall in proportion, then less, then no more": (
-            f"end of perfect scaling seen in {perfect}, flat part in {flat} of {num} curves",
-            _seen(2 * min(perfect, flat) >= num),
-        ),
-        "with momentum, larger batches pay than with plain SGD": _speed_up(
-            comparisons, "optimiser"
-        ),
-        "some networks can use larger batches than others": _speed_up(comparisons, "network"),
-        "the same of data sets": _speed_up(comparisons, "data"),
-        "best metaparameters follow no simple rule of the batch size": (
-            f"rules within the interval of lr / (1 − momentum): linear in {linear}, "
-            f"square root in {root} of {num} curves",
-            "same direction" if max(linear, root) < num else "not reproduced",
-        ),
-        "what a larger batch does to the error depends on the budget": (
-            f"largest against smallest: better at equal steps in {better}, "
-            f"worse at equal epochs in {worse} of {num} curves",
-            _seen(2 * min(better, worse) >= num),
-        ),
-    }
-    rows = [(claim, *outcome) for claim, outcome in claims.items()]
-    table = pd.DataFrame(rows, columns=["claim", "here", "verdict"])
-    if reason:
-        table["verdict"], table["why"] = "not comparable", reason
-    return table
+def spread_text(frame: pd.DataFrame) -> str:
+    """The one row of `over_searches` as text."""
+    return _spread(measures.Spread(*frame[list(measures.Spread._fields)].iloc[0]))
 
 
-def _speed_up(comparisons: pd.DataFrame, kind: str) -> tuple[str, str]:
-    """How the comparisons of one kind ended, and the verdict."""
-    rows = comparisons.to_dict("records")
-    words = [row["result"] for row in rows if row["compared"] == kind and row["result"]]
-    text = ", ".join(f"{word}: {words.count(word)}" for word in sorted(set(words)))
-    more, less = words.count("larger"), words.count("smaller")
-    verdict = _seen(more > less if kind == "optimiser" else more + less > 0)
-    if kind == "optimiser" and less > more:
-        verdict = "opposite"
-    return f"speed-up by larger batches, {text}" if text else "not run", verdict
-
-
-def _seen(as_claimed: bool) -> str:
-    return "same direction" if as_claimed else "no difference seen"
-
-
-def interval_text(
-    value: float, low: float, high: float, digits: str = "", *, unknown: str = measures.NOT_REACHED
-) -> str:
-    """``value [low, high]``; without bounds the value alone; for inf and nan ``unknown``, with
-    bounds where they say more.
+def _spread(found: measures.Spread, digits: str = "", *, unknown: str = NOT_REACHED) -> str:
+    """``median [lowest, highest]``; for inf ``unknown`` in place of the median.
 
     Example:
-        >>> interval_text(24.3, 11.0, math.inf), interval_text(2.0, 1.5, 3.25, ".1f")
-        ('24 [11, ∞]', '2.0 [1.5, 3.2]')
-        >>> interval_text(math.inf, 90.0, math.inf, unknown="not seen")
-        'not seen [90, ∞]'
+        >>> _spread(measures.Spread(24.3, 11.0, math.inf))
+        '24 [11, ∞]'
     """
+    value, low, high = found
+    if low == math.inf:
+        return unknown
     text = _number(value, digits) if math.isfinite(value) else unknown
-    if math.isnan(low) or math.isnan(high) or value == low == math.inf:
-        return text
     return f"{text} [{_number(low, digits)}, {_number(high, digits)}]"
 
 
-def _number(value: float, digits: str) -> str:
+def _number(value: float, digits: str = "") -> str:
     if math.isinf(value):
         return "∞"
     return format(value, digits or (".0f" if value >= 10 else ".2g"))

@@ -1,4 +1,4 @@
-"""A study of one curve without a training: searches, runs, results and history by hand."""
+"""A study of one curve without a training: trials, results and history by hand."""
 
 import math
 
@@ -6,40 +6,44 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hardtrain.papers.data_parallelism.search import Search
-from hardtrain.papers.data_parallelism.tuning import Curve, Protocol, Tuned
+from hardtrain.papers.data_parallelism.tuning import Curve, Tuned
+
+HEAVY = Curve("digits", "mlp", "momentum")
+NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(scope="session")
-def tuned():
-    """Heavy ball at three batch sizes, two trials each: steps 120 and 80; 40 and not reached;
-    not reached and diverged."""
-    curve = Curve("digits", "mlp", "momentum")
-    protocol = Protocol({"digits": 1024}, 1, 1, 1, seeds=[0], base={})
-    points = [
-        {"lr": 0.1, "final_fraction": 0.5, "one_minus_momentum": 0.25},
-        {"lr": 0.3, "final_fraction": 1.0, "one_minus_momentum": 1.0},
-    ]
-    searches, runs, results, history = {}, {}, [], []
-    for size, steps in {4: (120, 80), 16: (40, math.inf), 64: (math.inf, math.inf)}.items():
-        cell = (curve, size)
-        runs[cell] = [protocol.run(*cell, point, i) for i, point in enumerate(points)]
-        trials = pd.DataFrame(points).assign(round=0, steps=np.array(steps, dtype=float))
-        best = None if size == 64 else points[int(np.argmin(steps))]
-        searches[cell] = Search(trials, best, min(steps), size == 4, {})
-        for run, first in zip(runs[cell], steps, strict=True):
-            lost = size == 64 and run.lr == 0.3
-            row = {"key": run.key, "batch_size": size, "momentum": run.momentum}
-            row |= {"status": "diverged" if lost else "finished"}
-            results.append(row | {"diverged_epoch": 0.0, "diverged_step": 7.0})
-            history += [
-                {
-                    "key": run.key,
-                    "epoch": step * size / 1024,
-                    "step": step,
-                    "test_error": 0.15 if step >= first else 0.6,
-                }
-                for step in (40, 80, 120)
-                if not lost
-            ]
-    return Tuned(searches, runs, pd.DataFrame(results), pd.DataFrame(history))
+@pytest.fixture
+def trials_of():
+    """A function that makes the trials of a curve from steps by (batch size, seed)."""
+
+    def make(steps, curve=HEAVY, lr=None, **columns):
+        rows = [
+            {"curve": curve, "batch_size": size, "seed": seed, "round": 0, "number": number,
+             "key": f"{size}-{seed}-{number}", "lr": (lr or {}).get(size, 0.1), "momentum": 0.5,
+             "effective_lr": 2 * (lr or {}).get(size, 0.1), "steps": float(value),
+             "counted": True, "inside": True,
+             "outcome": "reached" if value < INF else "not reached" if value == INF
+             else "infeasible"} | columns
+            for (size, seed), values in steps.items()
+            for number, value in enumerate(values)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    return make
+
+
+@pytest.fixture
+def tuned(trials_of):
+    """Heavy ball at three batch sizes, two searches of two completed trials; their evaluations
+    after 40, 80 and 120 steps, 1024 images an epoch."""
+    steps = {(4, 0): [120, 80], (4, 1): [NAN, 80, 120], (16, 0): [40, INF], (16, 1): [80, 80],
+             (64, 0): [INF, INF], (64, 1): [INF, INF]}  # fmt: skip
+    trials = trials_of(steps, lr={4: 0.1, 16: 0.3, 64: 0.5})
+    history = [
+        {"key": row.key, "step": step, "epoch": step * row.batch_size / 1024,
+         "validation_error": 0.15 if step >= row.steps else 0.6}
+        for row in trials.itertuples() for step in (40, 80, 120)
+        if row.outcome != "infeasible" or step < 80
+    ]  # fmt: skip
+    results = trials[["key"]].assign(test_error=np.linspace(0.1, 0.2, len(trials)))
+    return Tuned(trials, results, pd.DataFrame(history))

@@ -11,6 +11,7 @@ import pytest
 from hardtrain.papers.data_parallelism.figures import (
     draw_check,
     draw_groups,
+    draw_perfect,
     draw_points,
     draw_regimes,
     draw_rules,
@@ -79,19 +80,27 @@ def test_regimes_are_drawn_where_they_were_seen():
     assert vertical == [3.0]
 
 
-def test_rules_start_at_the_first_known_value():
+def test_rules_go_through_the_middle_of_their_own_points():
     ax = plt.figure().subplots()
-    draw_rules(ax, points([4, 8, 32], [math.nan, 0.1, 0.3], math.nan, math.nan))
+    draw_rules(ax, points([4, 8, 32], [math.nan, 0.1, 0.4], math.nan, math.nan))
     linear, root = (line.get_ydata().tolist() for line in ax.lines)
-    assert linear == pytest.approx([0.05, 0.1, 0.4])
-    assert root == pytest.approx([0.1 / math.sqrt(2), 0.1, 0.2])
+    assert linear == pytest.approx([0.05, 0.1, 0.4])  # the middle: 0.2 at 16
+    assert root == pytest.approx([0.1, 0.2 / math.sqrt(2), 0.2 * math.sqrt(2)])
+    draw_rules(ax, points([4, 8], [math.nan] * 2, math.nan, math.nan))
+    assert len(ax.lines) == 2
+
+
+def test_perfect_scaling_starts_at_the_first_point_reached():
+    ax = plt.figure().subplots()
+    draw_perfect(ax, points([4, 8, 32], [math.inf, 80.0, 70.0], math.nan, math.nan))
+    assert ax.lines[0].get_ydata().tolist() == [160, 80, 20]
 
 
 def test_trials_are_told_apart_and_the_first_named():
     trials = pd.DataFrame(
         {"lr": [0.1, 0.2, 0.3, 0.4, 0.5, 9.0], "one_minus_momentum": [0.1] * 6,
          "steps": [50.0, 40.0, 60.0, 70.0, math.inf, math.inf],
-         "outcome": ["reached"] * 4 + ["not reached", "diverged"]}
+         "outcome": ["reached"] * 4 + ["not reached", "infeasible"]}
     )  # fmt: skip
     ax = plt.figure().subplots()
     draw_trials(ax, trials, column="one_minus_momentum")
@@ -110,34 +119,28 @@ def test_panels_are_as_many_as_asked_for():
 def test_groups_are_panels():
     frame = points([4, 8], [80.0, 40.0], [80.0, 40.0], [90.0, math.inf])
     frames = dict.fromkeys([SGD, HEAVY, NOISY], frame)
-    groups = comparison_groups(list(frames))
-    fig = draw_groups(groups["optimiser"], "optimiser", frames)
-    assert [ax.get_title() for ax in fig.axes] == ["digits, mlp"]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["SGD", "heavy ball"]
-    fig = draw_groups(groups["data"], "data", frames)
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == [
-        "digits", "digits, 20 % wrong labels",
-    ]  # fmt: skip
-    # a third task in one of two panels: the same label looks the same in both
-    other, cnn = Curve("mnist", "mlp", "momentum"), Curve("mnist", "cnn_small", "momentum")
-    curves = [HEAVY, NOISY, other, HEAVY._replace(network="cnn_small"), cnn]
-    fig = draw_groups(comparison_groups(curves)["data"], "data", dict.fromkeys(curves, frame))
-    looks = [{line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker())
-              for line in ax.lines if not line.get_label().startswith("_")}
-             for ax in fig.axes]  # fmt: skip
-    assert len(set(looks[0].values())) == len(looks[0]) == 3
-    assert looks[1].items() <= looks[0].items()
-    assert len(fig.legends[0].get_texts()) == 3
-    fig = draw_groups({}, "network", {SGD: frame})
-    assert [ax.get_title() for ax in fig.axes] == ["only one network"]
+    fig = draw_groups(comparison_groups(list(frames)), frames)
+    assert [ax.get_title() for ax in fig.axes] == ["digits, mlp", "mlp, heavy ball"]
+    named = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in fig.axes]
+    assert named == [["SGD", "heavy ball"], ["digits", "digits, 20 % wrong labels"]]
+    fig = draw_groups({}, {SGD: frame})
+    assert [ax.get_title() for ax in fig.axes] == ["nothing to compare"]
 
 
 def test_more_groups_than_styles_can_be_drawn():
     frame = points([4, 8], [80.0, 40.0], math.nan, math.nan)
     curves = [Curve("digits", f"network{i}", "sgd") for i in range(9)]
-    groups = comparison_groups(curves)["network"]
-    fig = draw_groups(groups, "network", dict.fromkeys(curves, frame))
-    assert len(fig.legends[0].get_texts()) == 9
+    fig = draw_groups(comparison_groups(curves), dict.fromkeys(curves, frame))
+    assert len(fig.axes[0].get_legend().get_texts()) == 9
+
+
+def test_nothing_is_drawn_of_what_was_not_run():
+    ax = plt.figure().subplots()
+    frame = points([], [], [], [])
+    draw_points(ax, frame)
+    draw_perfect(ax, frame)
+    draw_rules(ax, frame)
+    assert not ax.lines
 
 
 def test_check_is_drawn_with_failed_searches():

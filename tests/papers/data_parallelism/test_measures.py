@@ -1,6 +1,5 @@
-"""Ratios, slopes and verdicts by hand; searches on the noisy quadratic near what is known."""
+"""Numbers over searches by hand; searches on the noisy quadratic near what is known."""
 
-import itertools
 import math
 
 import numpy as np
@@ -8,134 +7,77 @@ import pandas as pd
 import pytest
 
 from hardtrain.papers.data_parallelism import noisy_quadratic
-from hardtrain.papers.data_parallelism.batch_scaling import Estimate
 from hardtrain.papers.data_parallelism.measures import (
-    best_rates,
+    best_trials,
+    change,
     comparison_groups,
+    either_way,
+    gain_per_doubling,
+    halvings,
+    interval,
+    lowest_errors,
     noisy_quadratic_check,
-    ratio_word,
+    off_nearest_rule,
+    over_searches,
+    powers,
+    regimes,
     rules_within,
-    size_effect,
-    speed_ups,
     spread,
-    trial_table,
 )
 from hardtrain.papers.data_parallelism.regimes import fit_regimes
-from hardtrain.papers.data_parallelism.search import Search
-from hardtrain.papers.data_parallelism.tuning import Curve, Protocol, Tuned
+from hardtrain.papers.data_parallelism.tuning import Curve
+from hardtrain.statistics import Interval, PairedDifference
+
+NAN, INF = math.nan, math.inf
 
 
-def tuned_from(trials, statuses=None):
-    """`Tuned` of one curve from trials by batch size: points and steps; runs without training."""
-    curve = Curve("digits", "mlp", "momentum")
-    protocol = Protocol({"digits": 1024}, 1, 1, 1, seeds=[0], base={})
-    searches, runs, rows = {}, {}, []
-    for size, table in trials.items():
-        frame = pd.DataFrame(table)
-        names = [name for name in frame if name != "steps"]
-        best = frame.loc[frame["steps"].idxmin(), names].to_dict()
-        steps = frame["steps"].min()
-        if math.isinf(steps):
-            best = None
-        searches[curve, size] = Search(frame.assign(round=0), best, steps, True, {})
-        runs[curve, size] = [
-            protocol.run(curve, size, point, i) for i, point in enumerate(frame.to_dict("records"))
-        ]
-        rows += [
-            {"key": run.key, "status": "finished", "momentum": run.momentum}
-            for run in runs[curve, size]
-        ]
-    results = pd.DataFrame(rows)
-    results["status"] = statuses or results["status"]
-    return Tuned(searches, runs, results, pd.DataFrame()), curve
+# --- the best of each search ---------------------------------------------------------------------
 
 
-def test_trial_table_and_its_ranking():
-    trials = {
-        8: {
-            "lr": [0.1, 0.2, 0.3, 0.4],
-            "one_minus_momentum": [0.5, 0.1, 1.0, 0.2],
-            "steps": [30.0, 20.0, math.inf, 20.0],
-        }
-    }
-    tuned, curve = tuned_from(trials, ["finished", "diverged", "diverged", "finished"])
-    tuned.searches[curve, 8] = tuned.searches[curve, 8]._replace(
-        best={"lr": 0.4, "one_minus_momentum": 0.2}  # of two with equal steps
-    )
-    table = trial_table(tuned, (curve, 8))
-    # the search's best first, then by steps and order
-    assert table["lr"].tolist() == [0.4, 0.2, 0.1, 0.3]
-    assert table["effective_lr"].tolist() == pytest.approx([2.0, 2.0, 0.2, 0.3])
-    assert table["momentum"].tolist() == [0.8, 0.9, 0.5, 0.0]
-    assert table["outcome"].tolist() == ["reached", "reached", "reached", "diverged"]
+def test_the_best_of_a_search_is_the_first_of_the_fewest_steps(trials_of):
+    trials = trials_of({(8, 0): [NAN, 90, 50, 50], (8, 1): [INF, INF], (16, 0): [NAN, 70]})
+    best = best_trials(trials.sample(frac=1, random_state=0))
+    assert best["key"].tolist() == ["8-0-2", "8-1-0", "16-0-1"]
+    assert best["steps"].tolist() == [50, INF, 70]
 
 
-def test_trials_of_a_lost_search_keep_their_order():
-    trials = {8: {"lr": [0.3, 0.1, 0.2], "steps": [math.inf] * 3}}
-    tuned, curve = tuned_from(trials, ["finished", "diverged", "finished"])
-    table = trial_table(tuned, (curve, 8))
-    assert table["lr"].tolist() == [0.3, 0.1, 0.2]
-    assert table["outcome"].tolist() == ["not reached", "diverged", "not reached"]
+def test_only_trials_of_complete_last_rounds_count(trials_of):
+    trials = trials_of({(8, 0): [10, 90], (8, 1): [50]})
+    trials.loc[0, "counted"] = False
+    assert best_trials(trials)["steps"].tolist() == [90, 50]
+    trials.loc[2, "counted"] = False
+    assert best_trials(trials)["seed"].tolist() == [0]
 
 
-# --- comparisons --------------------------------------------------------------------------------
+def test_over_searches_are_the_median_and_the_ends(trials_of):
+    steps = {(8, seed): [value] for seed, value in enumerate((30, 90, 50))}
+    trials = trials_of(steps | {(16, 0): [20], (16, 1): [INF]}, lr={8: 0.1, 16: 0.4})
+    best = best_trials(trials)
+    assert over_searches(best).values.tolist() == [[8, 50, 30, 90], [16, 20, 20, INF]]
+    # a search that did not reach the goal says nothing of learning rates
+    assert over_searches(best, "lr").values.tolist() == [[8, 0.1, 0.1, 0.1], [16, 0.4, 0.4, 0.4]]
+    assert over_searches(best[:0]).empty
 
 
-def test_speed_ups_by_hand():
-    slow = [[4, [80.0, 90.0]], [8, [60.0]], [16, [40.0, 40.0]]]
-    fast = [[8, [100.0]], [16, [20.0]], [32, [1.0]]]  # 4 and 32 are not in both
-    own, relative = speed_ups([slow, fast])
-    assert [ratio.value for ratio in own] == [1.5, 5.0]
-    assert relative == [(5 / 1.5, 5 / 1.5, 5 / 1.5)]
-    assert ratio_word(relative[0]) == "larger"
-    assert ratio_word(speed_ups([fast, slow])[1][0]) == "smaller"
+def test_the_next_search_lies_between_the_ends_as_often_as_the_captions_say():
+    found = np.random.default_rng(0).random((4000, 6))
+    _, low, high = spread(found[:, :5])
+    inside = (low <= found[:, 5]) & (found[:, 5] <= high)
+    assert inside.mean() == pytest.approx((5 - 1) / (5 + 1), abs=0.02)
 
 
-def test_speed_ups_agree_with_all_resamples():
-    curve = [[4, [80.0, 120.0]], [16, [20.0, 60.0]]]
-    (own,), _ = speed_ups([curve], num_resamples=4000)
-    # of four equally likely resamples of two trials three have the better one
-    draws = sorted(
-        min(few) / min(many)
-        for few in itertools.product((80, 120), repeat=2)
-        for many in itertools.product((20, 60), repeat=2)
-    )
-    assert own.value == 4.0
-    assert (own.low, own.high) == (draws[0], draws[-1])
-    single, _ = speed_ups([curve], num_resamples=1)
-    assert single[0].low == single[0].high  # it does draw
+# --- speed-ups -----------------------------------------------------------------------------------
 
 
-def test_speed_ups_where_a_resample_does_not_reach_the_goal():
-    few_reach = [[4, [100.0, math.inf]], [16, [50.0]]]
-    (own,), _ = speed_ups([few_reach])
-    assert own == (2.0, 2.0, math.inf)
-    many_miss = [[4, [100.0]], [16, [50.0, math.inf]]]
-    (own,), _ = speed_ups([many_miss])
-    assert own == (2.0, 0.0, 2.0)
-    _, (relative,) = speed_ups([few_reach, few_reach])  # anything is possible
-    assert relative == (1.0, 0.0, math.inf)
-    assert ratio_word(relative) == "no difference seen"
-    # the first alone fails in 1.8 % of the resamples, both in 1.0 %
-    three, one = ([[4, [100.0] * n + [math.inf] * (10 - n)], [16, [50.0]]] for n in (3, 1))
-    assert speed_ups([three, one], num_resamples=20_000)[1][0].low == 0
-    own, relative = speed_ups([[[4, [math.inf]], [16, [50.0]]], few_reach])
-    assert [ratio_word(ratio) for ratio in (own[0], *relative)] == ["not reached"] * 2
-    assert math.isfinite(own[1].value)
-
-
-@pytest.mark.parametrize(
-    ("bounds", "word"),
-    [
-        ((1.01, 3.0), "larger"),
-        ((0.5, 0.99), "smaller"),
-        ((0.5, 1.0), "no difference seen"),
-        ((math.nan, math.nan), "no difference seen"),
-    ],
-)
-def test_word_of_a_ratio(bounds, word):
-    assert ratio_word(Estimate(1.5, *bounds)) == word
-    assert ratio_word(Estimate(math.nan, *bounds)) == "not reached"
+def test_halvings_are_those_of_each_search(trials_of):
+    steps = {(8, 0): [80], (32, 0): [20], (8, 1): [80], (32, 1): [80], (8, 2): [INF], (32, 2): [9],
+             (8, 3): [80], (32, 3): [INF]}  # fmt: skip
+    best = best_trials(trials_of(steps))
+    found = halvings(best, 8, 32)
+    assert found.dropna().to_dict() == {0: 2.0, 1: 0.0}
+    assert found.index.tolist() == [0, 1, 2, 3]
+    assert gain_per_doubling(best, 8, 32).dropna().to_dict() == {0: 1.0, 1: 0.0}
+    assert halvings(best, 8, 64).isna().all()
 
 
 def test_groups_differ_in_one_thing():
@@ -159,77 +101,79 @@ def test_groups_differ_in_one_thing():
 # --- learning rates -----------------------------------------------------------------------------
 
 
-def power_law(power, sizes=(4, 8, 16, 32)):
-    """The best trial's rate follows a power of the batch size; another trial is far off."""
-    return {
-        size: {"lr": [7.0, 0.01 * size**power], "one_minus_momentum": [1.0, 0.25],
-               "steps": [90.0, 50.0]}
-        for size in sizes
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(("power", "word"), [(1.0, "linear"), (0.5, "square root"), (-1, "none")])
-def test_best_rates_follow_their_power(power, word):
-    trials = power_law(power)
-    for table in trials.values():
-        table |= {"lr": table["lr"][1:] * 2, "one_minus_momentum": [0.25] * 2}
-    tuned, curve = tuned_from(trials)
-    frame, slope = best_rates(tuned, curve, "effective_lr")
-    assert frame["value"].tolist() == pytest.approx([0.04 * b**power for b in (4, 8, 16, 32)])
-    assert slope.value == pytest.approx(power)
-    # the same whichever trial is drawn, up to the last bit
-    assert rules_within(Estimate(power, slope.low - 1e-9, slope.high + 1e-9)) == word
+def test_powers_of_the_batch_size(trials_of, power, word):
+    sizes = (4, 8, 16, 32)
+    trials = trials_of({(size, seed): [50] for size in sizes for seed in range(3)},
+                       lr={size: 0.01 * size**power for size in sizes})  # fmt: skip
+    found = powers(best_trials(trials), "effective_lr")
+    assert found.tolist() == pytest.approx([power] * 3)
+    mean = interval(found)
+    assert rules_within(Interval(mean.mean, mean.low - 1e-9, mean.high + 1e-9, 3)) == word
 
 
-def test_best_rates_depend_on_the_trials_drawn():
-    trials = {
-        size: {"lr": [7.0, 0.01 * size, 0.03, 0.02 * size], "steps": [90.0, 50.0, 60.0, 70.0]}
-        for size in (4, 8, 16, 32)
-    }
-    tuned, curve = tuned_from(trials)
-    frame, slope = best_rates(tuned, curve, "lr")
-    assert slope.value == pytest.approx(1.0)
-    assert slope.low < 0.8 < 1.0 < slope.high
-    # of the resamples of four trials 1/16 have neither of the first two, 1/256 the last only
-    for row in frame.itertuples():
-        first = [0.01 * row.batch_size, 0.03, 0.02 * row.batch_size]
-        assert (row.value, row.low, row.high) == (first[0], min(first), max(first))
-
-
-def test_best_rates_leave_out_what_was_not_reached():
-    trials = power_law(0.5, sizes=(4, 8, 16, 32))
-    trials[8]["steps"] = [math.inf, math.inf]
-    tuned, curve = tuned_from(trials)
-    frame, slope = best_rates(tuned, curve, "lr")
-    assert np.isnan(frame.loc[1, ["value", "low", "high"]].astype(float)).all()
-    assert slope.value == pytest.approx(0.5)
-    trials[16]["steps"] = [math.inf, math.inf]
-    _, slope = best_rates(*tuned_from(trials), "lr")
-    assert math.isnan(slope.value)
-    assert rules_within(slope) == "too few points"
+def test_powers_leave_out_what_was_not_reached(trials_of):
+    steps = {(size, seed): [50] for size in (4, 8, 16, 32) for seed in (0, 1)}
+    trials = trials_of(steps | {(8, 0): [INF], (8, 1): [INF], (16, 1): [INF]},
+                       lr={4: 0.2, 8: 9.0, 16: 0.4, 32: 0.4 * 2**0.5})  # fmt: skip
+    assert powers(best_trials(trials), "lr").to_dict() == pytest.approx({0: 0.5})  # 1: two sizes
+    assert rules_within(interval(pd.Series(dtype=float))) == "too few searches"
+    assert rules_within(interval(pd.Series([0.5]))) == "too few searches"
 
 
 def test_rules_are_those_in_the_interval():
-    assert rules_within(Estimate(0.7, 0.4, 1.1)) == "linear or square root"
-    assert rules_within(Estimate(0.7, 0.6, 0.9)) == "none"
-    assert rules_within(Estimate(0.1, -0.1, 0.3)) == "constant"
+    assert rules_within(Interval(0.7, 0.4, 1.1, 5)) == "linear or square root"
+    assert rules_within(Interval(0.7, 0.6, 0.9, 5)) == "none"
+    assert rules_within(Interval(0.1, -0.1, 0.3, 5)) == "constant"
 
 
-# --- budgets ------------------------------------------------------------------------------------
+def test_distance_to_the_rule_that_is_not_ruled_out():
+    near_root = off_nearest_rule(pd.Series([0.45, 0.5, 0.52, 0.48]))
+    assert near_root.mean == pytest.approx(0.0125)
+    assert near_root.p > 0.2
+    neither = off_nearest_rule(pd.Series([0.1, 0.12, 0.11]))
+    assert neither.mean == pytest.approx(0.39)
+    assert 0 < neither.low < neither.high
+    assert off_nearest_rule(pd.Series(dtype=float)) is None
 
 
-def test_a_size_effect_needs_intervals_that_are_apart():
-    def of(small, large):
-        rows = [(256, "step", *large), (4, "step", *small), (4, "epoch", 0.9, 0.9, 0.9)]
-        columns = ["batch_size", "budget", "value", "low", "high"]
-        return size_effect(pd.DataFrame(rows, columns=columns), "step")
+def test_a_difference_may_be_turned():
+    turned = either_way(PairedDifference(-0.4, -0.7, -0.1, 0.01, 5, 0.2))
+    assert turned == (0.4, 0.1, 0.7, 0.01, 5, 0.2)
+    assert either_way(turned) == turned
+    assert either_way(None) is None
 
-    assert of((0.3, 0.3, 0.4), (0.1, 0.1, 0.2)) == "better"
-    assert of((0.1, 0.1, 0.2), (0.3, 0.3, 0.4)) == "worse"
-    assert of((0.3, 0.3, 0.4), (0.1, 0.1, 0.3)) == "no difference seen"
-    assert of((0.3, math.nan, math.nan), (0.1, math.nan, math.nan)) == "no difference seen"
-    # one that was not evaluated within the budget is not worse
-    assert of((0.3, 0.3, 0.4), (math.inf, math.nan, math.nan)) == "no difference seen"
+
+# --- regimes and budgets -------------------------------------------------------------------------
+
+
+def test_regimes_are_of_the_medians_and_of_each_search(trials_of):
+    sizes = (1, 2, 4, 8, 16, 32)
+    steps = {(size, seed): [factor * (100 / size + 10)] for size in sizes
+             for seed, factor in enumerate((1, 3, 2))}  # fmt: skip
+    middle, *searches = regimes(best_trials(trials_of(steps)))
+    assert middle == fit_regimes(sizes, [2 * (100 / size + 10) for size in sizes])
+    assert [fit.min_steps for fit in searches] == pytest.approx([10, 30, 20], rel=0.01)
+    assert regimes(best_trials(trials_of(steps))[:0]) == []
+
+
+def test_lowest_errors_within_budgets(tuned):
+    budgets = {"step": 80, "epoch": 0.4}
+    found = lowest_errors(tuned.trials, tuned.history, budgets).set_index(["batch_size", "seed"])
+    assert found["step"].to_dict() == {
+        (4, 0): 0.15, (4, 1): 0.15, (16, 0): 0.15, (16, 1): 0.15, (64, 0): 0.6, (64, 1): 0.6,
+    }  # fmt: skip
+    # 0.4 epochs: 102 steps of 4, 25 of 16, 6 of 64
+    assert found["epoch"].loc[4].tolist() == [0.15, 0.15]
+    assert found["epoch"].loc[[16, 64]].isna().all()
+    at_once = lowest_errors(tuned.trials, tuned.history, {"step": 40})
+    assert change(at_once, "step", 4, 16).tolist() == pytest.approx([-45, 0])
+
+
+def test_trials_that_diverged_have_no_lowest_error(tuned):
+    history = tuned.history.assign(validation_error=0.3)
+    history.loc[history["key"] == "4-1-0", "validation_error"] = 0.01  # before it diverged
+    assert lowest_errors(tuned.trials, history, {"step": 999})["step"].min() == 0.3
 
 
 # --- the check -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from scipy.stats import kstest
 from hardtrain import ParameterError
 from hardtrain.papers.data_parallelism import noisy_quadratic
 from hardtrain.papers.data_parallelism.search import (
+    MAX_DRAWS,
     quasi_random,
     recentred,
     search,
@@ -229,47 +230,83 @@ def test_search_without_arrival_says_so_and_stops():
     calls = []
     found = search(SPACE, 8, lambda p: calls.append(p) or [math.inf] * 8, seed=0)
     assert len(calls) == 1
-    assert (found.best, found.steps, found.inside) == (None, math.inf, False)
+    assert (found.best, found.steps, found.inside, found.complete) == (None, math.inf, False, True)
     assert len(found.trials) == 8
     assert np.isinf(found.trials["steps"]).all()
 
 
-def test_search_prefers_the_most_central_of_equals():
-    best = search(SPACE, 32, lambda points: [100.0] * 32, seed=0).best
-    distance = {
-        tuple(point.values()): max(abs(logs([point], name)[0] - 0.5) for name in SPACE)
-        for point in quasi_random(SPACE, 32, seed=0)
-    }
-    assert distance[tuple(best.values())] == min(distance.values())
-    # at an upper bound it is the distance to the other edges that counts
-    upper = {"lr": 1.0, "one_minus_momentum": 1.0}
-    best = search(SPACE, 32, lambda points: [100.0] * 32, seed=0, upper=upper).best
-    points = quasi_random(SPACE, 32, seed=0)
-    assert best == max(points, key=lambda p: min(logs([p], name)[0] for name in SPACE))
+def test_of_equal_trials_the_first_counts():
+    found = search(SPACE, 32, lambda points: [100.0] * 32, seed=0)
+    assert found.best == quasi_random(SPACE, 1, seed=0)[0]
 
 
-def test_search_moves_when_all_equals_are_at_the_edge():
+def test_only_the_last_round_counts():
+    calls = []
+
+    def steps(points):  # the first round finds less at the edge than the second does anywhere
+        calls.append(points)
+        if len(calls) == 1:
+            return [50.0 if point["lr"] > 0.6 else 200.0 for point in points]
+        return [100 + point["lr"] for point in points]
+
+    found = search(SPACE, 32, steps, seed=0, max_rounds=2)
+    assert [len(points) for points in calls] == [32, 32]
+    assert found.steps > 100
+    assert found.best in calls[1]
+    assert found.trials["round"].value_counts().to_dict() == {0: 32, 1: 32}
+
+
+def test_a_second_round_that_reaches_nothing_is_lost():
+    rounds = []
+
     def steps(points):
-        return [100.0 if point["lr"] > 0.6 else 200.0 for point in points]
+        rounds.append(points)
+        return [50.0 if point["lr"] > 0.6 and len(rounds) == 1 else math.inf for point in points]
 
-    found = search(SPACE, 32, steps, seed=0)
-    assert found.inside
-    assert found.trials["round"].max() == 1
+    found = search(SPACE, 32, steps, seed=0, max_rounds=4)
+    assert len(rounds) == 2
+    assert (found.best, found.steps, found.inside, found.complete) == (None, math.inf, False, True)
 
 
-def test_a_best_of_an_earlier_round_counts():
-    seen = []
+# --- equal numbers of completed trials -----------------------------------------------------------
 
-    def steps(points):  # the second round finds nothing
-        seen.append([dict(point) for point in points])
-        reached = (0.7 < point["lr"] < 1 and len(seen) == 1 for point in points)
-        return [50.0 if here else math.inf for here in reached]
 
-    found = search(SPACE, 32, steps, seed=0)
-    assert len(seen) == 2
-    assert found.best in seen[0]
-    assert found.steps == 50
-    assert found.inside
+def above(limit):
+    """Rates above a limit diverge; the others take longer the lower they are."""
+    return lambda points: [math.nan if p["lr"] > limit else 10 / p["lr"] for p in points]
+
+
+@pytest.mark.parametrize("limit", [2.0, 0.5, 0.1])
+def test_trials_that_diverge_are_replaced_until_as_many_are_complete(limit):
+    found = search({"lr": (0.01, 1.0)}, 8, above(limit), seed=0)
+    steps = found.trials["steps"]
+    assert steps.notna().sum() == 8
+    assert found.complete
+    num = len(steps)
+    assert found.trials["lr"].tolist() == [
+        point["lr"] for point in quasi_random({"lr": (0.01, 1.0)}, num, seed=0)
+    ]
+    assert (num > 8) == (limit < 1)
+    assert found.best["lr"] == found.trials["lr"][steps.notna()].max()
+
+
+def test_a_search_gives_up_when_nearly_all_diverge():
+    found = search({"lr": (0.01, 1.0)}, 8, above(0.0101), seed=0)
+    assert len(found.trials) == MAX_DRAWS * 8
+    assert not found.complete
+
+
+def test_a_search_with_trials_that_were_not_run_ends_without_a_best():
+    calls = []
+
+    def steps(points):
+        calls.append(points)
+        return [100.0, None, math.nan, 50.0]
+
+    found = search(SPACE, 4, steps, seed=0, max_rounds=3)
+    assert len(calls) == 1
+    assert (found.best, found.steps, found.inside, found.complete) == (None, math.inf, False, False)
+    assert found.trials["steps"].isna().tolist() == [False, True, True, False]
 
 
 def test_what_evaluate_does_to_its_points_does_not_matter():
@@ -288,10 +325,7 @@ def test_bounds_may_be_integers_and_lists():
     assert all(type(rate) is float for rate in found.trials["lr"].tolist())
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [[1.0] * 3, [[1.0]] * 4, [1.0, 2.0, math.nan, 3.0], [1.0, 2.0, 0.0, 3.0], [1.0, 2.0, -1.0, 3]],
-)
+@pytest.mark.parametrize("steps", [[1.0] * 3, [1.0] * 5, [1.0, 2.0, 0.0, 3.0], [1.0, 2.0, -1.0, 3]])
 def test_search_rejects_what_evaluate_gives(steps):
     with pytest.raises(ParameterError, match="evaluate must give 4 numbers above 0 or inf"):
         search(SPACE, 4, lambda points: steps, seed=0)
@@ -326,28 +360,27 @@ def test_searches_together_find_what_each_finds_alone():
 
     def evaluate(requests):
         calls.append(requests)
-        return [valley(places[name])(point) for name, _, point in requests]
+        return [valley(places[name])(point) for name, point in requests]
 
     seeds = dict(zip(places, (3, 4, 5), strict=True))
     together = search_together(
-        dict.fromkeys(places, space), 6, evaluate, seeds=seeds, upper={"final_fraction": 1.0}
-    )
+        dict.fromkeys(places, space), 6, evaluate, seeds=seeds, max_rounds=4,
+        upper={"final_fraction": 1.0},
+    )  # fmt: skip
     for name, best in places.items():
         alone = search(
-            space, 6, lambda points, best=best: list(map(valley(best), points)), seed=seeds[name]
-        )
+            space, 6, lambda points, best=best: list(map(valley(best), points)), seed=seeds[name],
+            max_rounds=4,
+        )  # fmt: skip
         pd.testing.assert_frame_equal(together[name].trials, alone.trials)
         assert together[name][1:] == alone[1:]
     assert len(calls) == max(result.trials["round"].max() for result in together.values()) + 1 > 2
     assert len(calls[0]) == 3 * 6  # the first round of all at once
-    for name in places:  # trials are numbered on over the rounds
-        numbers = [number for call in calls for asked, number, _ in call if asked == name]
-        assert numbers == list(range(len(together[name].trials)))
 
 
 def test_limits_hold_where_a_space_has_their_names():
     def evaluate(requests):
-        return [100 / point.get("final_fraction", 1.0) for _, _, point in requests]
+        return [100 / point.get("final_fraction", 1.0) for _, point in requests]
 
     spaces = {"with": {"lr": (0.1, 1.0), "final_fraction": (0.5, 1.0)}, "without": {"lr": (0.1, 1)}}
     seeds, upper = dict.fromkeys(spaces, 0), {"final_fraction": 1.0}

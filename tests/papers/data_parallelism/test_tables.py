@@ -4,188 +4,159 @@ import math
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from hardtrain.papers.data_parallelism.batch_scaling import (
-    QUANTITIES,
-    Estimate,
-    best_at_budgets,
-    regime_arrays,
-    scaling_curve,
-)
+from hardtrain.papers import load_table
 from hardtrain.papers.data_parallelism.measures import (
-    best_rates,
+    Spread,
+    best_trials,
     comparison_groups,
-    measurements,
+    lowest_errors,
+    regimes,
 )
-from hardtrain.papers.data_parallelism.regimes import fit_regimes
 from hardtrain.papers.data_parallelism.tables import (
+    _spread,
     best_table,
     budget_table,
     check_table,
-    claims_table,
+    comparison_sentence,
     comparison_table,
-    interval_text,
+    goals_table,
     regimes_table,
     rules_table,
 )
 from hardtrain.papers.data_parallelism.tuning import Curve
+from hardtrain.statistics import PairedDifference
 
 SGD = Curve("digits", "mlp", "sgd")
 HEAVY = Curve("digits", "mlp", "momentum")
 NOISY = HEAVY._replace(label_noise=0.2)
+INF = math.inf
 
 
-def test_texts_of_intervals():
-    assert interval_text(24.3, 11, math.inf) == "24 [11, ∞]"
-    assert interval_text(12.0, 8.0, 100.4) == "12 [8, 100]"
-    assert interval_text(7.25, math.nan, math.nan) == "7.2"
-    assert interval_text(math.nan, math.nan, math.nan, unknown="") == ""
-    assert interval_text(math.inf, math.inf, math.inf) == "not reached"
-    assert interval_text(math.inf, math.nan, math.nan, unknown="not seen") == "not seen"
-    assert interval_text(math.inf, 90, math.inf, unknown="not seen") == "not seen [90, ∞]"
+def test_texts_of_spreads():
+    assert _spread(Spread(24.3, 11, INF)) == "24 [11, ∞]"
+    assert _spread(Spread(12.0, 8.0, 100.4)) == "12 [8, 100]"
+    assert _spread(Spread(INF, INF, INF)) == "not reached"
+    assert _spread(Spread(INF, 90, INF), unknown="not seen") == "not seen [90, ∞]"
+    assert _spread(Spread(2.25, 1.0, 3.0), ".1f") == "2.2 [1.0, 3.0]"
 
 
 def test_best_table(tuned):
-    frames = {HEAVY: scaling_curve(measurements(tuned)[HEAVY], 0.2)}
-    table = best_table(tuned, frames, {"digits": 1024}).set_index("B")
-    assert set(table["network"]) == {"mlp"}
+    table = best_table(tuned, {HEAVY: (4, 16, 64, 99)}, {HEAVY: 0.2}, {"digits": 1024})
+    table = table.set_index("B")
     assert set(table["optimiser"]) == {"heavy ball"}
-    first = table.loc[4]
-    assert first["steps"] == "80 [80, 120]"
-    assert first["epochs"] == "0.31"  # 80 * 4 / 1024
-    assert list(first[["lr", "1 − momentum", "lr / (1 − momentum)", "final lr / lr"]]) == [
-        "0.3", "1", "0.3", "1",
+    assert table["steps"].tolist() == ["80 [80, 80]", "40 [40, 80]", "not reached", "not run"]
+    # four completed trials: the next four stay at or below the fourth with 1 - 1/70
+    assert table["best of all"].tolist() == [
+        "80, next ≤ 120", "40, next ≤ ∞", "∞, next ≤ ∞", "not run",
     ]  # fmt: skip
-    assert list(table.loc[16, ["lr", "lr / (1 − momentum)", "final lr / lr", "steps"]]) == [
-        "0.1", "0.4", "0.5", "40 [40, ∞]",
-    ]  # fmt: skip
-    assert list(table["optimum"]) == ["inside", "at an edge", "not reached"]
-    assert table.loc[64, "steps"] == "not reached"
-    assert table.loc[64, "lr"] == table.loc[64, "epochs"] == "–"
-    assert table[["trials", "reached", "diverged"]].to_numpy().tolist() == [
-        [2, 2, 0], [2, 1, 0], [2, 0, 1],
-    ]  # fmt: skip
+    assert table["epochs"].tolist() == ["0.31", "0.62", "–", "–"]  # 80 * 4 / 1024
+    assert table["lr"].tolist() == ["0.1", "0.3", "–", "–"]
+    assert table["test error (%)"].tolist()[:2] == ["10.8", "14.2"]  # the second and sixth trial
+    counts = table[["completed", "infeasible", "reached", "before"]].to_numpy().tolist()
+    assert counts == [[4, 1, 4, 0], [4, 0, 3, 0], [4, 0, 0, 0], [0, 0, 0, 0]]
+    assert table["inside"].tolist() == ["2 of 2"] * 3 + ["0 of 0"]
 
 
-def test_regimes_table_says_what_was_not_seen():
-    bent = [[size, [100 / size + 10]] for size in (1, 2, 4, 8, 16, 32, 64)]
-    halving = [[size, [640 / size]] for size in (1, 2, 4, 8)]
-    short = [[4, [20.0]], [8, [math.inf]]]
-    arrays = regime_arrays(curves=[bent, halving, short], num_resamples=5)
-    table = regimes_table([SGD, HEAVY, NOISY], arrays)
-    fit = fit_regimes(
-        [1, 2, 4, 8, 16, 32, 64], [100 / size + 10 for size in (1, 2, 4, 8, 16, 32, 64)]
-    )
-    assert table.loc[0, "critical B"].startswith("10 [10")
-    assert table.loc[0, "flat from B"].startswith(f"{fit.flat_from:.0f} [")
-    assert table.loc[1, "perfect scaling up to B"].startswith("not seen")
-    assert table.loc[1, "fewest images"].startswith("640")
-    assert table.loc[2, "critical B"] == "too few points"
-    assert list(table["points"]) == [7, 4, 1]
-    assert list(table["sharpness"])[::2] == ["1.00", ""]
+def test_trials_of_earlier_rounds_are_shown_and_do_not_count(tuned):
+    trials = tuned.trials.copy()
+    trials.loc[trials["key"] == "16-0-0", "counted"] = False
+    table = best_table(tuned._replace(trials=trials), {HEAVY: (16,)}, {HEAVY: 0.2}, {"digits": 9})
+    assert table[["completed", "before"]].to_numpy().tolist() == [[3, 1]]
+    assert table["best of all"].tolist() == ["80, next ≤ ∞"]
+
+
+def test_goals_table_sets_ours_beside_the_printed_ones(tuned):
+    curve = Curve("fashion-mnist", "cnn2", "nesterov")
+    trials = tuned.trials.assign(curve=[curve] * len(tuned.trials))
+    history = tuned.history.assign(validation_error=tuned.history["validation_error"] / 2)
+    table = goals_table(
+        load_table("data_parallelism_goals"), {"simple CNN": "cnn2"}, {curve: 0.145},
+        tuned._replace(trials=trials, history=history),
+    ).set_index("workload")  # fmt: skip
+    here = table.loc["simple CNN, Fashion-MNIST"]
+    assert here[["goal, paper", "here", "goal, here"]].tolist() == [0.1, "cnn2", "0.145"]
+    assert here["below the paper's"] == "7 of 12"  # completed trials with 0.075
+    others = table.drop("simple CNN, Fashion-MNIST")
+    assert set(others["here"]) == {"not run"}
+    assert len(table) == 9
+
+
+def test_regimes_table_flags_what_the_points_do_not_tell(trials_of):
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    bent = {(size, seed): [100 / size + 10] for size in sizes for seed in (0, 1)}
+    sharp = {(size, 0): [max(640 / size, 100.0)] for size in sizes}
+    halving = {(size, 0): [640 / size] for size in sizes}
+    late = {(size, 0): [6400 / size + 40] for size in sizes}
+    curves = [SGD, HEAVY, NOISY, Curve("digits", "cnn2", "sgd"), Curve("digits", "cnn5", "sgd")]
+    given = (bent, sharp, halving, late, {(4, 0): [20.0]})
+    fits = {curve: regimes(best_trials(trials_of(steps)))
+            for curve, steps in zip(curves, given, strict=True)}  # fmt: skip
+    table = regimes_table(fits, dict.fromkeys(curves, sizes))
+    assert table.loc[0, "critical B"] == "10 [10, 10]"
+    assert "†" not in table.loc[0, "perfect scaling up to B"]
+    assert table["at bound"].tolist()[:3] == ["0 of 2", "1 of 1", "0 of 1"]
+    assert table.loc[0, "flat from B"].endswith(" †")  # of 40, with only 64 above it
+    assert table.loc[2, "perfect scaling up to B"] == "not seen"
+    assert table.loc[2, "fewest images"] == "640 [640, 640]"
+    assert table.loc[3, "perfect scaling up to B"].endswith(" †")  # of 33, likewise
+    assert table.loc[4, "critical B"] == "too few points"
+    empty = regimes_table({SGD: []}, {SGD: sizes})
+    assert empty.loc[0, "at bound"] == "0 of 0"
 
 
 def test_budget_table(tuned):
     budgets = {"step": 40, "epoch": 0.4}
-    within = {HEAVY: best_at_budgets(measurements(tuned)[HEAVY], budgets)}
-    table = budget_table(within, budgets).set_index("B")
+    errors = {HEAVY: lowest_errors(tuned.trials, tuned.history, budgets)}
+    table = budget_table(errors, budgets).set_index("B")
     assert list(table["error after 40 steps (%)"]) == ["60.0 [60.0, 60.0]", "15.0 [15.0, 60.0]",
-                                                       "60.0 [60.0, ∞]"]  # fmt: skip
-    # 0.4 epochs: 102 steps of 4, 25 of 16, 6 of 64
+                                                       "60.0 [60.0, 60.0]"]  # fmt: skip
     assert list(table["error after 0.4 epochs (%)"]) == [
-        "15.0 [15.0, 60.0]", "not evaluated", "not evaluated",
+        "15.0 [15.0, 15.0]", "not evaluated", "not evaluated",
     ]  # fmt: skip
 
 
-def test_rules_table(tuned):
-    titles = {"lr": "rate", "effective_lr": "effective"}
-    rates = {(HEAVY, column): best_rates(tuned, HEAVY, column) for column in titles}
-    table = rules_table(rates, titles)
-    assert table["batch sizes"].tolist() == [2]
-    assert table.loc[0, "rule, rate"] == table.loc[0, "rule, effective"] == "too few points"
-    assert table.loc[0, "power of B, rate"] == ""
-    rates[HEAVY, "effective_lr"] = (rates[HEAVY, "lr"][0], Estimate(0.5, 0.4, 0.6))
-    table = rules_table(rates, titles)
-    assert table.loc[0, "power of B, effective"] == "0.50 [0.40, 0.60]"
-    assert table.loc[0, "rule, effective"] == "square root"
+def test_rules_table(trials_of):
+    steps = {(size, seed): [50] for size in (4, 8, 16, 32) for seed in range(3)}
+    trials = trials_of(steps, lr={size: 0.01 * size**0.5 for size in (4, 8, 16, 32)})
+    best = {HEAVY: best_trials(trials), NOISY: best_trials(trials)[:2]}
+    table = rules_table(best, {"lr": "rate", "effective_lr": "effective"})
+    assert table["power of B, effective"].tolist() == ["0.50 ± 0.00 (n = 3)", "not run"]
+    assert table.loc[1, "rule, rate"] == "too few searches"
 
 
-def test_comparison_table():
-    steps = {
-        SGD: [[4, [80.0]], [16, [40.0]]],
-        HEAVY: [[4, [90.0]], [16, [30.0]], [64, [20.0]]],
-        NOISY: [[4, [90.0, math.inf]], [16, [math.inf]]],
+def test_comparison_table_compares_search_by_search():
+    speed_ups = {
+        SGD: pd.Series({0: 1.0, 1: 2.0, 2: 3.0}),
+        HEAVY: pd.Series({0: 2.0, 1: 3.1, 2: 4.0}),
+        NOISY: pd.Series({0: 2.0, 1: math.nan, 2: math.nan}),
     }
-    table = comparison_table(comparison_groups(list(steps)), steps).set_index("compared")
-    optimisers = table.loc["optimiser"]
-    assert list(optimisers["optimiser"]) == ["SGD", "heavy ball"]
-    assert list(optimisers["steps"]) == ["80 to 40", "90 to 30"]
-    assert list(optimisers["speed-up"]) == ["2.00 [2.00, 2.00]", "3.00 [3.00, 3.00]"]
-    assert list(optimisers["relative to the first"]) == ["", "1.50 [1.50, 1.50]"]
-    assert list(optimisers["result"]) == ["", "larger"]
-    noisy = table.loc["data"].iloc[1]
-    # of the first up to 64; where both are: only up to 16
-    assert list(noisy[["steps", "speed-up", "result"]]) == [
-        "90 to not reached", "not reached", "not reached",
-    ]  # fmt: skip
-    assert comparison_table({}, steps).empty
+    table = comparison_table(comparison_groups(list(speed_ups)), speed_ups)
+    assert table["compared"].tolist() == ["optimiser"] * 2 + ["data"] * 2
+    assert table["halvings"].tolist()[:2] == ["2.00 ± 2.48 (n = 3)", "3.03 ± 2.49 (n = 3)"]
+    assert table["minus the first"].tolist() == [
+        "",
+        "+1.03 ± 0.14 (n = 3), p = 0.001",
+        "",
+        "+0.00 (n = 1)",
+    ]
+    assert table.attrs["questions"] == 1
+    assert comparison_table({}, speed_ups).empty
 
 
-def claims(words, values=(10.0, 60.0), slopes=None, errors=None, reason=""):
-    """`claims_table` of two curves with given results of comparisons, boundaries and slopes."""
-    value = np.full((2, len(QUANTITIES)), 1.0)
-    value[:, list(QUANTITIES).index("perfect_until")] = values[0]
-    value[:, list(QUANTITIES).index("flat_from")] = values[1]
-    comparisons = pd.DataFrame(
-        [(kind, word) for kind, found in words.items() for word in ("", *found)],
-        columns=["compared", "result"],
-    )
-    errors = errors or {"step": (0.3, 0.1), "epoch": (0.1, 0.3)}
-    within = pd.DataFrame(
-        [
-            (size, budget, error, error, error)
-            for budget, pair in errors.items()
-            for size, error in zip((4, 64), pair, strict=True)
-        ],
-        columns=["batch_size", "budget", "value", "low", "high"],
-    )
-    slopes = slopes or [Estimate(0.5, 0.4, 0.6)] * 2
-    return claims_table({"value": value}, comparisons, slopes, [within] * 2, reason=reason)
-
-
-def test_claims_that_are_borne_out():
-    larger = {"optimiser": ["larger"], "network": ["smaller"], "data": ["larger"]}
-    table = claims(larger, slopes=[Estimate(0.5, 0.4, 0.6), Estimate(0.8, 0.7, 0.9)])
-    assert list(table["verdict"]) == ["same direction"] * 6
-    assert "linear in 0, square root in 1 of 2 curves" in table.loc[4, "here"]
-    assert "better at equal steps in 2, worse at equal epochs in 2 of 2" in table.loc[5, "here"]
-
-
-def test_claims_that_are_not():
-    words = {"optimiser": ["smaller", "no difference seen"], "network": ["no difference seen"]}
-    even = {"step": (0.1, 0.1), "epoch": (0.1, 0.3)}
-    table = claims(words, values=(10.0, math.inf), errors=even)
-    assert list(table["verdict"]) == [
-        "no difference seen", "opposite", "no difference seen", "no difference seen",
-        "not reproduced", "no difference seen",
-    ]  # fmt: skip
-    assert table.loc[0, "here"] == ("end of perfect scaling seen in 2, flat part in 0 of 2 curves")
-    assert table.loc[1, "here"].endswith("no difference seen: 1, smaller: 1")
-    assert table.loc[3, "here"] == "not run"
-
-
-def test_as_many_larger_as_smaller_speed_ups_bear_out_nothing_but_a_difference():
-    even = ["larger", "smaller"]
-    table = claims({"optimiser": even, "network": even, "data": ["no difference seen"]})
-    assert list(table["verdict"])[1:4] == [
-        "no difference seen", "same direction", "no difference seen",
-    ]  # fmt: skip
-
-
-def test_claims_of_another_protocol_are_not_comparable():
-    table = claims({}, reason="digits")
-    assert set(table["verdict"]) == {"not comparable"}
-    assert set(table["why"]) == {"digits"}
+@pytest.mark.parametrize(
+    ("gap", "sentence"),
+    [
+        ((0.5, 0.2, 0.8, 0.01, 5), "With heavy ball larger batches help further than with SGD"),
+        ((-0.5, -0.8, -0.2, 0.01, 5), "With heavy ball larger batches help less far than with SGD"),
+        ((0.5, -0.2, 0.8, 0.2, 5), "heavy ball against SGD (digits, mlp): no difference was seen"),
+        ((0.5, 0.2, 0.8, 0.2, 2), "heavy ball against SGD (digits, mlp): too few searches to say"),
+    ],
+)  # fmt: skip
+def test_sentences_follow_the_intervals(gap, sentence):
+    found = comparison_sentence("optimiser", SGD, HEAVY, PairedDifference(*gap))
+    assert found.removesuffix(".").removesuffix(" (digits, mlp)") == sentence
 
 
 def test_check_table_by_hand():

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from hardtrain import DataError, ParameterError, RunStore, load_history, run_missing, write_results
-from hardtrain.papers.data_parallelism.measures import measurements, trial_table
+from hardtrain.papers.data_parallelism.measures import best_trials
 from hardtrain.papers.data_parallelism.tuning import (
     Curve,
     Protocol,
+    first_steps,
     pilot_goals,
     set_sizes,
     tune,
@@ -23,6 +24,7 @@ SPACES = {
         "one_minus_momentum": (0.05, 1),
     },
 }
+RULES = {"seeds": (1, 7), "num_trials": 3, "max_rounds": 3}
 
 
 @pytest.fixture
@@ -30,26 +32,24 @@ def protocol(tiny_set):
     return protocol_of(tiny_set)
 
 
-def protocol_of(tiny_set, seeds=(1, 7)):
-    base = {"device": "cpu"}
-    return Protocol({tiny_set: 60}, 2, 8, num_evaluations=4, seeds=seeds, base=base)
+def protocol_of(tiny_set):
+    base = {"device": "cpu", "validation_size": 12}
+    return Protocol({tiny_set: 48}, 2, 8, num_evaluations=4, base=base)
 
 
-def study(tiny_set, store, *, seeds=(1, 7), **changes):
-    """Two optimisers at three batch sizes, with spaces that must move; and how many runs each
+def study(tiny_set, store, train=None, **changes):
+    """Two optimisers at two batch sizes, with spaces that must move; and how many runs each
     sweep had."""
     sweeps = []
 
-    def train(runs):
+    def train_all(runs):
         sweeps.append(len(runs))
         return run_missing(runs, store, use_committed=changes.get("use_committed", False))
 
-    curves = [Curve(tiny_set, "mlp", name) for name in ("sgd", "nesterov")]
-    cells = [(curve, size) for curve in curves for size in (8, 16, 32)]
-    settings = {"num_trials": 3, "max_rounds": changes.get("max_rounds", 3)}
-    protocol = protocol_of(tiny_set, seeds)
-    goals = {(tiny_set, 0.0): 0.3}
-    return tune(cells, goals, protocol, SPACES, train, store, **settings), sweeps
+    curves = {Curve(tiny_set, "mlp", name): (8, 32) for name in ("sgd", "nesterov")}
+    goals = dict.fromkeys(curves, 0.5)
+    tuned = tune(curves, goals, protocol_of(tiny_set), SPACES, train or train_all, store, **RULES)
+    return tuned, sweeps
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def studied(tiny_set, tmp_path_factory):
 
 
 def test_trials_spend_the_epochs_or_the_steps():
-    protocol = Protocol({"digits": 1000}, 2, 64, num_evaluations=10, seeds=[0], base={})
+    protocol = Protocol({"digits": 1000}, 2, 64, num_evaluations=10, base={})
     assert protocol.length("digits", 4) == (2, 500)
     assert protocol.length("digits", 300) == (22, 66)  # 3 whole batches an epoch
     assert protocol.length("digits", 1000) == (64, 64)
@@ -72,38 +72,39 @@ def test_trials_spend_the_epochs_or_the_steps():
 
 def test_run_of_a_trial(tiny_set, protocol):
     point = {"lr": 0.3, "one_minus_momentum": 0.7, "final_fraction": 0.2, "decay_length": 0.6}
-    run = protocol.run(Curve(tiny_set, "mlp", "nesterov", 0.2), 30, point, 3)
-    assert (run.epochs, run.batch_size, run.drop_last, run.seed) == (4, 30, True, 7)
+    run = protocol.run(Curve(tiny_set, "mlp", "nesterov", 0.2), 24, 7, point)
+    assert (run.epochs, run.batch_size, run.drop_last, run.seed) == (4, 24, True, 7)
     assert (run.lr, run.momentum, run.nesterov) == (0.3, 0.3, True)  # not 0.30000000000000004
     assert (run.schedule, run.gamma, run.step_epochs) == ("linear", 0.2, 2)  # 2.4 of 4 epochs
     assert (run.evaluate_unit, run.evaluate_every, run.label_noise) == ("step", 2, 0.2)
 
 
 def test_run_without_momentum_and_decay(tiny_set, protocol):
-    run = protocol.run(Curve(tiny_set, "mlp", "nesterov"), 8, {"lr": 0.1}, 0)
+    run = protocol.run(Curve(tiny_set, "mlp", "nesterov"), 8, 1, {"lr": 0.1})
     assert (run.momentum, run.nesterov, run.gamma, run.seed) == (0.0, False, 1.0, 1)
-    heavy = protocol.run(Curve(tiny_set, "mlp", "momentum"), 8, {"lr": 0.1,
-                         "one_minus_momentum": 0.1, "decay_length": 0.01}, 0)  # fmt: skip
+    heavy = protocol.run(Curve(tiny_set, "mlp", "momentum"), 8, 0, {"lr": 0.1,
+                         "one_minus_momentum": 0.1, "decay_length": 0.01})  # fmt: skip
     assert (heavy.momentum, heavy.nesterov, heavy.step_epochs) == (0.9, False, 1)
 
 
 def test_a_fixed_learning_rate_is_what_a_final_fraction_of_one_gives(tiny_set, protocol, store):
-    run = protocol.run(Curve(tiny_set, "mlp", "sgd"), 8, {"lr": 0.1}, 0)
+    run = protocol.run(Curve(tiny_set, "mlp", "sgd"), 8, 0, {"lr": 0.1})
     rates = load_history(run_missing([run], store, use_committed=False), store)["lr"]
     assert rates.tolist() == [0.1] * len(rates)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tiny_set, protocol):
-    assert protocol.batch_sizes(tiny_set, [61, 60]) == [60]
-    with pytest.raises(ParameterError, match=r"batch_sizes = \[64\] exceed the 60 images"):
+    assert protocol.batch_sizes(tiny_set, [49, 48]) == [48]
+    with pytest.raises(ParameterError, match=r"batch_sizes = \[64\] exceed the 48 images"):
         protocol.batch_sizes(tiny_set, [64])
 
 
 def test_set_sizes_count_what_is_trained_on(tiny_set):
-    found = set_sizes(datasets=[tiny_set, "digits"], train_size=30)
+    found = set_sizes(datasets=[tiny_set, "digits"], train_size=30, validation_size=12)
     assert found["samples"].tolist() == [30, 30]
     assert found["classes"].tolist() == [3, 10]
-    assert set_sizes(datasets=[tiny_set], train_size=0)["samples"].tolist() == [60]
+    whole = set_sizes(datasets=[tiny_set], train_size=0, validation_size=12)
+    assert whole["samples"].tolist() == [48]
 
 
 def test_curves_in_words():
@@ -116,35 +117,46 @@ def test_curves_in_words():
 # --- from searches to runs and back --------------------------------------------------------------
 
 
-def test_tune_trains_each_round_in_one_sweep(studied):
+def test_the_step_that_counts_is_the_first_strictly_below_the_goal():
+    rows = [("a", 10, 0.3), ("a", 20, 0.2), ("a", 30, 0.1), ("b", 10, 0.2), ("c", 10, 0.5)]
+    history = pd.DataFrame(rows, columns=["key", "step", "validation_error"])
+    goals = pd.Series({"a": 0.2, "b": 0.3, "c": 0.3})
+    assert first_steps(history, goals).to_dict() == {"a": 30, "b": 10}
+    assert first_steps(pd.DataFrame({"key": []}), goals).empty
+
+
+def test_every_search_has_as_many_completed_trials(studied):
     tuned, sweeps, _ = studied
-    assert sweeps[0] == 6 * 3
-    assert 1 < len(sweeps) <= 3
-    assert sum(sweeps) == sum(map(len, tuned.runs.values()))
-    keys = {run.key for runs in tuned.runs.values() for run in runs}
-    assert len(tuned.results) == len(keys) == tuned.results["key"].nunique()
-    assert set(tuned.history["key"]) <= keys
+    assert sweeps[0] == 2 * 2 * 2 * 3
+    counted = tuned.trials[tuned.trials["counted"] & (tuned.trials["outcome"] != "infeasible")]
+    sizes = counted.groupby(["curve", "batch_size", "seed"]).size()
+    assert sizes.tolist() == [3] * 8
+    assert tuned.trials["round"].max() > 0  # some had to move
+    assert sum(sweeps) == len(tuned.trials)
+    assert len(tuned.results) == tuned.results["key"].nunique() == tuned.trials["key"].nunique()
+    assert set(tuned.history["key"]) == set(tuned.results["key"])
 
 
 def test_tune_reports_the_steps_of_its_runs(studied, protocol):
     tuned, _, store = studied
     history = load_history(tuned.results, store).set_index("key")
-    reached = 0
-    for cell, runs in tuned.runs.items():
-        trials = tuned.searches[cell].trials
-        for i, (run, trial) in enumerate(zip(runs, trials.to_dict("records"), strict=True)):
-            assert run == protocol.run(*cell, trial, i)
-            rows = history.loc[[run.key]]
-            first = rows.loc[rows["test_error"] <= 0.3, "step"].min()
-            assert trial["steps"] == (math.inf if math.isnan(first) else first)
-            reached += math.isfinite(trial["steps"])
-    assert 0 < reached < len(tuned.results)
+    assert "test_error" not in history
+    for trial in tuned.trials.to_dict("records"):
+        point = {k: trial[k] for k in SPACES[trial["curve"].optimizer]}
+        run = protocol.run(trial["curve"], trial["batch_size"], trial["seed"], point)
+        assert run.key == trial["key"]
+        assert (run.validation_size, run.seed) == (12, trial["seed"])
+        assert trial["effective_lr"] == pytest.approx(run.lr / (1 - run.momentum))
+        rows = history.loc[[run.key]]
+        first = rows.loc[rows["validation_error"] < 0.5, "step"].min()
+        assert trial["steps"] == (math.inf if math.isnan(first) else first)
+        assert trial["outcome"] == ("not reached" if math.isnan(first) else "reached")
+    assert len(set(tuned.trials["outcome"])) == 2
 
 
 @pytest.mark.parametrize("place", ["store", "committed"])
 def test_tune_again_finds_the_same_runs(studied, tiny_set, tmp_path, monkeypatch, place):
     first, _, store = studied
-    assert any(search.trials["round"].max() > 0 for search in first.searches.values())
     how = {}
     if place == "committed":
         write_results(first.results, store, tmp_path / "figures" / "05" / "quick")
@@ -156,114 +168,104 @@ def test_tune_again_finds_the_same_runs(studied, tiny_set, tmp_path, monkeypatch
 
     monkeypatch.setattr("hardtrain.runs.sweep.ENGINES", {"local": refuse})
     again, _ = study(tiny_set, store, **how)
-    assert again.runs == first.runs
-    for cell, search in again.searches.items():
-        pd.testing.assert_frame_equal(search.trials, first.searches[cell].trials)
-        assert search[1:] == first.searches[cell][1:]
-    ours, theirs = measurements(again), measurements(first)
-    for curve, part in ours.items():
-        pd.testing.assert_frame_equal(part, theirs[curve])
+    pd.testing.assert_frame_equal(again.trials, first.trials)
 
 
-def test_points_differ_between_batch_sizes_and_seeds_and_are_shared_by_curves(studied, tiny_set):
+def test_without_training_a_search_says_what_was_not_run(studied, tiny_set):
+    first, _, store = studied
+    lost = set(first.trials.loc[first.trials["batch_size"] == 8, "key"].iloc[:1])
+
+    def some(runs):
+        here = [run for run in runs if run.key not in lost]
+        return run_missing(here, store, use_committed=False)
+
+    tuned, _ = study(tiny_set, store, some)
+    curve = first.trials["curve"].iloc[0]
+    part = tuned.of(curve)
+    assert part.loc[part["key"].isin(lost), "outcome"].tolist() == ["not run"]
+    complete = best_trials(part)
+    assert complete[["batch_size", "seed"]].values.tolist() == [[8, 7], [32, 1], [32, 7]]
+    whole = best_trials(first.of(curve)).iloc[1:]
+    assert complete["steps"].tolist() == whole["steps"].tolist()
+
+    def none(runs):
+        return run_missing(runs, RunStore(store.path / "none"), use_committed=False,
+                           train_missing=False)  # fmt: skip
+
+    empty, _ = study(tiny_set, RunStore(store.path / "none"), none)
+    assert set(empty.trials["outcome"]) == {"not run"}
+    assert best_trials(empty.of(curve)).empty
+
+
+def test_points_differ_between_batch_sizes_and_seeds_and_are_shared_by_curves(studied):
     tuned, _, _ = studied
-    rates = {cell: search.trials["lr"].tolist()[:3] for cell, search in tuned.searches.items()}
-    sgd, nesterov = (Curve(tiny_set, "mlp", name) for name in ("sgd", "nesterov"))
-    assert rates[sgd, 8] == rates[nesterov, 8]
-    assert not set(rates[sgd, 8]) & set(rates[sgd, 16])
-    drawn = []
-
-    def record(runs):
-        drawn.append([run.lr for run in runs])
-        raise InterruptedError
-
-    how = {"num_trials": 3, "max_rounds": 1}
-    goals = {(tiny_set, 0.0): 0.3}
-    for seeds in ((1, 7), (2, 7)):
-        protocol = protocol_of(tiny_set, seeds)
-        with pytest.raises(InterruptedError):
-            tune([(sgd, 8)], goals, protocol, SPACES, record, None, **how)
-    assert drawn[0] == rates[sgd, 8]
-    assert not set(drawn[0]) & set(drawn[1])
+    first = tuned.trials[tuned.trials["number"] < 3]
+    rates = {name: part["lr"].tolist() for name, part in
+             first.groupby(["curve", "batch_size", "seed"])}  # fmt: skip
+    sgd, nesterov = dict.fromkeys(first["curve"])
+    assert rates[sgd, 8, 1] == rates[nesterov, 8, 1]
+    for other in ((8, 7), (32, 1), (32, 7)):
+        assert not set(rates[sgd, 8, 1]) & set(rates[sgd, *other])
 
 
-def test_measurements_are_of_each_curve(studied):
-    tuned, _, _ = studied
-    measured = measurements(tuned)
-    assert list(measured) == list(dict.fromkeys(curve for curve, _ in tuned.runs))
-    for curve, part in measured.items():
-        for size, trials in part.groupby("batch_size"):
-            assert set(trials["trial"]) == {run.key for run in tuned.runs[curve, size]}
-
-
-def test_each_task_has_its_own_goal(tiny_set, store):
+def test_each_curve_has_its_own_goal(tiny_set, store):
     # the same trial with and without wrong labels; a goal that every error meets, and none
-    curves = [Curve(tiny_set, "mlp", "sgd"), Curve(tiny_set, "mlp", "sgd", 0.2)]
-    goals = {curves[0].task: 1.0, curves[1].task: -1.0}
-    how = {"num_trials": 1, "max_rounds": 1}
+    curves = {Curve(tiny_set, "mlp", "sgd"): (32,), Curve(tiny_set, "mlp", "sgd", 0.2): (32,)}
+    goals = dict(zip(curves, (1.01, 0.0), strict=True))
     tuned = tune(
-        [(curve, 32) for curve in curves], goals, protocol_of(tiny_set), SPACES,
-        lambda runs: run_missing(runs, store, use_committed=False), store, **how,
+        curves, goals, protocol_of(tiny_set), SPACES,
+        lambda runs: run_missing(runs, store, use_committed=False), store,
+        seeds=(1,), num_trials=1, max_rounds=1,
     )  # fmt: skip
-    assert math.isfinite(tuned.searches[curves[0], 32].steps)
-    assert tuned.searches[curves[1], 32].steps == math.inf
+    assert [math.isfinite(steps) for steps in tuned.trials["steps"]] == [True, False]
 
 
 def test_a_run_of_two_curves_counts_once(tiny_set, store, protocol):
     # heavy ball without momentum is plain SGD
-    curves = [Curve(tiny_set, "mlp", name) for name in ("sgd", "momentum")]
+    curves = {Curve(tiny_set, "mlp", name): (32,) for name in ("sgd", "momentum")}
     tuned = tune(
-        [(curve, 32) for curve in curves], {curves[0].task: 0.3}, protocol,
+        curves, dict.fromkeys(curves, 0.3), protocol,
         {name: {"lr": (0.01, 0.1)} for name in ("sgd", "momentum")},
         lambda runs: run_missing(runs, store, use_committed=False), store,
-        num_trials=2, max_rounds=1,
+        seeds=(1,), num_trials=2, max_rounds=1,
     )  # fmt: skip
-    assert tuned.runs[curves[0], 32] == tuned.runs[curves[1], 32]
+    assert len(tuned.trials) == 4
     assert len(tuned.results) == 2
     assert not tuned.history.duplicated().any()
-    measured = measurements(tuned)
-    pd.testing.assert_frame_equal(measured[curves[0]], measured[curves[1]])
 
 
-def test_trials_that_diverge_are_told_apart(tiny_set, store, protocol):
+def test_trials_that_diverge_are_infeasible_and_replaced(tiny_set, store, protocol):
     curve = Curve(tiny_set, "cnn_small", "sgd")
     tuned = tune(
-        [(curve, 8)], {curve.task: 0.3}, protocol, {"sgd": {"lr": (0.1, 1e30)}},
+        {curve: (8,)}, {curve: 0.3}, protocol, {"sgd": {"lr": (0.01, 1e6)}},
         lambda runs: run_missing(runs, store, use_committed=False), store,
-        num_trials=6, max_rounds=1,
+        seeds=(0,), num_trials=3, max_rounds=1,
     )  # fmt: skip
-    table = trial_table(tuned, (curve, 8))
     status = tuned.results.set_index("key")["status"]
-    for trial in table.itertuples():
-        lost = status[trial.key] == "diverged"
-        reached = math.isfinite(trial.steps)
-        assert trial.outcome == ("reached" if reached else "diverged" if lost else "not reached")
-    assert "diverged" in set(table["outcome"])
-    # one that diverged counts as a trial
-    assert measurements(tuned)[curve]["trial"].nunique() == 6
+    diverged = tuned.trials["key"].map(status) == "diverged"
+    assert diverged.any()
+    assert (tuned.trials["outcome"] == "infeasible").tolist() == diverged.tolist()
+    assert tuned.trials["steps"].isna().tolist() == diverged.tolist()
+    assert (~diverged).sum() == 3
 
 
 # --- goals ---------------------------------------------------------------------------------------
 
 
 def pilots_of(protocol, curves, rates):
-    return {
-        curve: [protocol.run(curve, 8, {"lr": rate}, i) for i, rate in enumerate(rates)]
-        for curve in curves
-    }
+    return {curve: [protocol.run(curve, 8, 1, {"lr": rate}) for rate in rates] for curve in curves}
 
 
 def pilot_results(pilots, errors):
     results, history = [], []
     for curve, runs in pilots.items():
         for run, values in zip(runs, errors[curve.network], strict=True):
-            results.append({"key": run.key, "batch_size": run.batch_size,
-                            "diverged_epoch": 0.0, "diverged_step": 3.0})  # fmt: skip
+            results.append({"key": run.key, "status": "finished" if values else "diverged"})
             history += [
-                {"key": run.key, "epoch": 1.0, "step": 4 * (i + 1), "test_error": error}
+                {"key": run.key, "epoch": 1.0, "step": 4 * (i + 1), "validation_error": error}
                 for i, error in enumerate(values)
             ]
-    return pd.DataFrame(results), pd.DataFrame(history)
+    return pd.DataFrame(results), pd.DataFrame(history, columns=["key", "validation_error"])
 
 
 def test_goal_is_what_every_network_reached(tiny_set, protocol):
@@ -281,8 +283,10 @@ def test_goal_is_what_every_network_reached(tiny_set, protocol):
     assert pilot_goals(*found, pilots, {tiny_set: 0.67}) == {(tiny_set, 0.0): 0.224}
 
 
-def test_goal_of_a_pilot_that_diverged(tiny_set, protocol):
+def test_goal_of_a_pilot_that_diverged_or_was_not_run(tiny_set, protocol):
     pilots = pilots_of(protocol, [Curve(tiny_set, "mlp", "sgd")], (9.0,))
-    results, _ = pilot_results(pilots, {"mlp": [[]]})
+    results, history = pilot_results(pilots, {"mlp": [[]]})
     with pytest.raises(DataError, match="every pilot trial of tiny / mlp diverged"):
-        pilot_goals(results, pd.DataFrame({"key": []}), pilots, {tiny_set: 0.7})
+        pilot_goals(results, history, pilots, {tiny_set: 0.7})
+    (goal,) = pilot_goals(results[:0], history, pilots, {tiny_set: 0.7}).values()
+    assert math.isnan(goal)

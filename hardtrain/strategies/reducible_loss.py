@@ -32,9 +32,9 @@ def select_reducible(losses: Tensor, irreducible: Tensor, count: int) -> Tensor:
         TypeError: an argument of the wrong type.
 
     Source:
-        Equation 3 and algorithm 1: b of B with b / B = 0.1, the irreducible losses computed once,
-        by a small model trained on held-out data. Without a held-out set, as in its section 4.2,
-        two models train on one half each, and score the other. Under DDP each rank chooses from
+        Algorithm 1: b of B with b / B = 0.1, the irreducible losses computed once, by a small model
+        trained on held-out data. Without a held-out set two models train on one half each, and
+        score the other, as the paper does too. Under DDP each rank chooses from
         its own part of the large batch, as the authors' parallel selection does.
 
     Example:

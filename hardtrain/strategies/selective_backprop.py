@@ -34,7 +34,7 @@ class SelectiveBackprop:
         TypeError: an argument of the wrong type.
 
     Source:
-        Sections 3.1, 3.2. The history holds 1024 losses in the authors' code, which also chooses
+        Section 3. The history holds 1024 losses in the authors' code, which also chooses
         everything in the first epoch (here nothing is exempt) and adds a batch's losses before it
         ranks them, as here. At least one sample of a batch is our rule. The paper gathers what
         is chosen until a whole batch is full, as the method ``selective_backprop`` does.

@@ -170,6 +170,10 @@ def test_work_counts_every_pass(tiny_run):
     assert costs.work(tiny_run(epochs=1, train_size=30)) / one == pytest.approx((90 + 20) / 200)
     assert costs.work(tiny_run(epochs=1, evaluate_train=True)) / one == pytest.approx(260 / 200)
     assert costs.work(tiny_run(epochs=4, evaluate_every=4)) / one == pytest.approx(740 / 200)
+    held_out = tiny_run(epochs=2, validation_size=15)  # 45 are left
+    assert costs.work(held_out) / one == pytest.approx((6 * 45 + 2 * 15 + 20) / 200)
+    last = tiny_run(epochs=2, evaluate_unit="step", evaluate_last=3)
+    assert costs.work(last) / one == pytest.approx((6 * 60 + 5 * 20) / 200)
     every_step = tiny_run(epochs=1, evaluate_unit="step", evaluate_every=1)
     assert costs.work(every_step) / one == pytest.approx((180 + 4 * 20) / 200)
 

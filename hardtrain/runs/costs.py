@@ -24,7 +24,8 @@ from hardtrain.training import loop, randomness
 _FREE = {"seed", "epochs", "lr", "momentum", "nesterov", "weight_decay", "schedule", "gamma"}
 _FREE |= {"milestones", "step_epochs", "warmup_epochs", "evaluate_every", "evaluate_unit"}
 _FREE |= {"evaluate_train", "label_noise", "label_noise_seed", "keep", "device", "data_root"}
-_FREE |= {"train_size", "test_size", "subset", "drop_last", "balanced"}
+_FREE |= {"train_size", "test_size", "validation_size", "evaluate_last", "subset", "drop_last"}
+_FREE |= {"balanced"}
 _PASSES = 3  # forward passes that a training step costs: one there, two back
 _SHORT = 3e10  # operations of a measured step on a CPU: under a second
 _LONG = 1.0  # seconds after which a measurement ends, whatever it has
@@ -73,19 +74,20 @@ def seconds(
 
 def _sizes(run: Run) -> tuple[int, int, int, int, int]:
     """Of the images that a run trains on and is tested on: numbers, channels, side, classes."""
-    if run.dataset in SIZES:
-        train, test, channels, side, classes = SIZES[run.dataset]
-    else:
-        train_set, test_set = (
-            load_dataset(run.dataset, split, root=run.data_root, download=False)
-            for split in ("train", "test")
-        )
-        train, test, channels = len(train_set), len(test_set), train_set.in_channels
-        side, classes = max(train_set.images.shape[2:]), train_set.num_classes
-    train, test = run.train_size or train, run.test_size or test
+    sizes = SIZES.get(run.dataset) or _own_sizes(run.dataset, run.data_root)
+    train, test, channels, side, classes = sizes
+    train, test = run.train_size or train - run.validation_size, run.test_size or test
     if run.subset:
         train = len(subsets.unpack(run.subset, train))
     return train, test, channels, run.image_size or side, classes
+
+
+@functools.lru_cache
+def _own_sizes(dataset: str, root: str | None) -> tuple[int, int, int, int, int]:
+    train = load_dataset(dataset, "train", root=root, download=False)
+    test = load_dataset(dataset, "test", root=root, download=False)
+    side = max(train.images.shape[2:])
+    return len(train), len(test), train.in_channels, side, train.num_classes
 
 
 def _passes(run: Run) -> float:
@@ -93,7 +95,11 @@ def _passes(run: Run) -> float:
     train, test, *_ = _sizes(run)
     rounds = run.epochs * (1 if run.evaluate_unit == "epoch" else -(-train // run.batch_size))
     looks = -(-rounds // run.evaluate_every)
-    return _PASSES * run.epochs * train + looks * (test + run.evaluate_train * train)
+    if run.evaluate_last:
+        looks = min(looks, run.evaluate_last + run.epochs)
+    looked_at = (run.validation_size or test) + run.evaluate_train * train
+    at_the_end = test if run.validation_size else 0
+    return _PASSES * run.epochs * train + looks * looked_at + at_the_end
 
 
 def _network(run: Run) -> tuple[str, str, int, int, int]:
@@ -167,7 +173,7 @@ def _step_seconds(
     changes: dict[str, Any] = {"batch_size": size, "epochs": 1, "train_size": 0, "test_size": 0}
     changes |= {"warmup_epochs": 0, "evaluate_every": 1, "evaluate_unit": "epoch", "keep": ()}
     changes |= {"balanced": False, "ghost_batch_size": 0, "drop_last": True, "label_noise": 0.0}
-    changes |= {"subset": ""}
+    changes |= {"subset": "", "validation_size": 0, "evaluate_last": 0}
     short = dataclasses.replace(run, **changes)
     model, method = build(short, images, images)
     times: list[float] = []

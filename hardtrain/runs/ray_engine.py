@@ -77,7 +77,7 @@ def train_on_ray(
     options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
     with (
         _connected(ray, address),
-        _Driver(ray, store, progress, options, max_runs_at_once) as driver,
+        _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
         driver.train(sorted(runs, key=costs.work, reverse=True))
 
@@ -143,9 +143,10 @@ class _Driver:
         progress: Announced,
         options: dict[str, Any],
         at_once: int | None,
+        grows: bool = False,
     ):
         self.ray, self.store, self.progress = ray, store, progress
-        self.options, self.at_once = options, at_once
+        self.options, self.at_once, self.grows = options, at_once, grows
         self.running: dict[Any, _Job] = {}  # by the reference of the task
         self.ready: deque[_Job] = deque()  # to be handed out again
         self.failed: list[tuple[Run, Exception]] = []
@@ -167,11 +168,12 @@ class _Driver:
             self.progress.say(
                 "interrupted; finished runs and checkpoints are kept: run again to go on"
             )
-        for reference in self.running:
-            self.ray.cancel(reference, force=True)
+        with contextlib.suppress(Exception):  # of a cluster that is gone
+            for reference in self.running:
+                self.ray.cancel(reference, force=True)
+            self.ray.kill(self.desk)
         for job in self.jobs.values():
             job.lock.release()
-        self.ray.kill(self.desk)
 
     def train(self, runs: Sequence[Run]) -> None:
         waiting = deque(runs)
@@ -221,6 +223,8 @@ class _Driver:
         if job.run.device.startswith("cuda"):
             fields["device"] = "cuda"  # of those that Ray gives to the task
         options = self._options(job.run)
+        if options["num_gpus"] == 0 and job.run.device == "auto":
+            fields["device"] = "cpu"
         job.share = options["num_gpus"]
         threads = max(1, int(options["num_cpus"]))
         place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
@@ -238,14 +242,18 @@ class _Driver:
     def _room(self) -> int:
         """How many runs may be handed out: what fits, and as many again, so that no worker
         waits for the next and a cluster that grows sees that more is wanted."""
-        if self.at_once:
-            return self.at_once
-        there = self.ray.cluster_resources()
         needs = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
-        slots = [there.get(name, 0) / need for name, need in needs.items() if need]
-        if min(slots) < 1:
-            self._say_once(f"no room for a run: it needs {needs}, there is {there}; waiting")
-        return max(1, 2 * int(min(slots)))
+        needs = {name: need for name, need in needs.items() if need}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        slots = sum(min(int(n.get(k, 0) / need) for k, need in needs.items()) for n in nodes)
+        if slots == 0:
+            text = f"no node has what a run needs ({needs}); largest: " + str(
+                {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+            )
+            if not self.grows:
+                raise ParameterError(text)
+            self._say_once(f"{text}; waiting for one")
+        return self.at_once or max(1, 2 * slots)
 
     def _listen(self) -> None:
         for key, epochs, loss, host, shared in self.ray.get(self.desk.take_notes.remote()):

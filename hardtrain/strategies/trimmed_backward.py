@@ -9,7 +9,6 @@ from hardtrain.strategies import _checks
 from hardtrain.strategies.trimming import (
     Criterion,
     as_criterion,
-    counted,
     losses_per_sample,
     num_kept,
     trim,
@@ -83,9 +82,6 @@ def trimmed_backward(
         )
     k = num_kept(_checks.fraction("keep", keep), len(inputs))
     criterion, backward = as_criterion(criterion), backward or Tensor.backward
-    counts = counted(criterion, targets)
-    if counts is not None and not counts.all():
-        raise ValueError("targets hold one that cross-entropy ignores; leave such samples out")
     _refuse_batch_dependence(model)
     if keep > _PLAIN_ABOVE or k == len(inputs):
         losses = losses_per_sample(criterion, model(inputs), targets)

@@ -69,14 +69,16 @@ class TrimmedLoss(nn.Module):
 
     Args:
         criterion: ``(logits, targets) -> losses (B,)``, one loss per sample; by default
-            cross-entropy in nats.
+            cross-entropy in nats. Of an ``nn.CrossEntropyLoss(reduction="none")`` the mean is the
+            one that it would take itself: over class weights, without ignored targets, of which
+            none is kept. Label smoothing and soft targets ``(B, K)`` need nothing.
         start: a, the fraction ``keep`` of epoch 0, in ``(0, 1]``.
         end: b, the fraction of epoch ``num_epochs - 1``, in ``(0, 1]``; may exceed ``start``.
         num_epochs: E >= 1; with 1 the only epoch has ``start``.
 
     Shape:
-        ``forward(logits, targets)``: ``(B, K)`` and ``(B,)`` to ``()``. In eval mode it is the
-        mean over all samples.
+        ``forward(logits, targets)``: ``(B, K)`` and ``(B,)`` to ``()``. In eval mode, and with
+        gradients switched off (validation), it is the mean over all samples.
 
     Raises:
         ValueError: a fraction outside (0, 1], ``num_epochs`` < 1, an epoch outside
@@ -86,9 +88,6 @@ class TrimmedLoss(nn.Module):
             ``num_epochs`` > 1): it would silently be training at ``start``.
 
     The epoch is the buffer ``epoch`` (-1: not set) of ``state_dict``; loading restores ``keep``.
-
-    Targets that cross-entropy ignores (-100, or a criterion's ``ignore_index``) are no part of the
-    mini-batch.
 
     Source:
         Section 2: "linearly decreased", 1.0 in the first epoch, 0.2 in the last, E = 150.
@@ -114,6 +113,8 @@ class TrimmedLoss(nn.Module):
         num_epochs: int,
     ) -> None:
         super().__init__()
+        if criterion is None:
+            criterion = nn.CrossEntropyLoss(reduction="none")
         self.criterion = as_criterion(criterion)
         self.start, self.end = _checks.fraction("start", start), _checks.fraction("end", end)
         self.num_epochs = _checks.integer("num_epochs", num_epochs)
@@ -138,21 +139,29 @@ class TrimmedLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss ``()`` of logits ``(B, K)`` and targets ``(B,)``."""
         losses = losses_per_sample(self.criterion, logits, targets)
-        counts = counted(self.criterion, targets)
-        if self.training and not self._epoch_is_set and self.num_epochs > 1:
+        trims = self.training and torch.is_grad_enabled()
+        if trims and not self._epoch_is_set and self.num_epochs > 1:
             raise RuntimeError("call set_epoch(epoch) before the first forward in training mode")
-        if torch.compiler.is_compiling():  # with k as a tensor: one graph serves all epochs
-            everything = torch.ones_like(losses, dtype=torch.bool)
-            part = self._keep_at(self.epoch.clamp(min=0).double()) if self.training else 1.0
-            return _trim_counted(losses, part, everything if counts is None else counts)
-        keep = self._keep if self.training else 1.0
-        if counts is None:
-            return trim(losses, keep)
-        if counts.device.type == "cpu":
-            left = losses if counts.all() else losses[counts]
-            return trim(left, keep) if len(left) else left.mean()
-        # without a look at the device; where all count, the bits of trim
-        return torch.where(counts.all(), trim(losses, keep), _trim_counted(losses, keep, counts))
+        amounts = self._amounts(targets)
+        if torch.compiler.is_compiling():  # k as a tensor: one graph serves all epochs
+            keep = self._keep_at(self.epoch.clamp(min=0).double()) if trims else 1.0
+            amounts = torch.ones_like(losses) if amounts is None else amounts
+            return _trimmed_mean(losses, amounts, keep)
+        if amounts is not None:
+            return _trimmed_mean(losses, amounts, self._keep if trims else 1.0)
+        return trim(losses, self._keep) if trims else losses.mean()
+
+    def _amounts(self, targets: Tensor) -> Tensor | None:
+        """What cross-entropy's own mean divides by, for each sample: its class's weight, 0 if it is
+        ignored; None if all count alike."""
+        criterion = self.criterion
+        if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
+            return None
+        counts = targets != criterion.ignore_index
+        if criterion.weight is not None:
+            return criterion.weight[targets.where(counts, 0)] * counts
+        looked = not torch.compiler.is_compiling() and _checks.on_host(targets)
+        return None if looked and bool(counts.all()) else counts.float()
 
     def _keep_at(self, epoch: Epoch) -> Epoch:
         part = epoch / max(1, self.num_epochs - 1)
@@ -163,30 +172,22 @@ class TrimmedLoss(nn.Module):
         return f"start={self.start}, end={self.end}, num_epochs={self.num_epochs}"
 
 
+def _trimmed_mean(losses: Tensor, amounts: Tensor, keep: float | Tensor) -> Tensor:
+    """`trim` of the losses whose amount is not 0, divided by the amounts, without a look at them:
+    k is a tensor."""
+    counts = amounts > 0
+    k = (keep * counts.sum()).round().clamp(min=1)
+    ranked = losses.masked_fill(~counts, -torch.inf).argsort(descending=True)
+    kept = (torch.arange(len(losses), device=losses.device) < k) & counts[ranked]
+    total = torch.where(kept, losses[ranked], 0).sum()
+    return total / torch.where(kept, amounts[ranked], 0).sum().to(losses.dtype)
+
+
 def _take_loaded_epoch(module: TrimmedLoss, incompatible_keys: object) -> None:
     epoch = int(module.epoch)
     module._keep, module._epoch_is_set = module.start, False
     if epoch >= 0:
         module.set_epoch(epoch)
-
-
-def _trim_counted(losses: Tensor, keep: float | Tensor, counts: Tensor) -> Tensor:
-    """`trim` of the losses that count, without a look at how many there are."""
-    num = counts.sum().double()
-    k = (keep * num).round().clamp(min=1)
-    ranked = losses.masked_fill(~counts, -torch.inf).sort(descending=True).values
-    kept = torch.arange(len(losses), device=losses.device) < k
-    return torch.where(kept & (num > 0), ranked, 0).sum() / torch.where(num > 0, k, 0)
-
-
-def counted(criterion: Criterion, targets: Tensor) -> Tensor | None:
-    """Which samples have a loss ``(B,)``: those whose target cross-entropy does not ignore; of
-    another criterion ``None``."""
-    default = getattr(criterion, "func", None) is F.cross_entropy
-    ignored = getattr(criterion, "ignore_index", -100 if default else None)
-    if ignored is None or targets.ndim != 1 or targets.is_floating_point():
-        return None
-    return targets != ignored
 
 
 def as_criterion(criterion: Criterion | None) -> Criterion:

@@ -241,6 +241,23 @@ def test_another_nodes_data_are_not_mixed_in(driver, store):
     assert not list(store.path.glob("records/*"))
 
 
+def test_no_node_with_room_is_refused_or_waited_for(driver):
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+    nodes += [{"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
+    driver.ray.nodes = lambda: nodes
+    assert driver._room() == 2 * 4  # four share the GPU
+    driver.options |= {"num_cpus": 2.0}
+    assert driver._room() == 2 * 2
+    driver.at_once = 3
+    assert driver._room() == 3
+    driver.options |= {"num_cpus": 5.0}
+    with pytest.raises(ParameterError, match=r"no node has what a run needs .* largest: {'CPU': 4"):
+        driver._room()
+    driver.grows = True
+    assert driver._room() == 3
+    assert driver.spoken[-1].endswith("waiting for one")
+
+
 def test_largest_runs_first(tiny_run):
     short, long = tiny_run(epochs=1), tiny_run(epochs=9)
     small, large = tiny_run(train_size=30), tiny_run()

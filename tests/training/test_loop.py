@@ -123,7 +123,7 @@ def test_trimming_follows_its_schedule_and_changes_the_training(tiny_run):
     assert history[-1]["objective"] > history[-1]["train_loss"]  # the mean of the hardest part
 
 
-def test_a_random_share_is_as_large_and_follows_a_bare_loop_to_the_bit(tiny_run):
+def test_a_random_share_is_as_large_and_follows_a_bare_loop(tiny_run):
     run = tiny_run(
         epochs=3, method="trimming", options={"share": "random"}, keep=("sample_counts",)
     )

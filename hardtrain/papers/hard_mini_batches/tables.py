@@ -64,6 +64,9 @@ def delta_table(
         (points) and the verdict on that, as of `verdict_cells`. All p values of the table are
         Holm-corrected together.
     """
+    by_batch = ("accuracy_by_batch", "half_width_by_batch")  # absent where nothing was run
+    needed = [f"{name}_{of}" for name in _SIDES.values() for of in ("error", *by_batch)]
+    results = results.reindex(columns=list(dict.fromkeys([*results, *needed])))
     accuracies = {f"{side}_top1": 1 - results[f"{name}_error"] for side, name in _SIDES.items()}
     results = results.assign(**accuracies)
     printed = hard_minibatch_rows(dataset).set_index(["network", "delta"])
@@ -127,7 +130,8 @@ def _over_batches(results: pd.DataFrame, arm: Sequence[Run], side: str) -> str:
     """The paper's ±: over the mini-batches of one model, here the mean of several models'."""
     columns = (f"{side}_accuracy_by_batch", f"{side}_half_width_by_batch")
     means = (100 * metric_by_seed(results, arm, column).mean() for column in columns)
-    return _plus_minus(*means) if arm else MISSING
+    was_run = results["key"].isin([run.key for run in arm]).any()
+    return _plus_minus(*means) if was_run else MISSING
 
 
 def _plus_minus(mean: float, half_width: float) -> str:

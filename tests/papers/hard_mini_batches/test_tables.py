@@ -128,6 +128,15 @@ def test_delta_table_gives_both_verdicts():
     assert small["verdict"] == "undecided"
 
 
+def test_delta_table_without_results_says_that_nothing_was_run(own_study):
+    _, _, arms = own_study
+    results = pd.DataFrame(columns=["key", "seed", "status", "test_error"])
+    table = delta_table(results, pd.DataFrame({"key": []}), arms, "digits", SAME)
+    shown = ["train, ± over batches", "train, ± over seeds", "level", "e, here"]
+    assert (table[shown] == "not run").all(axis=None)
+    assert table["verdict"].tolist() == ["", "not run", "not run"]
+
+
 def test_delta_table_shows_controls_behind_the_deltas(own_study):
     results, history, arms = own_study
     control = ("digits", "cnn_small", "random order")

@@ -172,6 +172,9 @@ class _NoLock(contextlib.AbstractContextManager):
     def acquire(self, blocking: bool = True) -> "_NoLock":
         return self
 
+    def release(self) -> None:
+        return None
+
     def __exit__(self, *_: object) -> None:
         return None
 

@@ -33,7 +33,7 @@ class Announced(Progress):
         super().__init__(runs)
         folder = store.path / "sweeps"
         name = f"{socket.gethostname() or 'host'}.{os.getpid()}.{secrets.token_hex(4)}"
-        self.file, self._lock = folder / f"{name}.json", filelock.FileLock(folder / f"{name}.lock")
+        self.file, self._lock = folder / f"{name}.json", files.lock(folder / f"{name}.lock")
         self._next_write = 0.0
         about = {"epochs_done": None, "loss": None, "since": None, "first": None}
         self._runs: dict[str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def _duration(made: int, left: int, since: float) -> str:
 def _sweeps(folder: Any) -> Iterator[tuple[dict, Any, bool]]:
     """Each sweep's file, read, its path, and whether its process lives."""
     for path in sorted(folder.glob("[!.]*.json")):
-        lock = filelock.FileLock(path.with_suffix(".lock"))
+        lock = files.lock(path.with_suffix(".lock"))
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:

@@ -31,6 +31,7 @@ help:
 figures: $(INSTALLED)
 	$(BIN)/python -m hardtrain.report.execute --train $(NOTEBOOKS)
 
+test: export HARDTRAIN_DEVICE ?= cpu
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m hardtrain.report.execute --check $(NOTEBOOKS)

@@ -1,23 +1,25 @@
-"""``make bench``: every ratio, side by side in one process, into ``benchmarks/results.md``."""
+"""``make bench``: every ratio, side by side in one process, into ``benchmarks/results.md``; on a
+GPU its checks and step times, too, into ``benchmarks/gpu.md``."""
 
 import os
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from benchmarks import ratios, strategies
+from benchmarks import engines, ratios, strategies, training
 from hardtrain.files import write_atomically
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
 
 
 def main() -> None:
-    rows = [*ratios.rows(), *strategies.rows()]
-    for row in rows:  # counts are whole, ratios are not
-        value = row["measured"]
-        row["measured"] = str(value) if isinstance(value, int) else f"{value:.2f}"
-    table = pd.DataFrame(rows)
+    rows = [*ratios.rows(), *strategies.rows(), *training.rows(), *engines.rows()]
+    table = pd.DataFrame([_shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (
         "# Speed, as ratios\n\nMedians over interleaved repetitions in one process, and some "
@@ -25,6 +27,17 @@ def main() -> None:
     )
     write_atomically(Path(__file__).with_name("results.md"), text.encode())
     print(text)
+    if torch.cuda.is_available():
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu"], env=os.environ | {"OUT": "build/gpu"}
+        )
+        shutil.copy("build/gpu/gpu.md", Path(__file__).parent)
+
+
+def _shown(what: str, measured: object, target: str, device: str = "cpu") -> dict:
+    """A row of the table: counts are whole, ratios are not, and a text says why there is none."""
+    value = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
+    return {"what": what, "device": device, "measured": value, "target": target}
 
 
 if __name__ == "__main__":

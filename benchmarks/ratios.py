@@ -10,10 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import ImageDataset, Run
 from hardtrain.data.batches import Batches, Transform
+from hardtrain.data.images import resolve_device
 from hardtrain.data.samplers import UniformBatchSampler
 from hardtrain.papers.hard_mini_batches.timing import hard_batch_step_times
 from hardtrain.papers.mini_batch_trimming.timing import trimming_step_times
 from hardtrain.report.timing import interleaved, median_ratio, small_cnn
+from hardtrain.runs.train import environment
 from hardtrain.training import loop, methods, pieces
 
 
@@ -23,7 +25,10 @@ def rows() -> list[dict]:
     torch.set_num_threads(1)  # at this size threads only wait for each other
     small = [_loop_overhead(), *_augmentation()]
     torch.set_num_threads(threads)
-    return [*small, *_trimming(), *_hard_batches(), *_layout_and_precision()]
+    on_a_gpu = [*_trimming(), *_hard_batches(), *_layout_and_precision()]  # if there is one
+    name = environment(resolve_device())["device"].partition(" ")
+    device = name[0] if name[0] == "cpu" else name[2].strip("()")
+    return small + [row | {"device": device} for row in on_a_gpu]
 
 
 def _loop_overhead() -> dict:
@@ -132,7 +137,7 @@ def _hard_batches() -> list[dict]:
 
 
 def _layout_and_precision() -> list[dict]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device()
     dataset = _images(128, size=32).to(device)
     inputs, targets = Transform.of(dataset)(dataset.images), dataset.labels
 
@@ -143,7 +148,7 @@ def _layout_and_precision() -> list[dict]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
         def run() -> None:
-            with pieces.precision_context(precision, torch.device(device)):
+            with pieces.precision_context(precision, device):
                 loss = cross_entropy(model(images).float(), targets)
             optimizer.zero_grad()
             loss.backward()

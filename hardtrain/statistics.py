@@ -197,16 +197,26 @@ def holm_corrected(
     ]
 
 
+def detectable(difference: PairedDifference, power: float = 0.8) -> float:
+    r"""The true difference that so many pairs of this spread would tell from 0, with this power.
+
+    .. math:: (t_{0.975,\, n-1} + t_{power,\, n-1}) \, s_d / \sqrt n
+
+    nan where the spread is not known.
+
+    Example:
+        >>> round(detectable(PairedDifference(mean=0.1, low=-0.4, high=0.6, p=0.6, n=5)), 2)
+        0.67
+    """
+    t = _t_quantile(difference.n)
+    return difference.half_width * (1 + float(stdtrit(difference.n - 1, power)) / t)
+
+
 def sampling_deviation(error: float, num_images: int) -> float:
-    r"""By how much another test set of this size would move an error, as a standard deviation.
+    r"""By how much another test set of so many images would move an error (0 to 1), as a standard
+    deviation. Seeds that share a test set share this part, so no interval over seeds holds it.
 
     .. math:: \sqrt{e (1 - e) / N}
-
-    Seeds that share a test set share this part, so no interval over seeds holds it.
-
-    Args:
-        error: part of the images that are wrong, 0 to 1.
-        num_images: of the test set.
 
     Example:
         >>> round(100 * sampling_deviation(0.032, 359), 2)

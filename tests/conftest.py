@@ -1,11 +1,15 @@
 """Small image sets and runs that many tests share. Nothing here needs a network or a download."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardtrain import Run, RunStore
+
+os.environ.setdefault("HARDTRAIN_DEVICE", "cpu")  # kernels and processes of tests see it, too
 
 
 class Looks(TorchDispatchMode):

@@ -21,6 +21,7 @@ FLOORS = (
     ("runs",),
     ("report",),
     ("papers",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

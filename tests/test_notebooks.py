@@ -54,15 +54,16 @@ class Notebook:
 
 NOTEBOOKS = {
     "01_mini_batch_trimming": Notebook(
-        num_runs=2 * (2 + 4 + 2 + 2),  # seeds x (main, falling shares, constant shares, SGD)
+        # seeds x (main, wrong labels, falling shares, constant shares, SGD)
+        num_runs=2 * (3 + 3 + 4 + 2 + 2),
         figures=(
-            "fig_1_schedule", "fig_2_samples", "fig_3_test_error", "fig_4_last_share",
-            "fig_5_kept_shares", "fig_6_kept_samples", "fig_7_tsne", "fig_8_step_time",
-            "fig_9_equal_time",
+            "fig_0_answer", "fig_1_schedule", "fig_2_samples", "fig_3_test_error",
+            "fig_4_last_share", "fig_5_kept_shares", "fig_6_kept_samples", "fig_7_tsne",
+            "fig_8_step_time", "fig_9_equal_time", "fig_10_controls",
         ),
         tables=(
             "table_1_test_error", "table_2_last_share", "table_3_optimizers", "table_4_features",
-            "table_5_printed",
+            "table_5_printed", "table_6_controls", "table_7_step_time", "table_8_kept_shares",
         ),
         arrays=(
             "fig_2_samples", "fig_5_kept_shares", "fig_7_tsne", "fig_8_step_time",
@@ -72,13 +73,13 @@ NOTEBOOKS = {
             seed=1, epochs=2, batch_size=128, train_size=200, test_size=100, optimizer="adam",
             lr=0.001, weight_decay=0.0001, schedule="multistep", milestones=(1,), gamma=0.5,
         ),
-        times=("fig_8_step_time",),
+        times=("fig_8_step_time", "table_7_step_time", "claims"),
     ),
     "02_hard_mini_batches": Notebook(
-        num_runs=2 * (4 + 1 + 5),  # seeds x (deltas, drawn anew, all with wrong labels)
+        num_runs=2 * (4 + 4 + 4),  # seeds x (deltas, controls, some with wrong labels)
         figures=(
-            "fig_1_convergence", "fig_2_timeline", "fig_3_accuracy", "fig_6_clock",
-            "fig_7_choices", "fig_8_staleness", "fig_9_label_noise", "fig_10_samples",
+            "fig_0_answer", "fig_1_convergence", "fig_2_timeline", "fig_3_accuracy",
+            "fig_6_clock", "fig_7_choices", "fig_8_staleness", "fig_9_label_noise",
         ),
         tables=(
             "table_1_time", "table_2_networks", "table_3_cifar10", "table_4_cifar100",
@@ -86,56 +87,58 @@ NOTEBOOKS = {
             "table_8_stress", "table_9_audit", "table_10_claims",
         ),
         arrays=(
-            "fig_10_samples", "fig_2_timeline", "table_1_time", "table_2_networks",
+            "samples", "fig_2_timeline", "table_1_time", "table_2_networks",
         ),
         run=Run(
             dataset="digits", network="cnn_small", method="hard_batches", seed=1, epochs=2,
             options={"delta": 0.5, "order": "loss"}, batch_size=32, train_size=200,
             test_size=100, lr=0.01, momentum=0.9, stem="imagenet", evaluate_train=True,
         ),
-        times=("table_1_time",),
+        times=("table_1_time", "claims"),
     ),
     "03_gradient_noise": Notebook(
         # seeds x (two rates of decay; as many updates, remedies, grid, constant noise; MLPs)
         num_runs=2 * (2 * 6 + 2 + 5 + 8 + 1 + 10),
         figures=(
-            "fig_1_minima", "fig_2_same_rate", "fig_3_sharpness", "fig_4_batch_sizes",
-            "fig_5_iterations", "fig_6_interpolation", "fig_7_noise", "fig_8_directions",
-            "fig_9_own_noise", "fig_10_grid", "fig_11_remedies", "fig_12_samples",
+            "fig_0_answer", "fig_1_minima", "fig_2_same_rate", "fig_3_sharpness",
+            "fig_4_batch_sizes", "fig_5_iterations", "fig_6_interpolation", "fig_7_noise",
+            "fig_8_directions", "fig_9_own_noise", "fig_10_grid", "fig_11_remedies",
         ),
         tables=(
             "table_1_literature", "table_2_accuracy", "table_3_differences", "table_4_share",
             "table_5_sharpness", "table_6_own_noise", "table_7_controls", "table_8_grid",
-            "table_9_remedies", "table_10_claims",
+            "table_9_remedies", "table_10_claims", "table_11_between", "table_12_directions",
+            "table_13_iterations",
         ),
         arrays=(
-            "fig_12_samples", "fig_6_interpolation", "fig_2_same_rate", "fig_8_directions",
+            "data_sets", "fig_6_interpolation", "fig_2_same_rate", "fig_8_directions",
             "fig_3_sharpness", "fig_9_own_noise", "table_6_own_noise",
         ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="gradient_noise",
-            options={"alpha": 1e-5, "gamma": 0.55}, seed=1, epochs=2, batch_size=128, lr=0.128,
-            schedule="multistep", milestones=(1,), gamma=0.9, train_size=200, test_size=100,
+            options={"alpha": 1e-5, "gamma": 0.55}, seed=1, epochs=2, batch_size=128, lr=0.256,
+            schedule="multistep", milestones=(1,), gamma=0.9, train_size=256, test_size=100,
             stem="imagenet", evaluate_train=True,
         ),
+        smaller={"train_size": 256},  # which its batch sizes divide
     ),
     "04_distribution_matching": Notebook(
         # seeds x (every weight, jointly with 1 and 5 kernels, controls, without batch-norm)
         num_runs=2 * (6 + 2 + 4 + 4),
         figures=(
-            "fig_1_curves", "fig_2_tsne_joint", "fig_3_weights", "fig_6_tsne_class",
-            "fig_8_calibration", "fig_9_classes", "fig_10_distance", "fig_11_controls",
-            "fig_12_samples",
+            "fig_0_answer", "fig_1_curves", "fig_2_tsne_joint", "fig_3_weights",
+            "fig_6_tsne_class", "fig_8_calibration", "fig_9_classes", "fig_10_distance",
+            "fig_11_controls",
         ),
         tables=(
-            "table_1_joint", "table_2_kmnist", "table_3_fashion_mnist", "table_4_cifar10",
-            "table_5_stl10", "table_6_weights", "table_7_features", "table_8_calibration",
-            "table_9_controls", "table_10_collapse", "table_11_audit", "table_12_claims",
-            "table_13_protocol", "table_14_digits",
+            "table_1_joint", "table_6_weights", "table_7_features", "table_8_calibration",
+            "table_8_bins", "table_9_classes", "table_9_controls", "table_10_collapse",
+            "table_11_audit", "table_12_claims", "table_13_protocol", "table_14_digits",
+            "table_15_overfitting",
         ),
         arrays=(
-            "fig_12_samples", "fig_8_calibration", "table_7_features", "fig_2_tsne_digits",
-            "fig_6_tsne_digits",
+            "data_sets", "fig_8_calibration", "table_8_calibration", "table_7_features",
+            "table_7_joint", "fig_2_tsne_digits", "fig_6_tsne_digits",
         ),
         run=Run(
             dataset="digits", network="cnn_small_bn", method="distribution_matching", seed=1,
@@ -167,50 +170,55 @@ NOTEBOOKS = {
         falling=False,
     ),
     "06_active_bias": Notebook(
-        num_runs=2 * (11 * 3 + 4 * 5),  # seeds x (arms x labels, two variants twice x settings)
+        # seeds x (arms x labels, two variants twice x settings but for the one of the arms)
+        num_runs=2 * (11 * 3 + 4 * 5),
         figures=(
-            "fig_1_scores", "fig_2_samples", "fig_3_differences", "fig_4_curves",
+            "fig_0_answer", "fig_1_scores", "fig_3_differences", "fig_4_curves",
             "fig_5_trade_off", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
             "fig_9_sensitivity",
         ),
         tables=(
             "table_1_formulas", "table_2_test_error", "table_3_reduction", "table_4_trade_off",
-            "table_5_claims", "table_6_sensitivity", "table_7_readings",
+            "table_5_directions", "table_6_sensitivity", "table_7_readings", "table_8_rises",
+            "table_9_settings",
         ),
         arrays=(
-            "fig_2_samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
+            "samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",
             "table_7_readings",
         ),
         run=Run(
             dataset="digits", network="cnn_small", method="active_bias", seed=1, epochs=2,
-            options={"variant": "SPV", "smoothing": 1.0, "burn_in": 0.25}, batch_size=32,
-            lr=0.03, momentum=0.9, schedule="multistep", milestones=(2,), train_size=200,
-            test_size=100, label_noise=0.3,
+            options={"variant": "SPV", "smoothing": 0.2, "burn_in": 0.075, "relative": False},
+            batch_size=32, lr=0.03, momentum=0.9, schedule="multistep", milestones=(2,),
+            train_size=200, test_size=100, label_noise=0.3,
         ),
     ),
     "07_subset_search": Notebook(
-        # five trainings an ensemble: on all data, on three parts, with wrong labels; seeds x
-        # (all data, sizes x ways to choose, longer ones, fewer members, transfer, wrong labels)
-        num_runs=5 * 5 + 2 * (1 + 3 * 9 + 6 + 5 + 6 + 4),
+        # trainings of two ensembles: on all data, on three parts, with wrong labels; seeds x
+        # (all data, sizes x ways to choose, longer ones, fewer members, transfer, wrong labels);
+        # the largest subsets by variation ratio and error count are the same
+        num_runs=2 * 3 * 5 + 2 * (1 + 3 * 9 - 1 + 6 + 5 + 6 + 4),
         figures=(
-            "fig_1_test_error", "fig_2_members", "fig_3_budget", "fig_4_transfer",
-            "fig_5_samples", "fig_6_overlap", "fig_7_label_errors", "fig_8_data",
-            "fig_9_suspects",
+            "fig_0_answer", "fig_1_test_error", "fig_2_members", "fig_3_budget", "fig_4_transfer",
+            "fig_5_samples", "fig_6_overlap", "fig_7_label_errors", "fig_9_suspects",
         ),
         tables=(
             "table_1_test_error", "table_2_budget", "table_3_members", "table_4_transfer",
-            "table_5_scores", "table_6_label_errors", "table_7_wrong_labels", "table_8_claims",
+            "table_5_scores", "table_6_label_errors", "table_7_wrong_labels",
+            "table_8_ensembles",
         ),
         arrays=(
-            "fig_8_data", "fig_8_labels_digits", "fig_1_scores_digits", "fig_1_grown_digits_0",
-            "fig_1_grown_digits_1", "fig_1_grown_digits_2", "fig_2_members",
-            "fig_7_label_errors", "fig_5_samples", "fig_9_suspects",
+            "samples", "fig_8_labels_digits", "fig_5_samples", "fig_9_suspects",
+            *(f"{name}_{number}" for number in range(2) for name in (
+                "fig_1_scores_digits", "fig_1_grown_digits_0", "fig_1_grown_digits_1",
+                "fig_1_grown_digits_2", "fig_2_members", "fig_7_label_errors")),
         ),
         run=Run(
-            dataset="digits", network="cnn_small", seed=1, epochs=2, batch_size=64, lr=0.05,
+            dataset="digits", network="cnn_small", seed=1, epochs=2, batch_size=16, lr=0.05,
             momentum=0.9, nesterov=True, weight_decay=0.0005, schedule="cosine",
             train_size=200, test_size=100,
         ),
+        smaller={"num_ensembles": 2, "batch_size": 16},
     ),
 }  # fmt: skip
 
@@ -293,7 +301,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context({"backend": "agg"}):
             self.set_environment(patch)
             patch.chdir(self.folder)
-            patch.setattr(plotting, "save", lambda *_: None)
+            patch.setattr(plotting, "save", touch)
             patch.setattr(timing, "interleaved", lambda f, *_, **__: measure(f, 1, warmup=0))
             patch.setattr("socket.getaddrinfo", refuse)
             try:
@@ -304,6 +312,11 @@ class Place:
                 return eval(last, namespace)
             finally:
                 plt.close("all")
+
+
+def touch(_, folder, name, *__):
+    for suffix in ("pdf", "png"):
+        Path(folder, f"{name}.{suffix}").touch()
 
 
 def refuse(*_, **__):
@@ -389,6 +402,15 @@ def test_notebook_again_trains_nothing_and_writes_the_same(executed):
             assert_same_arrays(again[name], files[name])
         else:
             assert again[name] == files[name], name
+
+
+@pytest.mark.parametrize("stem", ["03_gradient_noise", "04_distribution_matching"])
+def test_notebook_with_train_false_shows_what_there_is(stem, tmp_path):
+    """Here nothing: tables say so, figures stay empty or are left out, claims are not run."""
+    place = Place(tmp_path)
+    assert END_MARKER in place.execute_here(stem, train=False)
+    assert not place.records()
+    assert set(read_csv(place.out / "claims.csv")["finding"]) == {"not run"}
 
 
 def test_numbers_of_no_training_are_noticed(tmp_path, store, monkeypatch):

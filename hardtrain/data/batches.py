@@ -14,8 +14,7 @@ so that CPU and GPU see the same augmentation, and no batch waits for the device
 """
 
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,6 +33,15 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, C, H, W) float32
     targets: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64, positions in the data set
+
+
+class PairedBatch(NamedTuple):
+    """A batch, and another one that meets it."""
+
+    inputs: Tensor
+    targets: Tensor
+    indices: Tensor
+    second: Batch
 
 
 @dataclass(frozen=True)
@@ -86,17 +94,10 @@ class Transform:
     ) -> "Transform":
         """With the mean and standard deviation (1/n) of all pixels of ``dataset``, per channel.
 
-        They come from exact integer sums, so every device gives the same bits. A channel of one
-        value gets std 1.
+        A channel of one value gets std 1.
         """
-        levels, mean, std = torch.arange(256), [], []
-        for channel in dataset.images.unbind(1):
-            counts = torch.bincount(channel.flatten(), minlength=256).cpu()
-            total, squares = ((counts * levels**power).sum().item() for power in (1, 2))
-            scale = 255 * channel.numel()
-            mean.append(total / scale)
-            std.append(math.sqrt(channel.numel() * squares - total * total) / scale or 1.0)
-        return cls(tuple(mean), tuple(std), size, crop_padding, flip)
+        means, stds = dataset.channel_moments
+        return cls(means, tuple(std or 1.0 for std in stds), size, crop_padding, flip)
 
     @property
     def is_random(self) -> bool:
@@ -122,12 +123,48 @@ class Transform:
                 f"images are {images.dtype} {tuple(images.shape)}; "
                 f"wanted uint8 (B, {len(self.mean)}, H, W)"
             )
+        return self.apply(images, _moved(self.draw(images.shape, generator), images.device))
+
+    def draw(self, shape: Sequence[int], generator: Generator | None) -> list[Tensor]:
+        """What is random about a batch of images of ``shape (B, C, H, W)``: on the CPU, one or two
+        rows int64 ``(B,)`` for `apply`, none if nothing is.
+
+        Raises:
+            ParameterError: a random transform without a CPU generator.
+        """
+        if self.is_random:
+            checks.cpu_generator("generator", generator)
+        batch, channels, height, width = shape
+        if self.size:
+            height = width = self.size
+        number, rows = torch.arange(batch), []
+        if self.flip:
+            rows.append(number + batch * torch.randint(2, (batch,), generator=generator))
+        if self.crop_padding:
+            places = 2 * self.crop_padding + 1
+            top, left = torch.randint(places, (2, batch), generator=generator)
+            high, wide = height + places - 1, width + places - 1
+            rows.append((number * channels * high + top) * wide + left)
+        return rows
+
+    def apply(self, images: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Inputs from ``images`` and what `draw` gave, on their device."""
         if self.size and images.shape[2:] != (self.size, self.size):
             images = functional.interpolate(
                 images.float(), (self.size, self.size), mode="bilinear", antialias=True
             )
-        if self.is_random:
-            images = _flip_and_crop(images, self.crop_padding, self.flip, generator)
+        # two copies of rows, not one gather of pixels: half the time on a CPU
+        if self.flip:
+            images = torch.cat([images, images.flip(-1)]).index_select(0, rows[0])
+        if self.crop_padding:
+            _, channels, height, width = images.shape
+            images = functional.pad(images, (self.crop_padding,) * 4)
+            high, wide = images.shape[2:]
+            # a view of all windows that begin anywhere in the padded batch
+            span = ((channels - 1) * high + height - 1) * wide + width
+            shape = (images.numel() - span + 1, channels, height, width)
+            windows = images.as_strided(shape, (1, high * wide, wide, 1))
+            images = windows.index_select(0, rows[-1])
         scale, shift = _scale_and_shift(self.mean, self.std, images.device)
         return images.float().mul_(scale).add_(shift)
 
@@ -140,27 +177,13 @@ def _scale_and_shift(mean: tuple, std: tuple, device: torch.device) -> tuple[Ten
     return torch.tensor(scale, device=device), torch.tensor(shift, device=device)
 
 
-def _flip_and_crop(images: Tensor, padding: int, flip: bool, generator: Generator | None) -> Tensor:
-    """Mirror half of ``images`` and cut each out of its padded self; see `Transform`."""
-    checks.cpu_generator("generator", generator)
-    batch, channels, height, width = images.shape
-    device, number = images.device, torch.arange(batch)
-    # two copies of rows, not one gather of pixels: half the time on a CPU
-    if flip:
-        chosen = number + batch * torch.randint(2, (batch,), generator=generator)
-        both = torch.cat([images, images.flip(-1)])
-        images = both.index_select(0, chosen.to(device, non_blocking=True))
-    if padding:
-        top, left = torch.randint(2 * padding + 1, (2, batch), generator=generator)
-        images = functional.pad(images, (padding,) * 4)
-        high, wide = images.shape[2:]
-        # a view of all windows that begin anywhere in the padded batch
-        span = ((channels - 1) * high + height - 1) * wide + width
-        shape = (images.numel() - span + 1, channels, height, width)
-        windows = images.as_strided(shape, (1, high * wide, wide, 1))
-        begin = (number * channels * high + top) * wide + left
-        images = windows.index_select(0, begin.to(device, non_blocking=True))
-    return images
+def _moved(rows: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """``rows``, int64 ``(B,)`` on the CPU, on ``device``: to a GPU in one copy, and from memory
+    that the host need not wait for."""
+    if device.type != "cuda" or not rows:
+        return [row.to(device) for row in rows]
+    together = torch.empty(len(rows), len(rows[0]), dtype=torch.int64, pin_memory=True)
+    return list(torch.stack(list(rows), out=together).to(device, non_blocking=True).unbind())
 
 
 class Batches:
@@ -212,7 +235,11 @@ class Batches:
                     f"a batch of indices is {indices.dtype} {tuple(indices.shape)}; "
                     "wanted integers (B,), B >= 1"
                 )
-            indices = indices.to(images.device, torch.int64, non_blocking=True)
+            rows = self.transform.draw((len(indices), *images.shape[1:]), self.generator)
+            if indices.device.type == "cpu":
+                indices, *rows = _moved([indices.long(), *rows], images.device)
+            else:
+                indices, rows = indices.to(images.device, torch.int64), _moved(rows, images.device)
             try:
                 chosen = images.index_select(0, indices)
             except IndexError:  # a CPU looks by itself; on a GPU, looking would mean waiting
@@ -220,7 +247,22 @@ class Batches:
                 raise ParameterError(
                     f"index {low if low < 0 else high} is not in 0..{len(images) - 1}"
                 ) from None
-            inputs = self.transform(chosen, self.generator)
+            inputs = self.transform.apply(chosen, rows)
             if self.channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             yield Batch(inputs, labels.index_select(0, indices), indices)
+
+
+class PairedBatches:
+    """``batches``, each with the next of endless ``others`` as its ``second``."""
+
+    def __init__(self, batches: Batches, others: Iterator[Batch]):
+        self.batches, self.others = batches, others
+        self.dataset, self.batch_sampler = batches.dataset, batches.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[PairedBatch]:
+        for batch, second in zip(self.batches, self.others, strict=False):
+            yield PairedBatch(*batch, second)

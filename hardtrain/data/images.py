@@ -1,9 +1,13 @@
 """Image sets as tensors on the device, and where they come from by name or path."""
 
+import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,25 @@ from hardtrain.errors import DataError, ParameterError, unknown_name
 DATASETS: tuple[str, ...] = ("digits", *downloads.SOURCES)
 """Names that `load_dataset` knows."""
 
+# training images, test images, channels, side, classes: known without the files
+SIZES = {
+    "digits": (1_438, 359, 1, 8, 10),
+    "mnist": (60_000, 10_000, 1, 28, 10),
+    "fashion-mnist": (60_000, 10_000, 1, 28, 10),
+    "kmnist": (60_000, 10_000, 1, 28, 10),
+    "qmnist": (60_000, 60_000, 1, 28, 10),
+    "cifar10": (50_000, 10_000, 3, 32, 10),
+    "cifar100": (50_000, 10_000, 3, 32, 100),
+    "svhn": (73_257, 26_032, 3, 32, 10),
+    "stl10": (5_000, 8_000, 3, 96, 10),
+    "caltech101": (6_903, 2_241, 3, 128, 102),
+}
+_pretends = ContextVar("pretends", default=False)  # see `pretended`
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant; ``"auto"`` is the GPU if there is one (CUDA), else the CPU.
+    """The device meant; ``"auto"`` is that of ``$HARDTRAIN_DEVICE``, else the GPU if there is one
+    (CUDA), else the CPU.
 
     Raises:
         ParameterError: no such device here; the text lists those there are.
@@ -34,14 +54,17 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         available.append("mps")
-    name = str(device).removesuffix(":0") if "cuda" not in str(device) else str(device)
+    asked = str(device)
+    if asked == "auto":
+        asked = os.environ.get("HARDTRAIN_DEVICE") or "auto"
+    name = asked.removesuffix(":0") if "cuda" not in asked else asked
     if name == "auto":
         name = "cuda" if "cuda:0" in available else "cpu"
     if name == "cuda" and "cuda:0" in available:
         name = f"cuda:{torch.cuda.current_device()}"
     if name not in available:
         raise ParameterError(
-            f"device {str(device)!r} is not available; available: auto, {', '.join(available)}"
+            f"device {asked!r} is not available; available: auto, {', '.join(available)}"
         )
     return torch.device(name)
 
@@ -169,6 +192,24 @@ class ImageDataset:
             )
         return height
 
+    @functools.cached_property
+    def labels_on_host(self) -> Tensor:
+        """``labels`` on the CPU, copied from a GPU once."""
+        return self.labels.cpu()
+
+    @functools.cached_property
+    def channel_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation (1/n) of the pixels in units of 255, one a channel, from
+        exact integer sums, so that every device gives the same bits."""
+        levels, means, stds = torch.arange(256), [], []
+        for channel in self.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).cpu()
+            total, squares = ((counts * levels**power).sum().item() for power in (1, 2))
+            scale = 255 * channel.numel()
+            means.append(total / scale)
+            stds.append(math.sqrt(channel.numel() * squares - total * total) / scale)
+        return tuple(means), tuple(stds)
+
     def subset(self, size: int) -> "ImageDataset":
         """``size`` samples, each class in proportion, at least one of each if ``size`` allows.
 
@@ -201,7 +242,7 @@ class ImageDataset:
         return self.take(np.setdiff1d(np.arange(len(self)), held)), self.take(held)
 
     def _stratified(self, size: int) -> np.ndarray:
-        labels = self.labels.cpu().numpy()
+        labels = self.labels_on_host.numpy()
         quota = proportional(np.bincount(labels, minlength=self.num_classes), size)
         return pick_per_class(labels, quota)
 
@@ -232,7 +273,7 @@ class ImageDataset:
         checks.cpu_generator("generator", generator)
         wrong = torch.randperm(len(self), generator=generator)[: round(fraction * len(self))]
         shift = torch.randint(1, self.num_classes, wrong.shape, generator=generator)
-        labels = self.labels.cpu().clone()
+        labels = self.labels_on_host.clone()
         labels[wrong] = (labels[wrong] + shift) % self.num_classes
         return replace(self, labels=labels.to(self.labels.device))
 
@@ -283,6 +324,8 @@ def load_dataset(
     path = Path(name).expanduser()
     if name == "digits":
         arrays = _digits(split)
+    elif download and _pretends.get() and name in SIZES and not is_at_hand(name, root):
+        return _black(name, split)
     elif name in downloads.SOURCES:
         arrays = npz.read_pair(downloads.named_files(name, split, root, download=download), split)
     elif path.is_file():
@@ -292,6 +335,31 @@ def load_dataset(
         arrays = pictures or npz.read_pair(_own_files(name, path), split)
         name = path.name
     return ImageDataset.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
+
+
+@contextlib.contextmanager
+def pretended() -> Iterator[None]:
+    """Inside, a named set that would have to be downloaded is one of black images, as many and as
+    large: for what looks at sizes only.
+
+    Example:
+        >>> with pretended():
+        ...     load_dataset("svhn", "test", root="an/empty/folder")
+        ImageDataset(svhn test: 26032 images 3x32x32, 10 classes, cpu)
+    """
+    token = _pretends.set(True)
+    try:
+        yield
+    finally:
+        _pretends.reset(token)
+
+
+def _black(name: str, split: str) -> ImageDataset:
+    *numbers, channels, side, classes = SIZES[name]
+    number = numbers[split == "test"]
+    images = torch.zeros(1, channels, side, side, dtype=torch.uint8).expand(number, -1, -1, -1)
+    labels = torch.arange(number) % classes
+    return ImageDataset(name, split, images, labels, tuple(map(str, range(classes))), "none")
 
 
 def is_at_hand(name: str, root: str | os.PathLike | None = None) -> bool:

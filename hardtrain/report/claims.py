@@ -33,7 +33,8 @@ class Claim(NamedTuple):
         expected: the side of 0 on which the claim sees the quantity: "lower", "higher", or
             "equal", that is within ``margin`` of 0.
         found: our paired difference or interval; ``None`` where nothing was run. Several are one
-            claim on any of many ("in some networks"): their smallest Holm-corrected p decides.
+            claim on any of many ("in some networks"): of those on the claim's side the smallest
+            Holm-corrected p decides; where all are on the other side, the largest.
         printed: the paper's number; nan where it prints none.
         protocol: whether the printed number can be held against ours.
         margin: half width of "equal", in the unit of the quantity.
@@ -85,7 +86,7 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
 
 
 def _decisive(claim: Claim) -> PairedDifference | Interval | None:
-    """Of several the one with the smallest p, corrected over all of them."""
+    """Of several the one that speaks most for the claim, its p corrected over all of them."""
     found = claim.found
     if found is None or isinstance(found, (PairedDifference, Interval)):
         return found
@@ -95,6 +96,12 @@ def _decisive(claim: Claim) -> PairedDifference | Interval | None:
     corrected = [
         one._replace(p=p) for one, p in zip(there, holm([o.p for o in there]), strict=True)
     ]
+    if claim.expected != "equal":
+        higher = claim.expected == "higher"
+        for_it = [one for one in corrected if one.mean != 0 and (one.mean > 0) == higher]
+        if not for_it:
+            return max(corrected, key=lambda one: (math.isnan(one.p), one.p))
+        corrected = for_it
     return min(corrected, key=lambda one: (math.isnan(one.p), one.p))
 
 

@@ -84,8 +84,17 @@ def check(notebooks: list[Path]) -> int:
 
 
 def _is_complete(notebook: nbformat.NotebookNode) -> bool:
+    return END_MARKER in _last_output(notebook)
+
+
+def _last_output(notebook: nbformat.NotebookNode) -> str:
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1:]
-    return any(END_MARKER in str(output.get("data")) for cell in last for output in cell.outputs)
+    return " ".join(str(output.get("data")) for cell in last for output in cell.outputs)
+
+
+def last_words(path: Path) -> str:
+    """What the last cell of an executed notebook says: how many files, and what they hold."""
+    return _last_output(nbformat.read(path, 4)).partition(END_MARKER)[2].strip("'\"{} ")
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -41,6 +41,7 @@ def figure_data(
     store: RunStore | None = None,
     use_committed: bool = True,
     train_missing: bool = True,
+    engine: Mapping[str, object] = types.MappingProxyType({}),
     **settings,
 ) -> dict[str, np.ndarray]:
     """The arrays behind a figure that needs more than the history, kept as ``NAME.npz``.
@@ -50,7 +51,9 @@ def figure_data(
     runs' artefacts (``None`` for one that diverged; a run that lacks its artefact is trained
     again), or, without an artefact, ``make(**settings)``. A ``make`` that takes ``runs`` is given
     them, too; one that takes a ``store`` is given that in place of the artefacts, to read them one
-    at a time. Among the settings ``device`` and ``data_root`` say where something is, not what.
+    at a time, and ``train_missing``, if it takes that. Among the settings ``device`` and
+    ``data_root`` say where something is, not what.
+    ``engine``: what ``run_missing`` trains with, by the names of its arguments.
     Where the image sets are at hand, their fingerprints must agree, too.
 
     Raises:
@@ -65,10 +68,12 @@ def figure_data(
     content = _committed(name, origin, at_hand) if use_committed else None
     if content is None:
         taken = inspect.signature(make).parameters
-        given = {key: value for key, value in (("runs", runs), ("store", store)) if key in taken}
+        offered = {"runs": runs, "store": store, "train_missing": train_missing}
+        given = {key: value for key, value in offered.items() if key in taken}
         artefacts = []
         if artefact and "store" not in taken:
-            artefacts = [load_artefacts(runs, artefact, store, train_missing=train_missing)]
+            training = {"train_missing": train_missing, **engine}
+            artefacts = [load_artefacts(runs, artefact, store, **training)]
         arrays = make(*artefacts, **given, **settings, **places)
         about = {"origin": origin, "fingerprints": json.dumps(at_hand)}
         about |= {"function": f"{make.__module__}:{make.__qualname__}", "code": code_digest(make)}

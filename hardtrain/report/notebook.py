@@ -30,7 +30,8 @@ from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 # parameters that do not change numbers, or that the caption names anyway
-_ELSEWHERE = ("profile", "device", "engine", "data_root", "out_dir", "use_committed", "train")
+_ENGINE = ("engine", "ray_address", "gpus_per_run", "cpus_per_run", "max_runs_at_once")
+_ELSEWHERE = ("profile", "device", *_ENGINE, "data_root", "out_dir", "use_committed", "train")
 
 
 def _each_entry(check: Callable[[str, object], object], name: str, value: object) -> None:
@@ -164,16 +165,19 @@ class Notebook:
             else:
                 check(setting, value)
         p.changed += [key for key in changed if key not in (*p.changed, *_ELSEWHERE)]
-        self.use_committed, self.engine = namespace["use_committed"], namespace["engine"]
+        self.use_committed = namespace["use_committed"]
+        self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
-        self.out = self._folder(name, namespace["out_dir"])
+        self.name, self.out = name, self._folder(name, namespace["out_dir"])
         self.store = RunStore()
         changes = f" (changed: {', '.join(p.changed)})" if p.changed else ""
         sizes = f"{p.train_size or 'all'} training and {p.test_size or 'all'} test images"
         self.caption = (
             f"{p.profile} profile{changes}: {p.epochs} epochs, {len(p.seeds)} seeds, {sizes}"
         )
+        if (precision := getattr(p, "precision", "float32")) != "float32":
+            self.caption += f", {precision}"
         self._written: set[str] = set()
         plotting.use_style()
         if p.profile == "quick":  # tiny networks: faster, and the same bits on any number of cores
@@ -196,15 +200,22 @@ class Notebook:
         return run_missing(
             runs,
             self.store,
-            engine=self.engine,
             use_committed=self.use_committed,
             train_missing=self.trains,
+            **self.engine,
         )
 
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
         written to ``results.csv``, ``history.csv`` and ``timings.csv``."""
-        results = runs if isinstance(runs, pd.DataFrame) else self.run(runs)
+        if not isinstance(runs, pd.DataFrame):
+            runs = list(runs)
+            keys, results = {run.key for run in runs}, self.run(runs)
+            if absent := len(keys - set(results["key"])):
+                command = f"papermill {self.name}.ipynb OUT.ipynb -p profile {self.p.profile}"
+                print(f"{absent} of {len(keys)} runs not run; {command} trains them")
+        else:
+            results = runs
         write_results(results, self.store, self.out)
         self._written |= {"results.csv", "history.csv", "timings.csv"}
         distinct = results.drop_duplicates("key")
@@ -219,7 +230,7 @@ class Notebook:
         taken = inspect.signature(make).parameters
         settings |= {place: value for place, value in self.places.items() if place in taken}
         settings |= {"store": self.store, "use_committed": self.use_committed}
-        settings |= {"train_missing": self.trains}
+        settings |= {"train_missing": self.trains, "engine": self.engine}
         try:
             found = figure_data(name, make, self.out, runs=runs, artefact=artefact, **settings)
         except RecordError as error:

@@ -175,7 +175,7 @@ def band(
         ax: axes to draw on.
         x: shape ``(num_points,)``.
         values: shape ``(num_seeds, num_points)``, finite; one seed gives the line only, none
-            (all runs diverged) an entry in the legend only.
+            (all diverged, or not run) an entry in the legend only.
         method: takes style and label from `method_style` and `method_label`.
         label: legend text in place of the method's.
         log: mean and interval of the logarithms, for positive values on a logarithmic axis.
@@ -198,7 +198,9 @@ def band(
         style = method_style(method) | style
         label = method_label(method) if label is None else label
     if not values.size:
-        return ax.plot([], [], label=label if len(values) else f"{label}: all diverged", **style)[0]
+        return ax.plot(
+            [], [], label=label if len(values) else f"{label}: no finished run", **style
+        )[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -271,10 +273,37 @@ def intervals(
     ax.axvline(0, color="0.6", linewidth=1)
     for row, gap in enumerate(differences):
         if gap is not None:
-            half = None if np.isnan(gap.half_width) else gap.half_width  # one seed: no interval
+            half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
             ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
+            if np.isinf(gap.half_width) or gap.half_width == 0:
+                look = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7}
+                ax.annotate("equal in every seed", (gap.mean, row), va="center", **look)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
+
+
+def beside_printed(
+    ax: Axes,
+    labels: Sequence[str],
+    differences: Sequence[Interval | PairedDifference | None],
+    printed: Sequence[float],
+    **style: object,
+) -> None:
+    """`intervals`, and in each row the paper's number as a cross; nan where it prints none.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().subplots()
+        >>> beside_printed(ax, ["a", "b"], [None, None], [0.3, np.nan])
+        >>> [line.get_xdata().tolist() for line in ax.lines if line.get_label() == "paper"]
+        [[0.3]]
+    """
+    intervals(ax, labels, differences, **style)
+    rows = np.flatnonzero(~np.isnan(printed))
+    look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
+    ax.plot(np.asarray(printed)[rows], rows, color="#D55E00", label="paper", **look)
+    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o"} | style)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def learning_curves(

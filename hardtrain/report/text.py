@@ -1,10 +1,11 @@
 """Numbers and tables as text."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
-from hardtrain.statistics import PairedDifference
+from hardtrain.statistics import PairedDifference, direction
 
 
 def format_interval(interval, digits: int = 2, scale: float = 1.0, *, signed: bool = False) -> str:
@@ -43,6 +44,38 @@ def format_difference(difference: PairedDifference | None, digits: int = 2) -> s
     if math.isnan(difference.p):
         return text
     return f"{text}, p < 0.001" if difference.p < 0.001 else f"{text}, p = {difference.p:.3f}"
+
+
+def difference_words(
+    what: str, difference: PairedDifference | None, digits: int = 2, unit: str = "points"
+) -> str:
+    """A paired difference as a sentence that is true whatever came out; empty without one.
+
+    Example:
+        >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10)
+        >>> difference_words("With noise minus without", gap)
+        'With noise minus without: -0.40 ± 0.30 (n = 10) points, lower.'
+    """
+    if difference is None:
+        return ""
+    number = f"{format_interval(difference, digits, signed=True)} {unit}".rstrip()
+    return f"{what}: {number}, {direction(difference)}."
+
+
+def by_direction(differences: Mapping[str, PairedDifference | None]) -> str:
+    """Which differences are higher, which lower, and for which none is seen, each by its own
+    interval: a sentence that is true whatever came out.
+
+    Example:
+        >>> up, none = (PairedDifference(1.0, low, 2.0, 0.1, 5) for low in (0.5, -0.5))
+        >>> by_direction({"warm-up": up, "noise": none, "more updates": up})
+        'warm-up, more updates – higher; noise – no difference seen.'
+    """
+    names: dict[str, list[str]] = {}
+    for word in ("higher", "lower", "no difference seen", "too few seeds"):
+        names[word] = [name for name, gap in differences.items() if direction(gap) == word]
+    text = "; ".join(f"{', '.join(found)} – {word}" for word, found in names.items() if found)
+    return f"{text}." if text else ""
 
 
 def format_number(value: float, digits: int, *, signed: bool = False, missing: str = "–") -> str:

@@ -55,18 +55,30 @@ def median_ratio(times: Mapping[Hashable, Sequence[float]], a: Hashable, b: Hash
     return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
 
+def ratios_by_round(
+    plain: Callable[[], object], others: Sequence[Callable[[], object]], repetitions: int, **options
+) -> np.ndarray:
+    """Time of each of the others / time of the plain function in each round, shape
+    ``(repetitions, len(others))``; ``options`` are those of `interleaved`.
+
+    Example:
+        >>> ratios_by_round(lambda: None, [lambda: None, lambda: None], repetitions=3).shape
+        (3, 2)
+    """
+    base, *times = interleaved(dict(enumerate([plain, *others])), repetitions, **options).values()
+    return (np.array(times) / np.array(base)).T
+
+
 def relative_times(
     plain: Callable[[], object], others: Sequence[Callable[[], object]], repetitions: int, **options
 ) -> np.ndarray:
-    """`median_ratio` of each of the others to the plain function, shape ``(len(others),)``;
-    ``options`` are those of `interleaved`.
+    """The medians of `ratios_by_round`, shape ``(len(others),)``.
 
     Example:
         >>> relative_times(lambda: None, [lambda: time.sleep(0.01)], repetitions=3)[0] > 1
         np.True_
     """
-    times = interleaved(dict(enumerate([plain, *others])), repetitions, **options)
-    return np.array([median_ratio(times, number, 0) for number in range(1, len(times))])
+    return np.median(ratios_by_round(plain, others, repetitions, **options), axis=0)
 
 
 def machine(device: str = "auto") -> str:

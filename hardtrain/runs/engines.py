@@ -58,12 +58,20 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
+    status = 128 + signal.SIGTERM
+    received = []
+
     def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+        received.append(status)
+        raise SystemExit(status)
 
     signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as error:
+        if received:
+            error.code = status  # Ray, where it waits, makes it 1
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -74,6 +82,6 @@ def stored_row(run: Run, store: RunStore) -> dict | None:
     if record is None:
         return None
     if record["status"] == "finished":
-        if any(store.load_artefact(record, name) is None for name in run.keep):
+        if not all(store.has_artefact(record, name) for name in run.keep):
             return None
     return record | record["metrics"] | {"source": "store"}

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts the finished epochs of a sweep; ``progress(run, epochs)`` moves the bar."""
+    """Counts the finished epochs of a sweep; ``progress(run, epochs)`` moves the bar.
+    ``loss``, the last on the test set, is for those who look on (`status.Announced`)."""
 
     def __init__(self, runs: Sequence):
         self._done = dict.fromkeys((run.key for run in runs), 0)
@@ -37,7 +38,7 @@ class Progress:
         if self._display is not None:
             self._display.write("")
 
-    def __call__(self, run: Any, epochs: int) -> None:
+    def __call__(self, run: Any, epochs: int, loss: float | None = None) -> None:
         self._bar.update(epochs - self._done[run.key])
         self._done[run.key] = epochs
 

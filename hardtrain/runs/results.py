@@ -4,7 +4,9 @@ folder, from which every figure can be drawn again."""
 import dataclasses
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
 )
 _WITH_VALIDATION = ("validation_error", "validation_loss")  # of runs with ``validation_size``
 METRICS = _ALWAYS + _WITH_TRAINING_SET + _WITH_VALIDATION
+# fields of ``Run`` since the first results: columns if they are used
+_LATER = {"evaluate_last": 0, "validation_size": 0}
 
 
 def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -53,8 +57,8 @@ def result_frame(runs: Sequence[Run], found: Mapping[str, Mapping[str, Any]]) ->
     if not frame["evaluate_train"].any():
         frame = frame.drop(columns=list(_WITH_TRAINING_SET))
     if not frame["validation_size"].any():
-        frame = frame.drop(columns=["validation_size", *_WITH_VALIDATION])
-    return frame
+        frame = frame.drop(columns=list(_WITH_VALIDATION))
+    return frame.drop(columns=[name for name in _LATER if (frame[name] == _LATER[name]).all()])
 
 
 def _cells(run: Run) -> dict:
@@ -102,6 +106,9 @@ def write_results(
             old = old[~old["key"].isin(unique["key"])]
             if len(old):
                 table = pd.concat([table, old.sort_values("key", kind="stable")])
+                for field in _LATER.keys() & set(table):
+                    value = _LATER[field]
+                    table[field] = table[field].fillna(value).astype(type(value))
         write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
@@ -138,20 +145,25 @@ def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.Da
     """The runs' rows of one table, of their records or of the folders that they were found in."""
     store = store or RunStore()
     unique = results.drop_duplicates("key")
-    committed = {
-        source: dict(list(read_csv(Path(source) / f"{table}.csv").groupby("key", sort=False)))
-        for source in set(unique["source"]) - {"store"}
-    }
-    parts = []
+    committed: dict[str, dict[str, list[dict]]] = {}
+    for source in set(unique["source"]) - {"store"}:
+        by_key = committed[source] = defaultdict(list)
+        for row in read_csv(Path(source) / f"{table}.csv").to_dict("records"):
+            by_key[row["key"]].append(row)
+    rows: list[dict] = []
     for run in unique.itertuples():
-        if run.source == "store":
-            record = store.load(run.key, run.fingerprint)
-            if record is None:
-                raise RecordError(f"{store} holds no record of run {run.key}")
-            part = pd.json_normalize(record[table])  # a list of rows, or one row
-            part.insert(0, "key", run.key)
+        if run.source != "store":
+            part = committed[run.source].get(run.key, [])
+        elif record := store.load(run.key, run.fingerprint):
+            listed = record[table] if isinstance(record[table], list) else [record[table]]
+            part = [{"key": run.key, **row} for row in listed]
         else:
-            part = committed[run.source].get(run.key, ())
-        if len(part):
-            parts.append(part.dropna(axis="columns", how="all"))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"key": []})
+            raise RecordError(f"{store} holds no record of run {run.key}")
+        # a column comes with the first run that has a value in it
+        names = [name for name in dict.fromkeys(chain(*part)) if not _all_missing(name, part)]
+        rows += ({name: row.get(name) for name in names} for row in part)
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"key": []})
+
+
+def _all_missing(name: str, rows: list[dict]) -> bool:
+    return all(row.get(name) is None or row[name] != row[name] for row in rows)

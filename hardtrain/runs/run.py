@@ -48,8 +48,12 @@ class Run:
         schedule, gamma, milestones, step_epochs, warmup_epochs: see ``training.learning_rate``.
         stem, image_size: of the network; images are resized to ``image_size`` (0: left alone).
         augment: ``none``, ``flip``, ``crop`` (padding 4) or ``crop+flip``.
-        precision, channels_last: bf16 autocast and the memory layout.
+        precision, channels_last: ``float32`` as such, with TensorFloat32 on cards that have it
+            (``tf32``; elsewhere it is float32), or ``bfloat16`` autocast; and the memory layout.
         evaluate_every, evaluate_unit: how often the test set is evaluated; always at the end.
+        evaluate_last: with ``evaluate_unit="step"``, evaluate at the ends of epochs, and by steps
+            the last so many times only: the last ones are as they would be, and long histories
+            become short; 0: every time.
         evaluate_train: evaluate the whole training set at those times, too, without augmentation,
             and at the end by mini-batches.
         batch_norm: what normalises in evaluation: ``running`` statistics, or those of each
@@ -73,7 +77,7 @@ class Run:
     Example:
         >>> run = Run(dataset="digits", network="cnn_small", method="trimming", epochs=20)
         >>> print(run)
-        trimming end=0.2 start=1.0, cnn_small on digits, seed 0
+        trimming end=0.2 share=hardest start=1.0, cnn_small on digits, seed 0
         >>> run.key == dataclasses.replace(run, device="cpu").key
         True
         >>> Run(dataset="digits", network="cnn_smal")  # doctest: +ELLIPSIS
@@ -109,6 +113,7 @@ class Run:
     channels_last: bool = False
     evaluate_every: int = 1
     evaluate_unit: str = "epoch"
+    evaluate_last: int = 0
     evaluate_train: bool = False
     batch_norm: str = "running"
     ghost_batch_size: int = 0
@@ -128,6 +133,11 @@ class Run:
         object.__setattr__(self, "options", options)
         if self.nesterov and self.momentum == 0:
             raise ParameterError("nesterov = True needs momentum > 0; got momentum = 0.0")
+        if self.evaluate_last and self.evaluate_unit != "step":
+            raise ParameterError(
+                f"evaluate_last = {self.evaluate_last} needs evaluate_unit = 'step'; "
+                f"got {self.evaluate_unit!r}"
+            )
         if self.warmup_epochs > self.epochs:
             raise ParameterError(
                 f"warmup_epochs = {self.warmup_epochs} is more than epochs = {self.epochs}"
@@ -179,9 +189,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "dataset": checks.text,
     "network": partial(checks.choice, known=NETWORKS),
     "method": checks.text,  # found with its options
-    "seed train_size test_size validation_size image_size warmup_epochs ghost_batch_size": partial(
+    "seed train_size test_size image_size warmup_epochs ghost_batch_size": partial(
         checks.integer, low=0
     ),
+    "evaluate_last validation_size": partial(checks.integer, low=0),
     "epochs batch_size step_epochs evaluate_every": partial(checks.integer, low=1),
     "drop_last nesterov channels_last evaluate_train balanced": checks.flag,
     "optimizer": partial(checks.choice, known=("sgd", "adam", "adamw")),
@@ -198,7 +209,7 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "milestones": partial(_integers, low=1),
     "stem": partial(checks.choice, known=("cifar", "imagenet")),
     "augment": partial(checks.choice, known=("none", "flip", "crop", "crop+flip")),
-    "precision": partial(checks.choice, known=("float32", "bfloat16")),
+    "precision": partial(checks.choice, known=("float32", "tf32", "bfloat16")),
     "evaluate_unit": partial(checks.choice, known=("epoch", "step")),
     "keep": lambda name, value: tuple(_artefact(name, item) for item in checks.listed(name, value)),
     "device": checks.text,

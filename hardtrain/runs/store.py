@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,14 @@ class RunStore:
         body["sha256"] = sha256(_canonical(body))
         files.write_atomically(path, json.dumps(body, indent=1, allow_nan=False).encode())
 
+    def records(self) -> Iterator[dict]:
+        """All intact records; what is damaged is set aside."""
+        for path in sorted(self.path.glob("records/[!.]*.json")):
+            if record := self._read_record(path, path.stem.rpartition("-")[0]):
+                yield record
+
     def _read_record(self, path: Path, key: str) -> dict | None:
-        record = self._read(path, partial(_record, key))
+        record = self._read(path, partial(parse_record, key))
         if record and record["schema"] > SCHEMA:
             raise RecordError(
                 f"{path} was written by a newer hardtrain (schema {record['schema']})"
@@ -171,7 +177,7 @@ class RunStore:
     def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
         """Write arrays as ``.npz``; the entry (file, sha256) that belongs into the record."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez(buffer, **arrays)  # compressed, weights would be 7 % smaller and far slower
         # no colon in a file's name: Windows takes none
         path = self._file("artefacts", key, fingerprint, f"{name.replace(':', '-')}.npz")
         files.write_atomically(path, buffer.getvalue())
@@ -179,12 +185,22 @@ class RunStore:
 
     def load_artefact(self, record: dict, name: str) -> dict[str, np.ndarray] | None:
         """The arrays of a run's artefact; ``None`` if absent or damaged."""
+        return self._read_artefact(record, name, _arrays)
+
+    def has_artefact(self, record: dict, name: str) -> bool:
+        """Whether `load_artefact` would give arrays, without unpacking them."""
+        return self._read_artefact(record, name, len) is not None
+
+    def _read_artefact(self, record: dict, name: str, parse: Callable[[bytes], Any]) -> Any:
         entry = record.get("artefacts", {}).get(name)
         if entry is None:
             return None
-        return self._read(
-            self.path / "artefacts" / entry["file"], partial(_arrays, entry["sha256"])
-        )
+
+        def checked(content: bytes) -> Any:
+            _require(sha256(content) == entry["sha256"])
+            return parse(content)
+
+        return self._read(self.path / "artefacts" / entry["file"], checked)
 
 
 def _require(intact: bool) -> None:
@@ -192,7 +208,8 @@ def _require(intact: bool) -> None:
         raise ValueError("not what was written")
 
 
-def _record(key: str, content: bytes) -> dict:
+def parse_record(key: str, content: bytes) -> dict:
+    """The record in a file's content; some error if it is not one of ``key``, as written."""
     record = json.loads(content)
     _require(record.pop("sha256") == sha256(_canonical(record)) and record["key"] == key)
     return record
@@ -209,8 +226,7 @@ def _header(key: str, body: bytes) -> dict:
     return {"schema": SCHEMA, "key": key, "sha256": sha256(body)}
 
 
-def _arrays(digest: str, content: bytes) -> dict[str, np.ndarray]:
-    _require(sha256(content) == digest)
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -1,7 +1,10 @@
 """Train what has no result yet, and give results and artefacts of runs."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,22 @@ from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError, RecordError
 from hardtrain.runs import train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
-from hardtrain.runs.progress import Progress
+from hardtrain.runs.ray_engine import train_on_ray
 from hardtrain.runs.results import committed_results, result_frame
 from hardtrain.runs.run import Run
+from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
 from hardtrain.training import randomness
+
+_ENGINES = ENGINES | {"ray": train_on_ray}
+# what building a run does not read, at its defaults
+_NOT_BUILT: dict[str, Any] = {"seed": 0} | {
+    item.name: item.default
+    for item in dataclasses.fields(Run)
+    if item.name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")
+    or item.name in ("schedule", "gamma", "milestones", "step_epochs", "warmup_epochs")
+}
+_asked: ContextVar[list | None] = ContextVar("asked", default=None)  # see `nothing_trained`
 
 
 def run_missing(
@@ -26,6 +40,7 @@ def run_missing(
     engine: str = "local",
     use_committed: bool = True,
     train_missing: bool = True,
+    **options: Any,
 ) -> pd.DataFrame:
     """Train the runs that have no result yet; give one row per run, in the order of ``runs``.
 
@@ -36,7 +51,9 @@ def run_missing(
     Args:
         runs: at least one; duplicates are trained once and get a row each.
         store: default ``RunStore()``.
-        engine: ``"local"``, in this process, one after the other.
+        engine: ``"local"``, in this process, one after the other; ``"ray"``, many at a time, on
+            this machine or a cluster (``pip install 'hardtrain[ray]'``).
+        options: of the engine; see `ray_engine.train_on_ray`. ``None`` is its default.
         use_committed: whether results that came with the repository count as finished.
         train_missing: with false nothing is trained, and runs without a result get no row.
 
@@ -52,7 +69,10 @@ def run_missing(
     runs = list(runs)
     if not runs:
         raise ParameterError("runs is empty; give at least one Run")
-    checks.choice("engine", engine, ENGINES)
+    known = inspect.signature(_ENGINES[checks.choice("engine", engine, _ENGINES)]).parameters
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        checks.choice(f"option of engine {engine!r}", name, list(known)[3:])
     train.forget_data()
     store = store or RunStore()
     distinct: dict[str, Run] = {}
@@ -70,20 +90,46 @@ def run_missing(
             missing.append(run)
         else:
             rows[key] = row
+    if (asked := _asked.get()) is not None:
+        asked += [(run, run.key in rows) for run in distinct.values()]
+        if missing:
+            raise NotTrained
     if not train_missing:
         runs = [run for run in runs if run.key in rows]
     elif missing:
-        for run in missing:
-            train.load_data(run)
-        for run in {dataclasses.replace(run, seed=0): run for run in missing}.values():
-            data, test, _ = train.load_data(run)
-            with randomness.isolated_randomness(0, torch.device("cpu")):
-                train.build(run, train.training_set(run, data), test)
+        _build_each_kind(missing)
         store.open()
-        with Progress(missing) as progress, ended_by_sigterm():
-            ENGINES[engine](missing, store, progress)
+        with Announced(missing, store) as progress, ended_by_sigterm():
+            _ENGINES[engine](missing, store, progress, **options)
         rows |= {run.key: stored_row(run, store) for run in missing}
     return result_frame(runs, rows)
+
+
+def _build_each_kind(runs: Sequence[Run]) -> None:
+    """Refuse what cannot be trained: build the runs, but of those that differ only in the seed and
+    in what the optimiser does, one."""
+    for run in runs:
+        train.load_data(run)
+    for run in {dataclasses.replace(run, **_NOT_BUILT): run for run in runs}.values():
+        data, test, _ = train.load_data(run)
+        with randomness.isolated_randomness(0, torch.device("cpu")):
+            train.build(run, train.training_set(run, data), test)
+
+
+class NotTrained(Exception):
+    """Somebody asked for runs that are missing, where nothing is to be trained."""
+
+
+@contextlib.contextmanager
+def nothing_trained() -> Iterator[list[tuple[Run, bool]]]:
+    """Inside, whoever asks for runs of which some are missing gets `NotTrained`. Gives a list to
+    which each run that is asked for is added, and whether it is finished."""
+    asked: list[tuple[Run, bool]] = []
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
 
 
 def load_artefact(run: Run, name: str, store: RunStore | None = None) -> dict[str, np.ndarray]:
@@ -107,8 +153,10 @@ def load_artefacts(
     store: RunStore | None = None,
     *,
     train_missing: bool = True,
+    **engine: Any,
 ) -> list[dict[str, np.ndarray] | None]:
-    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged.
+    """As `load_artefact` for each of ``runs``; ``None`` for one that diverged. ``engine`` and its
+    options: as for `run_missing`.
 
     Raises:
         RecordError: one is missing, and ``train_missing`` is false.
@@ -117,7 +165,7 @@ def load_artefacts(
         if name not in run.keep:
             raise ParameterError(f"{run} keeps {list(run.keep)}, not {name!r}; add it to keep")
     store = store or RunStore()
-    rows = run_missing(runs, store, use_committed=False, train_missing=train_missing)
+    rows = run_missing(runs, store, use_committed=False, train_missing=train_missing, **engine)
     if len(rows) < len(runs):
         raise RecordError(f"{len(runs) - len(rows)} of {len(runs)} runs have no {name!r} here")
     records: Any = map(store.load, rows["key"], rows["fingerprint"])

@@ -22,7 +22,6 @@ from hardtrain.errors import DataError, DivergedError, ParameterError, RecordErr
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import subsets
-from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -30,12 +29,18 @@ from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, lookup, loop, pieces, randomness
 from hardtrain.training.memory import Snapshots
 
+# how CUDA, cuDNN, cuBLAS and the CPU's allocator say it, in errors of no type of their own
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory")
 
-def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
+
+def train_run(run: Run, store: RunStore, progress: Callable[..., None]) -> dict:
     """Train one run, from its last checkpoint if there is one, and give its record.
 
     A checkpoint that cannot be used here, as its state has other names or is of another device,
     costs a warning and its epochs: the run starts over.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not suffice, whichever library says so.
     """
     fingerprint = load_data(run)[2]
     stored = store.load(run.key, fingerprint) or {}  # if any, it lacks an artefact
@@ -45,12 +50,17 @@ def train_run(run: Run, store: RunStore, progress: Progress) -> dict:
     if checkpoint and not set(run.keep) <= set(checkpoint.get("keep", ())):
         checkpoint = None  # of the same run when it kept, and counted, less
     try:
-        record = _Training(run, store, checkpoint).record(progress)
-    except RecordError as error:
-        if checkpoint is None:
-            raise
-        warnings.warn(f"{run} starts over: {error}", stacklevel=2)
-        record = _Training(run, store, None).record(progress)
+        try:
+            record = _Training(run, store, checkpoint).record(progress)
+        except RecordError as error:
+            if checkpoint is None:
+                raise
+            warnings.warn(f"{run} starts over: {error}", stacklevel=2)
+            record = _Training(run, store, None).record(progress)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record
@@ -79,14 +89,13 @@ class _Training:
         if run.batch_norm == "batch":
             self.settings |= {"batch_statistics": True, "batch_size": run.batch_size}
 
-    def record(self, progress: Progress) -> dict:
+    def record(self, progress: Callable[..., None]) -> dict:
         """Train, and describe what came of it."""
         run = self.run
         record = {"key": run.key, "fingerprint": self.fingerprint, "run": run.as_dict()}
-        if self.checkpoint:
-            progress(run, self.checkpoint.get("epoch", 0))
+        progress(run, (self.checkpoint or {}).get("epoch", 0))
         seed = randomness.derived_seed(run.seed, "torch")
-        with randomness.isolated_randomness(seed, self.device):
+        with randomness.isolated_randomness(seed, self.device, precision=run.precision):
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
             try:
@@ -97,7 +106,7 @@ class _Training:
                     self.evaluate,
                     checkpoint=self.checkpoint,
                     save_checkpoint=self.save_checkpoint,
-                    progress=partial(progress, run),
+                    progress=lambda epochs: progress(run, epochs, self.test_loss),
                 )
                 last = history[-1] | self.scores_at_end(history)
             except DivergedError as error:
@@ -143,6 +152,11 @@ class _Training:
             raise error
         return scores
 
+    @property
+    def test_loss(self) -> float | None:
+        """Of the last evaluation so far."""
+        return self.final["test"].loss if "test" in self.final else None
+
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take
         5 % of the time."""
@@ -176,7 +190,7 @@ class _Training:
         """Mean accuracy over the mini-batches of one model and half its t interval, as some
         papers print it: over fixed batches where the method has them, and one of what they leave
         out."""
-        right = (self.final[name].predictions == data.labels.cpu()).double()
+        right = (self.final[name].predictions == data.labels_on_host).double()
         interval = mean_interval([right[batch].mean().item() for batch in batches])
         half_width = interval.half_width
         return {
@@ -201,13 +215,13 @@ class _Training:
             "features": evaluation.extract_features(self.model, self.test, self.transform),
             "losses": self.final["test"].losses,
             "predictions": self.final["test"].predictions,
-            "labels": self.test.labels.cpu(),
+            "labels": self.test.labels_on_host,
             "class_names": np.array(self.test.class_names),
         }
 
     def _logits(self) -> dict[str, object]:
         logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
-        return {"logits": logits, "labels": self.test.labels.cpu()}
+        return {"logits": logits, "labels": self.test.labels_on_host}
 
     def _timed(self, function: Callable, *arguments: object, **options: object) -> Any:
         start = time.perf_counter()
@@ -336,7 +350,8 @@ def _observe_and_note(
 
 def keeping(run: Run, names: Iterable[str]) -> Run:
     """The run, which keeps the artefacts ``names`` too."""
-    return dataclasses.replace(run, keep=tuple(dict.fromkeys((*run.keep, *names))))
+    kept = tuple(dict.fromkeys((*run.keep, *names)))
+    return run if kept == run.keep else dataclasses.replace(run, keep=kept)
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

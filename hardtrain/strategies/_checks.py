@@ -68,10 +68,10 @@ def instance(name: str, value: object, kind: type) -> None:
         raise TypeError(f"{name} must be of type {kind.__name__}; got {_described(value)}")
 
 
-def cpu_generator(value: Generator | None) -> None:
+def cpu_generator(value: Generator | None, name: str = "generator") -> None:
     """A generator on the CPU, or none."""
     if value is not None and (not isinstance(value, Generator) or value.device.type != "cpu"):
-        raise TypeError(f"generator must be a CPU torch.Generator or None; got {value!r}")
+        raise TypeError(f"{name} must be a CPU torch.Generator or None; got {value!r}")
 
 
 def settings(state: Mapping, own: Mapping[str, object]) -> None:

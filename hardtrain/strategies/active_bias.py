@@ -41,6 +41,11 @@ class PredictionHistory:
             CPU only; on a GPU that would mean waiting); a state of another ``num_samples``.
         TypeError: an argument of the wrong type.
 
+    Under ``DistributedDataParallel`` a rank's history knows its own samples only. Gathered
+    (``all_gather`` of indices and probabilities before ``update``) all ranks have that of one
+    process, hence the same scores, weights and, with an equally seeded `WeightedBatchSampler`,
+    the same batches, of which each takes its part.
+
     Source:
         The history H_i of a sample, without its list. On a GPU, occurrences in one batch are
         added in any order, which can change the last bit.

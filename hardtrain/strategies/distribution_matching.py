@@ -5,6 +5,7 @@ Li, Pan, Li, Zhu, "Improve SGD Training via Aligning Mini-batches" (ITDM), arXiv
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -45,9 +46,8 @@ def plain_class_conditional_mmd(
     return match / num_classes
 
 
-# That was the method; below is its fast form. It computes value and gradient together, all classes
-# at once, and gives the same up to rounding: with weights w = 1/n for samples of x and -1/m for
-# those of y, which sum to 0,
+# That was the method; the fast form below computes value and gradient together, of all classes at
+# once, the same up to rounding: with weights w = 1/n for samples of x, -1/m of y, which sum to 0,
 #     MMD² = sum_ij w_i w_j k_ij = 2 sum_{i<j} w_i w_j (k_ij - 1),
 # which is exactly 0 for equal features. With B_ij = 4 w_i w_j (-dk_ij/dd²_ij), the gradient by the
 # features z is (B - diag(B 1)) z: one matrix product. The median counts as constant.
@@ -83,9 +83,10 @@ def mmd(
         the root and its gradient are 0. NaN if a feature is. There is no second derivative.
 
     Raises:
-        ValueError: shapes that do not fit, no samples, sets on different devices, scales or a
-            bandwidth that are not positive.
-        TypeError: an argument of the wrong type.
+        ValueError, TypeError: shapes or types that do not fit, no samples, sets on different
+            devices, scales or a bandwidth that are not positive.
+
+    Under ``DistributedDataParallel``: of a rank's samples, unless gathered, as for ``trim``.
 
     Source:
         Section 3.1 (the second index i of its double sums is j here), eqs. (4) and (7). The
@@ -130,8 +131,7 @@ def class_conditional_mmd(
         Scalar, shape ``()``, as in :func:`mmd`; features are centred class by class.
 
     Raises:
-        ValueError: as in :func:`mmd`; labels of the wrong shape or, on CPU, outside [0, K).
-        TypeError: an argument of the wrong type.
+        As :func:`mmd`, and for labels of the wrong shape or, on CPU, outside [0, K).
 
     Source:
         Eqs. (5) and (6); eq. (5) prints m₁ for the size of the second batch, too. The paper does
@@ -258,8 +258,7 @@ def _match_padded(
     members = order[torch.minimum(ends - sizes + row, ends - 1).clamp_(min=0)]
     weights = weights[members] * (row < sizes)
     value, gradient = _match_groups(pooled[members], weights, sizes, settings)
-    gradient = gradient.flatten(0, 1)
-    return value, torch.zeros_like(pooled).index_add_(0, members.flatten(), gradient)
+    return value, torch.zeros_like(pooled).index_add_(0, members.flatten(), gradient.flatten(0, 1))
 
 
 def _match_masked(
@@ -387,6 +386,7 @@ def _centred_by_class(features: Tensor, same: Tensor) -> Tensor:
     return features.sub_(means[first])  # of one class exactly the same
 
 
+@lru_cache(maxsize=16)
 def _pairs(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """i and j of the pairs i < j, and their positions in the flattened matrix."""
     i, j = torch.triu_indices(num_rows, num_rows, 1, device=device)

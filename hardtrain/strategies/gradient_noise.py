@@ -52,8 +52,14 @@ class GradientNoise:
         gamma: γ >= 0; 0 is noise that stays.
         generator: on the gradients' device, for this hook alone. By default one of its own,
             seeded from ``torch.initial_seed()``; two hooks in a program need two explicit ones.
-            Under ``torch.distributed`` every rank needs an explicit one, equally seeded, or the
-            replicas drift apart (ranks that hold different weights: differently seeded).
+            Under ``torch.distributed`` every rank needs an explicit one.
+        capturable: the step can be captured as a CUDA graph: σ lies in a tensor on the device, and
+            :meth:`advance` must be called before each step or replay. Not under a gradient scaler.
+
+    Under ``DistributedDataParallel`` all ranks add the same noise to the same averaged gradient,
+    as one process would: their generators must be equally seeded, or the replicas drift apart.
+    That is looked at in the first step. Ranks that hold different weights (sharded) need different
+    seeds.
 
     Under ``torch.amp.GradScaler`` it is the noise of unscaled training, bit for bit at scales
     2^k: fused optimisers get gradients times the loss scale, so the noise is scaled, too, and a
@@ -68,7 +74,8 @@ class GradientNoise:
         ValueError: ``alpha`` or ``gamma`` negative or not finite; no generator under
             ``torch.distributed``; a state that does not fit. From ``optimizer.step``: a
             closure or ``grad_scaler`` argument (gradients change after the hook), no gradient at
-            all, a sparse one, one on another device than the generator.
+            all, a sparse one, one on another device than the generator; equal gradients but
+            unequal generators on the ranks.
         TypeError: an argument of the wrong type; a gradient that is not float16 to float64.
 
     Source:
@@ -95,6 +102,7 @@ class GradientNoise:
         alpha: float = 1e-5,
         gamma: float = 0.55,
         generator: Generator | None = None,
+        capturable: bool = False,
     ) -> None:
         _checks.instance("optimizer", optimizer, Optimizer)
         self.alpha = _checks.not_negative("alpha", alpha)
@@ -102,6 +110,7 @@ class GradientNoise:
         self._generator = _own_generator(optimizer) if generator is None else generator
         _checks.instance("generator", self._generator, Generator)
         self._step = 0
+        self._sigma = torch.zeros((), device=self._generator.device) if capturable else None
         self._undecided: _Undecided | None = None
         self._layout: list[tuple] = []
         self._buffers: list[_Buffer] = []
@@ -117,6 +126,13 @@ class GradientNoise:
     def variance(self) -> float:
         """Variance of the next step's noise, in squared units of the unscaled gradient."""
         return self.alpha / (1 + self.step) ** self.gamma
+
+    def advance(self) -> None:
+        """Set σ for the step that comes, and count it; with ``capturable`` only."""
+        if self._sigma is None:
+            raise ValueError("advance needs capturable = True; otherwise each step does it itself")
+        self._sigma.fill_(math.sqrt(self.variance))
+        self._step += 1
 
     def remove(self) -> None:
         """Take the hook off the optimiser, and free its memory."""
@@ -149,6 +165,12 @@ class GradientNoise:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("optimizer must have a parameter with a gradient; got none")
+        if self._sigma is not None:
+            if getattr(optimizer, "found_inf", None) is not None:
+                raise ValueError("capturable = True is not for gradient scalers; got one")
+            if self.alpha > 0:
+                self._add_noise(gradients, self._sigma, None)
+            return
         sigma = math.sqrt(self.variance)
         # set by a scaler if the optimiser is fused: it unscales, and steps or skips, by itself
         scale = getattr(optimizer, "grad_scale", None)
@@ -163,17 +185,23 @@ class GradientNoise:
         if undecided is not None and undecided.event is None:
             self._decide()
 
-    def _add_noise(self, gradients: list[Tensor], sigma: float, scale: Tensor | None) -> None:
+    def _add_noise(
+        self, gradients: list[Tensor], sigma: float | Tensor, scale: Tensor | None
+    ) -> None:
         layout = [
             (g.dtype, g.device, g.shape, g.stride() if g.layout == torch.strided else None)
             for g in gradients
         ]
         if layout != self._layout:
             self._layout, self._buffers = [], []  # frees the old ones first
+            _check_ranks(gradients, self._generator)
             self._buffers = _flat_buffers(gradients, self._generator.device)
             self._layout = layout
         for flat, views in self._buffers:
-            flat.normal_(0, sigma, generator=self._generator)
+            if isinstance(sigma, Tensor):
+                flat.normal_(generator=self._generator).mul_(sigma)
+            else:
+                flat.normal_(0, sigma, generator=self._generator)
             if scale is not None:
                 # a scale of shape () would first become float16, where the usual 65536 is infinite
                 flat.mul_(scale.view(1) if flat.dtype == torch.float16 else scale)
@@ -225,6 +253,21 @@ def _check_gradient(gradient: Tensor, device: torch.device) -> None:
         raise ValueError(
             f"{name} must be on {device}, where the generator is; got {gradient.device}. Make the "
             "hook when the model is on its device"
+        )
+
+
+def _check_ranks(gradients: list[Tensor], generator: Generator) -> None:
+    """Ranks with the same gradients must draw the same noise."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]).cpu()
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, (norms, generator.get_state()))
+    replicas = all(torch.equal(norms, others) for others, _ in ranks)
+    if replicas and not all(torch.equal(ranks[0][1], state) for _, state in ranks):
+        raise ValueError(
+            "generator must be equally seeded on all ranks, whose gradients are equal; got "
+            "generators in different states"
         )
 
 

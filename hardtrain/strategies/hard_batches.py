@@ -34,9 +34,11 @@ class HardBatchSampler(Sampler[list[int]]):
         batch_size: B; the last batch may be shorter.
         delta: δ, fraction of the batches in a round, in ``(0, 1]``.
         order: of a round: ``"loss"``, hardest first (ties by id), or ``"index"``, the same
-            batches by id.
+            batches by id. ``"random"``, the control: K batches drawn anew for each round, whatever
+            their losses; with ``delta=1`` all of them in a new order.
         drop_last: leave out a last batch shorter than B.
         generator: on the CPU; one permutation comes from it. None: batches in file order.
+        draws: on the CPU; the rounds of ``order="random"`` come from it. Part of the state.
 
     Attributes:
         batches: the indices of each batch, by id.
@@ -48,6 +50,10 @@ class HardBatchSampler(Sampler[list[int]]):
     ``len()`` is the length of the next pass. A state counts updates, not yielded batches (workers
     run ahead): after a restore, the next pass yields what its round still owes.
 
+    Under ``DistributedDataParallel`` every rank has an equal sampler (equally seeded generator,
+    the whole batch size), trains on its part of each batch and updates with the whole batch's
+    indices and the mean of the ranks' losses (``all_reduce``): the rounds are those of one process.
+
     Raises:
         ValueError: an argument out of range; indices that are no batch (on a GPU raised when the
             next round begins); a loss that is not ``()``; a state of other settings.
@@ -58,7 +64,7 @@ class HardBatchSampler(Sampler[list[int]]):
         Algorithm 2. As printed it selects i = 0, ..., δN, which is one batch too many, and mixes
         rank and batch id in its list; here losses are kept by id. Its (E - 1)/δ repetitions are
         exact for no δ of the paper but 0.5, hence the budget in updates. ``order="index"`` is
-        the authors' code.
+        the authors' code; ``"random"`` is ours.
 
     Example:
         >>> sampler = HardBatchSampler(num_samples=8, batch_size=2, delta=0.5)
@@ -77,17 +83,25 @@ class HardBatchSampler(Sampler[list[int]]):
         order: str = "loss",
         drop_last: bool = False,
         generator: Generator | None = None,
+        draws: Generator | None = None,
     ) -> None:
         self.num_samples = _checks.integer("num_samples", num_samples)
         self.batch_size = _checks.integer("batch_size", batch_size)
         self.delta = _checks.fraction("delta", delta)
-        self.order = _checks.choice("order", order, ("loss", "index"))
+        self.order = _checks.choice("order", order, ("loss", "index", "random"))
         self.drop_last = bool(drop_last)
         if self.drop_last and self.batch_size > self.num_samples:
             raise ValueError(
                 f"batch_size = {batch_size} with drop_last leaves 0 of {num_samples} samples"
             )
         _checks.cpu_generator(generator)
+        _checks.cpu_generator(draws, "draws")
+        if (order == "random") != (draws is not None):
+            raise ValueError(
+                f"draws is for order = 'random', and needed there; got order = {order!r} and "
+                f"draws = {draws}"
+            )
+        self.draws = draws
         if generator is None:
             permutation = torch.arange(self.num_samples)
         else:
@@ -130,6 +144,8 @@ class HardBatchSampler(Sampler[list[int]]):
         # the one transfer from the device per round
         both = torch.cat([ranked, self._updated.to(ranked.dtype)]).tolist()
         self._require_updates(both[self.num_batches :])
+        if self.draws is not None:
+            return torch.randperm(self.num_batches, generator=self.draws)[: len(self)].tolist()
         chosen = both[: len(self)]
         return chosen if self.order == "loss" else sorted(chosen)
 
@@ -166,13 +182,18 @@ class HardBatchSampler(Sampler[list[int]]):
 
     def state_dict(self) -> dict:
         """Tensors, numbers and strings; holds the batches themselves, too."""
-        return self._settings() | {
-            "permutation": self._permutation.clone(),
-            "round": self.round,
-            "chosen": list(self.chosen),
-            "losses": self._losses.clone(),
-            "updated": self._updated.clone(),
-        }
+        draws = {} if self.draws is None else {"draws": self.draws.get_state()}
+        return (
+            self._settings()
+            | draws
+            | {
+                "permutation": self._permutation.clone(),
+                "round": self.round,
+                "chosen": list(self.chosen),
+                "losses": self._losses.clone(),
+                "updated": self._updated.clone(),
+            }
+        )
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state``, with its batches, whatever ``generator`` this sampler had."""
@@ -180,6 +201,8 @@ class HardBatchSampler(Sampler[list[int]]):
         self._divide(state["permutation"].cpu())
         self.round, self.chosen = state["round"], list(state["chosen"])
         self._losses, self._updated = state["losses"].clone(), state["updated"].clone()
+        if self.draws is not None:
+            self.draws.set_state(state["draws"].cpu())
         updated = self._updated.tolist()
         self._owed = [i for i in self.chosen if not updated[i]]
 

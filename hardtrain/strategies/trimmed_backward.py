@@ -57,6 +57,9 @@ def trimmed_backward(
             not give one loss per sample, different lengths, ``keep`` outside (0, 1].
         TypeError: an argument of the wrong type.
 
+    Under ``DistributedDataParallel`` every rank keeps the hardest of its own samples, as
+    :func:`trim` does there; gradients are averaged over the ranks in the one backward pass.
+
     Source:
         Section 2 promises a shorter backward pass for networks without batch-norm. ``topk`` on
         the losses alone does not give it: the backward pass then carries zeros. Hence this

@@ -36,6 +36,11 @@ def trim(losses: Tensor, keep: float) -> Tensor:
         ValueError: ``losses`` is not ``(B,)`` with B >= 1, or ``keep`` is outside (0, 1].
         TypeError: ``losses`` is not a float tensor, or ``keep`` is not a number.
 
+    Under ``DistributedDataParallel`` every rank keeps the hardest of its own samples. For the
+    hardest of all ranks' samples, gather first, as in one process with the whole batch::
+
+        losses = torch.cat(torch.distributed.nn.functional.all_gather(losses))
+
     Source:
         Section 2 (no numbered equation). The paper leaves the rounding open; the author's code
         rounds to nearest, as here (halves to even: 2.5 gives 2). B is the size of the batch at

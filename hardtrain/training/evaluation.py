@@ -40,8 +40,10 @@ def evaluate(
     """
     with precision_context(precision, dataset.images.device):
         logits = _outputs(model, model, dataset, transform, batch_size, batch_statistics)
-    losses = cross_entropy(logits, dataset.labels, reduction="none").cpu()
-    predictions, labels = logits.argmax(dim=1).cpu(), dataset.labels.cpu()
+    losses = cross_entropy(logits, dataset.labels, reduction="none")
+    # one transfer; float64 holds both exactly
+    both = torch.stack([losses.double(), logits.argmax(dim=1).double()]).cpu()
+    losses, predictions, labels = both[0].float(), both[1].long(), dataset.labels_on_host
     wrong = (predictions != labels).double()
     counts = torch.bincount(labels, minlength=dataset.num_classes).tolist()
     misses = torch.bincount(labels, wrong, minlength=dataset.num_classes).tolist()

@@ -14,6 +14,7 @@ with the version of its numbers::
 ``Run(method="my_module:mine", options={"strength": 0.2})`` trains with it.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -61,14 +62,16 @@ def find_method(name: str) -> Any:
             f"method = {name!r}: {function_name} has no VERSION; mark it with @version(1) of "
             "hardtrain.training.lookup, and raise the number when its numbers change"
         )
-    known = [
-        key for key, value in vars(module).items() if callable(value) and hasattr(value, "VERSION")
-    ]
-    if function_name not in known:
+    if not _is_method(function):
+        known = [key for key, value in vars(module).items() if _is_method(value)]
         raise unknown_name("method", name, [f"{module_name}{colon}{key}" for key in known])
     checks.integer(f"VERSION of method {name!r}", function.VERSION, low=0)
     _options(name, function)
     return function
+
+
+def _is_method(value: Any) -> bool:
+    return callable(value) and hasattr(value, "VERSION")
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache
 def _options(name: str, function: Callable) -> list[inspect.Parameter]:
     """The keyword-only parameters, if they and the others are as a method's must be."""
     parameters = inspect.signature(function).parameters.values()

@@ -1,7 +1,7 @@
 """One plain training loop."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardtrain.data.batches import Batch, Batches
+from hardtrain.data.batches import Batches, PairedBatches
 from hardtrain.errors import DivergedError, ParameterError, RecordError
-from hardtrain.training.pieces import endless, precision_context
+from hardtrain.training.pieces import endless
 from hardtrain.training.randomness import global_state, set_global_state
+from hardtrain.training.step import make_step, replays
 
 VERSION = 1  # raise it when a change of the loop, the schedules or the seeding changes numbers
 
@@ -37,16 +38,24 @@ class Method:
         state: what a checkpoint must hold, by name: objects with ``state_dict`` and
             ``load_state_dict``, or ``torch.Generator``.
         artefacts: functions that give arrays at the end of training, by artefact name.
+        graph_key: what a step depends on besides tensors that are changed in place: on a GPU, a
+            step is captured for each of its values and replayed (see `step`). ``None``: each step
+            runs the objective anew, as it must if that looks at numbers on the host.
+        advance: called before each step, for what a replayed one cannot do by itself.
+        generators: on the device, from which a step draws.
     """
 
-    batches: Batches
-    objective: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    batches: Batches | PairedBatches
+    objective: Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
     observe: Callable[[Tensor, Tensor], None] = nothing
     hooks: Sequence[Callable[[torch.optim.Optimizer], Any]] = ()
     start_epoch: Callable[[int], None] = nothing
     log: Callable[[], Mapping[str, float]] = dict
     state: Mapping[str, Any] = field(default_factory=dict)
     artefacts: Mapping[str, Callable[[], Mapping[str, Tensor]]] = field(default_factory=dict)
+    graph_key: Callable[[], Hashable] | None = None
+    advance: Callable[[], None] = nothing
+    generators: Sequence[torch.Generator] = ()
 
 
 def fit(
@@ -67,9 +76,11 @@ def fit(
         method: see :class:`Method`.
         evaluate: gives numbers for the history, such as ``test_loss`` and ``test_error``, and
             leaves the model in training mode; called every ``run.evaluate_every`` epochs or steps
-            and at the end.
+            (but see ``Run.evaluate_last``) and at the end.
         checkpoint: what ``save_checkpoint`` was given earlier: training goes on from there, with
-            the bits that it would have had without a pause.
+            the bits that it would have had without a pause; on a GPU on the same card, driver and
+            torch, but for histories of predictions, where a GPU adds what a batch holds twice in
+            any order (1e-12).
         save_checkpoint: called at each epoch's end with a state that ``torch.save`` takes and
             ``torch.load(weights_only=True)`` gives back.
         progress: called at each epoch's end with the number of finished epochs.
@@ -96,8 +107,7 @@ def fit(
             f"0 batches an epoch: batch_size = {run.batch_size} is more than the "
             f"{len(method.batches.dataset)} training samples, and drop_last is set"
         )
-    num_steps = run.epochs * steps_per_epoch
-    evaluate_steps = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
+    is_evaluated = _evaluations(run, steps_per_epoch)
     trace = _Trace(run, steps_per_epoch, device)
     parts = {"model": model, "optimizer": optimizer, "trace": trace}
     history: list[dict] = []
@@ -116,29 +126,25 @@ def fit(
                 f"its checkpoint cannot be used here ({type(error).__name__}: {error})"
             ) from error
     batches = endless(method.batches)
+    take_step = make_step(run, model, method, optimizer)
     model.train()
     try:
         for epoch in range(first_epoch, run.epochs):
             method.start_epoch(epoch)
             first_step = epoch * steps_per_epoch
             for step, batch in enumerate(islice(batches, steps_per_epoch), first_step):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(run, step, steps_per_epoch)
-                with precision_context(run.precision, device):
-                    losses, loss = method.objective(model, batch)
-                _require_gradient(run, loss)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                method.observe(batch.indices, losses.detach())
-                trace.add(losses.detach(), loss.detach())
-                if (step + 1) % evaluate_steps == 0 or step + 1 == num_steps:
+                rate = learning_rate(run, step, steps_per_epoch)
+                values = take_step(batch, rate)  # forward, backward, optimiser
+                method.observe(batch.indices, values[:-1])
+                trace.add(values)
+                if is_evaluated(step + 1):
                     row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
-                    row["lr"] = optimizer.param_groups[0]["lr"]
+                    row["lr"] = rate
                     row |= trace.read(step)
                     scores = dict(evaluate(model))
                     trace.require_finite(sum(scores.values()), step)
                     history.append(row | scores | dict(method.log()))
+            trace.end_epoch()
             if save_checkpoint is not None and epoch + 1 < run.epochs:
                 trace.check(step)
                 state = {"epoch": epoch + 1, "history": history, "rng": global_state(device)}
@@ -156,14 +162,18 @@ def fit(
 
 def make_optimizer(run: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimiser: ``sgd`` (momentum, Nesterov), ``adam`` (weight decay as L2 in the
-    gradient) or ``adamw`` (decoupled), over the parameters that want a gradient."""
+    gradient) or ``adamw`` (decoupled), over the parameters that want a gradient. Where steps are
+    replayed, of the fused kind, which reads its numbers from tensors."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    settings = {"lr": run.lr, "weight_decay": run.weight_decay}
+    settings: dict[str, Any] = {"lr": run.lr, "weight_decay": run.weight_decay}
+    fused = True if replays(parameters[0].device) else None  # None: as torch chooses
     if run.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=run.momentum, nesterov=run.nesterov, **settings)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optimizer](
-        parameters, **settings
-    )
+        settings |= {"momentum": run.momentum, "nesterov": run.nesterov}
+        return torch.optim.SGD(parameters, fused=fused, **settings)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.optimizer]
+    optimizer = kind(parameters, fused=fused, capturable=bool(fused), **settings)
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not captured
+    return optimizer
 
 
 def learning_rate(run: Any, step: int, steps_per_epoch: int) -> float:
@@ -195,43 +205,60 @@ def learning_rate(run: Any, step: int, steps_per_epoch: int) -> float:
     return run.lr
 
 
-def _require_gradient(run: Any, loss: Tensor) -> None:
-    if not loss.requires_grad:
-        raise ParameterError(f"method {run.method!r} gave a loss that depends on no parameter")
+def _evaluations(run: Any, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Whether a training is evaluated after so many steps; see ``Run.evaluate_last``."""
+    num_steps = run.epochs * steps_per_epoch
+    interval = run.evaluate_every * (steps_per_epoch if run.evaluate_unit == "epoch" else 1)
+    # the end is the last one, on the grid of steps or not
+    first = (-(-num_steps // interval) - run.evaluate_last + 1) * interval
+
+    def is_evaluated(steps: int) -> bool:
+        if steps == num_steps or (run.evaluate_last and steps % steps_per_epoch == 0):
+            return True
+        return steps % interval == 0 and (not run.evaluate_last or steps >= first)
+
+    return is_evaluated
 
 
 class _Trace:
-    """Losses since the last evaluation, left on the device until they are read."""
+    """Losses since the last evaluation, left on the device until they are read: of each step one
+    tensor, its losses and behind them its objective; of finished epochs one for all steps."""
 
     def __init__(self, run: Any, steps_per_epoch: int, device: torch.device):
         self.run, self.steps_per_epoch, self.device = run, steps_per_epoch, device
-        self.losses: list[Tensor] = []
-        self.objectives: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.sizes: list[int] = []  # of each step
 
-    def add(self, losses: Tensor, objective: Tensor) -> None:
-        self.losses.append(losses)
-        self.objectives.append(objective)
+    def add(self, values: Tensor) -> None:
+        self.values.append(values)
+        self.sizes.append(len(values))
+
+    def end_epoch(self) -> None:
+        self.values = [torch.cat(self.values)] if self.values else []
 
     def read(self, step: int) -> dict[str, float]:
         """Means over what was added up to ``step``, which is then forgotten."""
-        self.check(step)
-        row = {
-            "train_loss": torch.cat(self.losses).cpu().double().mean().item(),
-            "objective": torch.stack(self.objectives).cpu().double().mean().item(),
+        values = torch.cat(self.values).cpu()
+        self._require_finite(values, step)
+        is_objective = torch.zeros(len(values), dtype=torch.bool)
+        is_objective[torch.tensor(self.sizes).cumsum(0) - 1] = True
+        self.values, self.sizes = [], []
+        return {
+            "train_loss": values[~is_objective].double().mean().item(),
+            "objective": values[is_objective].double().mean().item(),
         }
-        self.losses, self.objectives = [], []
-        return row
 
     def check(self, step: int) -> None:
         """Raise if a loss was not finite; ``step`` is the last."""
-        if not self.losses:
-            return
-        if torch.cat([*self.losses, torch.stack(self.objectives)]).isfinite().all():
-            return
-        first = step + 1 - len(self.losses)
-        for bad, values in enumerate(zip(self.losses, self.objectives, strict=True), first):
-            if not all(value.isfinite().all() for value in values):
-                self.require_finite(math.nan, bad)
+        if self.values:
+            self._require_finite(torch.cat(self.values).cpu(), step)
+
+    def _require_finite(self, values: Tensor, step: int) -> None:
+        if not values.isfinite().all():
+            first = step + 1 - len(self.sizes)
+            for bad, of_step in enumerate(values.split(self.sizes), first):
+                if not of_step.isfinite().all():
+                    self.require_finite(math.nan, bad)
 
     def require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -244,11 +271,15 @@ class _Trace:
             )
 
     def state_dict(self) -> dict:
-        return {"losses": list(self.losses), "objectives": list(self.objectives)}
+        return {"values": list(self.values), "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        self.losses = [losses.to(self.device) for losses in state["losses"]]
-        self.objectives = [objective.to(self.device) for objective in state["objectives"]]
+        if "losses" in state:  # two tensors a step, in checkpoints of version 0.1
+            for losses, objective in zip(state["losses"], state["objectives"], strict=True):
+                self.add(torch.cat([losses, objective.view(1)]).to(self.device))
+            return
+        self.values = [values.to(self.device) for values in state["values"]]
+        self.sizes = list(state["sizes"])
 
 
 def _states(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What trainings note down beside their history, for the artefacts that figures need."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,12 +113,17 @@ class BatchLog:
             return
         autocast = precision_context(self.precision, self.data.images.device)
         with buffers_restored(self.model), in_mode(self.model, training=True), autocast:
-            losses = [self._loss_now(batch) for batch in self.sampler.batches]
+            losses = [self._loss_now(batch) for batch in self._batches()]
         self.stored.append(self.sampler.losses.clone().cpu())
         self.recomputed.append(torch.stack(losses).cpu())
 
-    def _loss_now(self, batch: list[int]) -> Tensor:
-        indices = torch.tensor(batch, device=self.data.images.device)
+    def _batches(self) -> Sequence[Tensor]:
+        """The indices of every batch, which reach the device in one copy."""
+        batches = self.sampler.batches
+        indices = torch.tensor(list(chain.from_iterable(batches)), device=self.data.images.device)
+        return indices.split([len(batch) for batch in batches])
+
+    def _loss_now(self, indices: Tensor) -> Tensor:
         inputs = self.transform(self.data.images.index_select(0, indices))
         return class_losses(self.model(inputs), self.data.labels[indices]).mean()
 
@@ -141,14 +147,14 @@ class BatchLog:
 
 class SmoothedScores:
     """A history of predictions, and the scores that follow from it, with the constant that is
-    added to them: a multiple of the mean score when it is first asked for.
+    added to them: ``smoothing``, ``relative`` to the mean score when it is first asked for.
 
     ``score``: a function of the history; ``None`` where `now` is never called.
     """
 
-    def __init__(self, data: ImageDataset, score: Any, smoothing: float):
+    def __init__(self, data: ImageDataset, score: Any, smoothing: float, *, relative: bool = True):
         self.history = PredictionHistory(len(data), device=data.labels.device)
-        self.score, self.smoothing = score, smoothing
+        self.score, self.smoothing, self.relative = score, smoothing, relative
         self.epsilon: Tensor | None = None
 
     def now(self) -> tuple[Tensor, Tensor]:
@@ -157,7 +163,7 @@ class SmoothedScores:
         scores, seen = self.score(self.history), self.history.count > 0
         mean = scores.sum() / seen.sum()  # those never seen have score 0
         if self.epsilon is None:
-            self.epsilon = self.smoothing * mean
+            self.epsilon = self.smoothing * (mean if self.relative else torch.ones_like(mean))
         return scores.where(seen, mean).masked_fill(mean + self.epsilon == 0, 1), self.epsilon
 
     def arrays(self) -> dict[str, Tensor]:

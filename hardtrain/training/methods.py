@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain import checks
-from hardtrain.data.batches import Batch
+from hardtrain.data.batches import Batch, PairedBatch, PairedBatches
 from hardtrain.data.images import ImageDataset
 from hardtrain.data.samplers import BiasedBatchSampler
 from hardtrain.strategies.active_bias import (
@@ -33,36 +33,62 @@ from hardtrain.training.lookup import version
 from hardtrain.training.loop import Method, nothing
 from hardtrain.training.pieces import mean_objective, sample_losses, uniform_batches
 from hardtrain.training.randomness import derived_seed, generator
+from hardtrain.training.step import replays
 
 
 @version(1)
 def plain(run: Any, data: ImageDataset, model: nn.Module) -> Method:
     """Ordinary training: the mean cross-entropy of uniformly drawn batches."""
     batches, state = uniform_batches(run, data)
-    return Method(batches, mean_objective, state=state)
+    return Method(batches, mean_objective, state=state, graph_key=nothing)
 
 
 @version(1)
 def trimming(
-    run: Any, data: ImageDataset, model: nn.Module, *, start: float = 1.0, end: float = 0.2
+    run: Any,
+    data: ImageDataset,
+    model: nn.Module,
+    *,
+    start: float = 1.0,
+    end: float = 0.2,
+    share: str = "hardest",
 ) -> Method:
     """Mini-batch trimming (Fassold): the mean over the hardest part of each batch, a part that
-    falls linearly by epoch from ``start`` to ``end``."""
+    falls linearly by epoch from ``start`` to ``end``. The control, ``share="random"``, takes as
+    large a part of each batch at random."""
+    checks.choice("share", share, ("hardest", "random"))
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
     kept = memory.SumsByPhase("counts", run, data, torch.int32)
+    sizes = (run.batch_size, len(data) % run.batch_size)
+    losses_of = memory.SumsByPhase("losses", run, data, torch.float32)
+    draws, drawn = generator(run.seed, "share"), torch.empty(0)
+    if share == "random":
+        state |= {"draws": draws}
 
     def start_epoch(epoch: int) -> None:
         trimmed.set_epoch(epoch)
         kept.start_epoch(epoch)
+        losses_of.start_epoch(epoch)
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        nonlocal drawn
         losses = sample_losses(model, batch)
-        return losses, trim(losses, trimmed.keep)
+        if share == "hardest":
+            return losses, trim(losses, trimmed.keep)
+        order = torch.randperm(len(losses), generator=draws)
+        drawn = order[: num_kept(trimmed.keep, len(losses))].sort().values
+        drawn = drawn.to(losses.device, non_blocking=True)
+        return losses, losses[drawn].mean()
+
+    def sizes_kept() -> tuple[int, ...]:
+        return tuple(num_kept(trimmed.keep, size) for size in sizes)
 
     def count(indices: Tensor, losses: Tensor) -> None:
-        hardest = losses.topk(num_kept(trimmed.keep, len(losses))).indices
-        kept.add(indices[hardest], torch.ones_like(hardest))
+        number = num_kept(trimmed.keep, len(losses))
+        counted = losses.topk(number).indices if share == "hardest" else drawn
+        kept.add(indices[counted], torch.ones_like(counted))
+        losses_of.add(indices, losses)
 
     return Method(
         batches,
@@ -70,8 +96,10 @@ def trimming(
         observe=count if "sample_counts" in run.keep else nothing,
         start_epoch=start_epoch,
         log=lambda: {"keep": trimmed.keep},
-        state=state | {"kept": kept},
-        artefacts={"sample_counts": kept.arrays},
+        state=state | {"kept": kept, "losses": losses_of},
+        artefacts={"sample_counts": lambda: kept.arrays() | losses_of.arrays()},
+        # a random share is drawn on the host, anew each step: no graph of it can be replayed
+        graph_key=sizes_kept if share == "hardest" else None,
     )
 
 
@@ -89,7 +117,8 @@ def hard_batches(
     on the ``delta`` part of the fixed mini-batches whose stored loss is highest.
 
     ``shuffled``: one random permutation before the mini-batches are cut, else file order. With
-    ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches.
+    ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches. The control,
+    ``order="random"``, draws each round's part at random.
     """
     augmentation = generator(run.seed, "augmentation")
     sampler = HardBatchSampler(
@@ -99,6 +128,7 @@ def hard_batches(
         order=order,
         drop_last=run.drop_last,
         generator=generator(run.seed, "order") if shuffled else None,
+        draws=generator(run.seed, "rounds") if order == "random" else None,
     )
     batches = pieces.augmented_batches(run, data, sampler, augmentation)
     log = memory.BatchLog(run, model, batches)
@@ -116,6 +146,7 @@ def hard_batches(
         start_epoch=log.compare if logging else nothing,
         state={"sampler": sampler, "augmentation": augmentation, "log": log},
         artefacts={"batch_log": log.arrays},
+        graph_key=nothing,
     )
 
 
@@ -126,10 +157,20 @@ def gradient_noise(
     """Gaussian gradient noise (Jaiswal, Taura): plain training with noise of the variance
     ``alpha / (1 + t) ** gamma`` added to every gradient before step t."""
     batches, state = uniform_batches(run, data)
-    draws = torch.Generator(data.images.device).manual_seed(derived_seed(run.seed, "noise"))
+    device = data.images.device
+    draws = torch.Generator(device).manual_seed(derived_seed(run.seed, "noise"))
     options: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "generator": draws}
+    options["capturable"] = replays(device)
     noise = pieces.Attached(lambda optimizer: GradientNoise(optimizer, **options))
-    return Method(batches, mean_objective, hooks=[noise.attach], state=state | {"noise": noise})
+    return Method(
+        batches,
+        mean_objective,
+        hooks=[noise.attach],
+        state=state | {"noise": noise},
+        graph_key=nothing,
+        advance=(lambda: noise.hook.advance()) if replays(device) else nothing,
+        generators=[draws],
+    )
 
 
 @version(1)
@@ -164,7 +205,6 @@ def distribution_matching(
     scales = [2**power for power in range(num_scales)]
     batches, state = uniform_batches(run, data)
     partners, partner_state = uniform_batches(run, data, prefix="second ")
-    partner = pieces.endless(partners)
 
     def distance(x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
         classes = (x_labels, y_labels, data.num_classes) if by_class else ()
@@ -176,22 +216,21 @@ def distribution_matching(
         sides = (x, x_labels, y, y_labels)
         return class_conditional_mmd(*sides, data.num_classes, scales=scales, bandwidth=bandwidth)
 
-    def objective(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        if weight == 0:
-            return mean_objective(model, batch)
+    def objective(model: Any, batch: PairedBatch) -> tuple[Tensor, Tensor]:
         features = model.features(batch.inputs)
         losses = pieces.class_losses(model.classifier(features), batch.targets)
-        second = next(partner)
+        second = batch.second
         with torch.set_grad_enabled(not stop_gradient):
             second_features = model.features(second.inputs)
         match = distance(features, batch.targets, second_features, second.targets)
         return losses, losses.mean() + weight * match
 
     return Method(
-        batches,
-        objective,
+        PairedBatches(batches, pieces.endless(partners)) if weight else batches,
+        objective if weight else mean_objective,
         log=memory.DistanceLog(run, data, model) if log_distance else dict,
         state=state | partner_state,
+        graph_key=nothing,
     )
 
 
@@ -220,6 +259,7 @@ def active_bias(
     variant: str = "WPV",
     smoothing: float = 1.0,
     burn_in: float = 0.1,
+    relative: bool = True,
 ) -> Method:
     """Active Bias (Chang, Learned-Miller, McCallum): samples are drawn (S...) or weighted (W...)
     by what their true class's probability has been so far.
@@ -227,10 +267,10 @@ def active_bias(
     ``variant``: D difficulty, E easiness, PV the deviation of the probabilities, TC closeness to
     the threshold; ISD draws as SD and weights the losses so that the gradient stays unbiased;
     ``uniform`` draws with replacement, all alike. The scan, each sample once an epoch, is the
-    method ``plain``. ``smoothing`` is relative to the mean score at the end of the burn-in, which
-    scans for the part ``burn_in`` of the epochs, at least two: the deviation of one probability
-    says nothing. A training that ends before is the plain scan. Probabilities and weights are
-    renewed at each epoch's start.
+    method ``plain``. ``smoothing`` is added to each score; with ``relative`` it is in units of the
+    mean score at the end of the burn-in. That scans for the part ``burn_in`` of the epochs, at
+    least two: the deviation of one probability says nothing. A training that ends before is the
+    plain scan. Probabilities and weights are renewed at each epoch's start.
     """
     checks.choice("variant", variant, ACTIVE_BIAS_VARIANTS)
     checks.number("smoothing", smoothing, low=0)
@@ -245,7 +285,7 @@ def active_bias(
     if form != "weighted":
         batches.batch_sampler = sampler
     first_epoch = 0 if score is None else max(2, round(burn_in * run.epochs))
-    scores = memory.SmoothedScores(data, score, smoothing)
+    scores = memory.SmoothedScores(data, score, smoothing, relative=relative)
     weights = torch.ones(num_samples, device=device)
     emphasis = memory.SumsByPhase("emphasis", run, data, torch.float32)
 
@@ -280,4 +320,5 @@ def active_bias(
         start_epoch=start_epoch,
         state=state | {"draws": draws, "scores": scores, "emphasis": emphasis},
         artefacts={"emphasis": emphasis.arrays, "prediction_history": scores.arrays},
+        graph_key=nothing,
     )

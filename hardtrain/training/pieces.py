@@ -75,7 +75,7 @@ def train_transform(run: Any, data: ImageDataset) -> Transform:
     return Transform.of(data, size=run.image_size, crop_padding=4 if crop else 0, flip=flip)
 
 
-def endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches of one pass after another."""
     while True:
         yield from batches

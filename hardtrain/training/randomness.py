@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +26,49 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for one run, ask cuDNN for repeatable kernels, and leave
-    both as they were found."""
+def isolated_randomness(
+    seed: int, device: torch.device, *, precision: str = "float32"
+) -> Iterator[None]:
+    """Seed torch's global generators for one run, in `repeatable_kernels`, and leave them as they
+    were found."""
     devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-    ):
+    with torch.random.fork_rng(devices=devices), repeatable_kernels(precision):
         # not torch.manual_seed, which would seed all GPUs
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def repeatable_kernels(precision: str = "float32") -> Iterator[None]:
+    """Ask cuDNN for the same kernels every time, allow TensorFloat32 for the precision ``"tf32"``
+    only, and leave torch's settings as they were found."""
+    settings = _settings(precision)
+    found = [getattr(place, name) for place, name, _ in settings]
+    try:
+        for place, name, value in settings:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(settings, found, strict=True):
+            setattr(place, name, value)
+
+
+def _settings(precision: str) -> list[tuple[Any, str, Any]]:
+    """Attributes of torch's backends, and their values while a run is trained."""
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    matmul = torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [(cudnn, "enabled", True), (cudnn, "benchmark", False)]
+    settings += [(cudnn, "deterministic", True)]
+    tf32 = precision == "tf32"
+    if not hasattr(mkldnn, "matmul"):  # before torch 2.9
+        return [*settings, (cudnn, "allow_tf32", tf32), (matmul, "allow_tf32", tf32)]
+    on_gpu, on_cpu = (cudnn.conv, cudnn.rnn, matmul), (mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
+    settings += [(place, "fp32_precision", "tf32" if tf32 else "ieee") for place in on_gpu]
+    return settings + [(place, "fp32_precision", "ieee") for place in on_cpu]
 
 
 def global_state(device: torch.device) -> dict[str, Tensor]:
@@ -50,7 +80,14 @@ def global_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put back what `global_state` gave."""
+    """Put back what `global_state` gave on this kind of device.
+
+    Raises:
+        ValueError: it gave that on another, whose generators draw other numbers.
+    """
+    if ("cuda" in state) != (device.type == "cuda"):
+        saved = "a CUDA device" if "cuda" in state else "the CPU"
+        raise ValueError(f"it was saved on {saved}, and draws other numbers on {device}")
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:  # not if the pause was on a CPU
+    if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,5 +1,7 @@
 """From uint8 images to batches: normalisation, augmentation, and the indices that travel along."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,27 @@ def test_batches_repeat_with_equal_generators_and_differ_between_passes():
     assert torch.equal(second, passes(5)[1])
     assert not torch.equal(first, second)
     assert not torch.equal(first, passes(6)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "0e6acab7326d94e2"),
+        ({"flip": True}, "6bb7c9aded32a3e3"),
+        ({"crop_padding": 4}, "8960d6231197e895"),
+        ({"flip": True, "crop_padding": 4}, "a8e46c7aaeaca33e"),
+        ({"flip": True, "crop_padding": 2, "size": 16}, "9d42de0b439d4ecb"),
+    ],
+)
+def test_batches_have_the_same_bits_in_every_version_golden(options, digest):
+    dataset, found = small_set(num=64, side=12), hashlib.sha256()
+    sampler = UniformBatchSampler(64, 24, generator=seeded(1))
+    for _ in range(2):
+        transform = Transform.of(dataset, **options)
+        for batch in Batches(dataset, transform, sampler, generator=seeded(2)):
+            for values in batch:
+                found.update(values.numpy().tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_batches_give_channels_last_with_the_same_numbers():

@@ -234,7 +234,18 @@ def test_device_not_here_is_refused_with_those_that_are(device):
         load_dataset("digits", "train", device=device)
 
 
+def test_device_auto_is_the_one_that_the_environment_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("HARDTRAIN_DEVICE", "cuda:1")
+    assert resolve_device("auto") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("HARDTRAIN_DEVICE", "cuda:2")
+    with pytest.raises(ParameterError, match="'cuda:2' is not available; available: auto, cpu"):
+        resolve_device("auto")
+
+
 def test_device_cuda_is_never_silently_the_cpu(monkeypatch):
+    monkeypatch.delenv("HARDTRAIN_DEVICE")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ParameterError, match="'cuda' is not available; available: auto, cpu"):
         resolve_device("cuda")

@@ -82,6 +82,14 @@ def test_any_of_many_is_held_against_its_own_chance_level():
     assert row["here"].startswith("-2.50")
 
 
+def test_one_of_many_on_the_other_side_contradicts_no_claim_on_some():
+    worse = gap(2, 3, p=0.001)
+    assert findings(claim("lower", [worse, gap(-0.6, 0.2, p=0.3)])) == ["undecided"]
+    assert findings(claim("lower", [worse, gap(-0.7, -0.1, p=0.02)])) == ["supports"]
+    assert findings(claim("lower", [worse, gap(-0.2, 0.6, p=0.4)])) == ["undecided"]
+    assert findings(claim("lower", [worse, gap(0.5, 1, p=0.01)])) == ["contradicts"]
+
+
 def test_a_number_that_such_a_paper_would_not_print_is_contradicted_at_its_own_protocol():
     near_zero = gap(-0.1, 0.1, p=0.9)
     paper = {"printed": -0.8, "protocol": Protocol(True)}

@@ -196,6 +196,13 @@ def book(tmp_path, monkeypatch):
     return begin
 
 
+def test_notebook_says_in_its_caption_which_precision_it_took(book, monkeypatch):
+    monkeypatch.setitem(SETTINGS["quick"], "precision", "bfloat16")
+    assert book().caption.endswith("9 test images, bfloat16")
+    monkeypatch.setitem(SETTINGS["quick"], "precision", "float32")
+    assert book().caption.endswith("9 test images")
+
+
 def test_notebook_says_in_its_caption_what_was_changed(book):
     assert book().caption == "quick profile: 20 epochs, 2 seeds, all training and 9 test images"
     changed = book("epochs = 3\nkeep = 0.1\ndevice = 'auto'\ntrain_size = 100").caption
@@ -249,12 +256,15 @@ def test_notebook_trains_what_is_missing_and_knows_what_it_wrote(book, tiny_run,
 def test_nothing_is_trained_where_train_is_false(book, tiny_run, capsys, monkeypatch):
     runs = [tiny_run(seed=seed, epochs=1, keep=("features",)) for seed in (0, 1)]
     book().run(runs[:1])
-    monkeypatch.setattr("hardtrain.runs.sweep.ENGINES", {"local": None})  # cannot be called
+    monkeypatch.setattr("hardtrain.runs.sweep._ENGINES", {"local": lambda *_: 1 / 0})
     mine = book("train = False")
     results, history = mine.results(runs)
     assert results["seed"].tolist() == [0]
     assert set(history["key"]) == {runs[0].key}
-    capsys.readouterr()
+    assert capsys.readouterr().out == (
+        "1 of 2 runs not run; papermill 01_a.ipynb OUT.ipynb -p profile quick trains them\n"
+        "1 runs, of which 0 diverged\n"
+    )
     make = {"name": "fig_1", "make": first_features, "artefact": "features"}
     assert mine.figure_data(**make, runs=runs) is None
     assert capsys.readouterr().out == (

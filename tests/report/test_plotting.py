@@ -26,7 +26,7 @@ from hardtrain.report.plotting import (
     use_style,
     variant_styles,
 )
-from hardtrain.statistics import mean_interval
+from hardtrain.statistics import PairedDifference, mean_interval
 
 TWO = ("plain", "trimming")
 
@@ -251,7 +251,7 @@ def test_band_lets_the_caller_override_the_style():
 
 def test_band_without_a_finished_run_says_so_in_the_legend():
     line = band(Figure().subplots(), [], np.zeros((0, 0)), method="plain")
-    assert line.get_label() == "Plain training: all diverged"
+    assert line.get_label() == "Plain training: no finished run"
     assert len(line.get_xdata()) == 0
 
 
@@ -333,6 +333,18 @@ def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
     single, several = ax.containers
     assert not single.has_xerr
     assert several.has_xerr
+
+
+def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
+    few = PairedDifference(0.3, -np.inf, np.inf, 0.25, 3)
+    many, other = PairedDifference(0.0, 0.0, 0.0, 1.0, 10), PairedDifference(0.1, 0, 0.2, 0.05, 5)
+    ax = Figure().subplots()
+    intervals(ax, ["few", "many", "other", "none"], [few, many, other, None])
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("equal in every seed", (0.3, 0)),
+        ("equal in every seed", (0.0, 1)),
+    ]
+    assert not ax.containers[0].has_xerr
 
 
 def test_intervals_run_from_the_top_down():

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import types
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from hardtrain import (
     run_missing,
     write_results,
 )
-from hardtrain.runs import train
+from hardtrain.runs import sweep, train
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import read_csv
 from hardtrain.runs.train import load_data
@@ -70,6 +71,7 @@ OTHER = {
     "channels_last": True,
     "evaluate_every": 2,
     "evaluate_unit": "step",
+    "evaluate_last": 10,
     "evaluate_train": True,
     "batch_norm": "batch",
     "ghost_batch_size": 16,
@@ -78,6 +80,7 @@ OTHER = {
     "label_noise_seed": 0,
     "subset": "kAA=",
 }
+NEEDS = {"evaluate_last": {"evaluate_unit": "step"}}  # what a field makes no sense without
 PLACE = {"device": "cpu", "data_root": "/somewhere", "keep": ["features"]}
 
 
@@ -167,6 +170,7 @@ def files_below(folder):
         ("channels_last", None, "channels_last = None is NoneType, not bool"),
         ("evaluate_every", 0, "evaluate_every = 0 is less than 1"),
         ("evaluate_unit", "epochs", "did you mean 'epoch'?"),
+        ("evaluate_last", -1, "evaluate_last = -1 is less than 0"),
         ("keep", "features", "keep = 'features' is text, not a list"),
         ("batch_norm", "group", "unknown batch_norm 'group'; "),
         ("evaluate_train", 1, "evaluate_train = 1 is int, not bool"),
@@ -195,6 +199,11 @@ def test_run_refuses_nesterov_without_momentum():
         Run(dataset="digits", network="cnn_small", nesterov=True)
 
 
+def test_run_refuses_last_evaluations_of_epochs():
+    with pytest.raises(ParameterError, match="evaluate_last = 3 needs evaluate_unit = 'step'"):
+        Run(dataset="digits", network="cnn_small", evaluate_last=3)
+
+
 def test_run_refuses_an_unknown_field():
     with pytest.raises(TypeError, match="learning_rate"):
         Run(dataset="digits", network="cnn_small", learning_rate=0.1)
@@ -209,7 +218,7 @@ def test_every_field_is_checked():
 
 
 def test_run_goes_through_json_unchanged():
-    for changes in ({}, *({k: v} for k, v in (OTHER | PLACE).items())):
+    for changes in ({}, *(NEEDS.get(k, {}) | {k: v} for k, v in (OTHER | PLACE).items())):
         run = Run(**BASE | changes)
         again = Run(**json.loads(json.dumps(run.as_dict(), allow_nan=False)))
         assert again == run
@@ -247,12 +256,13 @@ def test_data_root_takes_a_path(tmp_path):
 def test_key_covers_every_field_that_changes_the_numbers(field):
     """A new field belongs into OTHER, or into PLACE if it changes only where a run is made."""
     assert field in OTHER or field in PLACE
-    changed = Run(**BASE | {field: (OTHER | PLACE)[field]})
-    assert (changed.key == Run(**BASE).key) == (field in PLACE)
+    base = BASE | NEEDS.get(field, {})
+    changed = Run(**base | {field: (OTHER | PLACE)[field]})
+    assert (changed.key == Run(**base).key) == (field in PLACE)
 
 
 def test_keys_of_all_changes_differ():
-    keys = [Run(**BASE | {field: value}).key for field, value in OTHER.items()]
+    keys = [Run(**BASE | NEEDS.get(k, {}) | {k: v}).key for k, v in OTHER.items()]
     assert len({Run(**BASE).key, *keys}) == len(OTHER) + 1
 
 
@@ -298,6 +308,11 @@ def test_key_is_the_same_in_every_version_golden():
     assert (loop.VERSION, methods.plain.VERSION, methods.trimming.VERSION) == (1, 1, 1)
     assert plain.key == "94493b4e06b142490bfb"
     assert trimming.key == "bb8f745278f245a3a3ee"
+    # what an option is at its default is not in the key; a control has a key of its own
+    assert dataclasses.replace(trimming, options={"end": 0.3, "share": "hardest"}) == trimming
+    assert (
+        dataclasses.replace(trimming, options={"end": 0.3, "share": "random"}).key != trimming.key
+    )
 
 
 @pytest.mark.parametrize(
@@ -496,6 +511,26 @@ def _no_network(*_):
     raise OSError("no network")
 
 
+def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(store, tiny_run, monkeypatch):
+    built, build = [], train.build
+
+    def counting(run, *args):
+        built.append(run)
+        return build(run, *args)
+
+    monkeypatch.setattr(train, "build", counting)
+    monkeypatch.setitem(sweep._ENGINES, "local", lambda *_: None)
+    fields = {"seed": [0, 1], "lr": [0.1, 0.2], "optimizer": ["sgd", "adam"]}
+    fields |= {"momentum": [0.0, 0.9], "schedule": ["constant", "cosine"]}
+    runs = [tiny_run(**dict(zip(fields, v, strict=True))) for v in product(*fields.values())]
+    others = [tiny_run(batch_size=15), tiny_run(network="mlp"), tiny_run(method="trimming"),
+              tiny_run(augment="flip"), tiny_run(keep=["features"])]  # fmt: skip
+    with pytest.raises(TypeError):  # nothing was trained, so there are no rows
+        run_missing([*runs, *others], store)
+    assert len(runs) == 32
+    assert len(built) == 1 + len(others)
+
+
 def test_run_missing_refuses_no_runs_and_unknown_engines(store, tiny_run):
     with pytest.raises(ParameterError, match="runs is empty"):
         run_missing([], store)
@@ -568,6 +603,14 @@ def test_artefacts_are_stored_and_hold_what_they_say(store, tiny_run, trained):
     assert 28 <= counts[3].sum() <= 32  # and a half in the last, rounded batch by batch
     weights = load_artefact(run, "final_weights", store)
     assert all(np.isfinite(array).all() for array in weights.values())
+    assert len(trained) == 1
+
+
+def test_looking_for_a_run_unpacks_no_artefact(store, tiny_run, trained, monkeypatch):
+    run = tiny_run(keep=["final_weights"])
+    run_missing([run], store)
+    monkeypatch.setattr(np, "load", pytest.fail)
+    assert run_missing([run], store)["source"].tolist() == ["store"]
     assert len(trained) == 1
 
 
@@ -672,6 +715,19 @@ def test_write_results_keeps_rows_of_other_runs(store, tiny_run, tmp_path):
     for name in ("results.csv", "history.csv", "timings.csv"):
         left, right = read_csv(tmp_path / name), read_csv(whole / name)
         pd.testing.assert_frame_equal(left, right, check_like=True)
+
+
+def test_a_column_of_a_later_field_comes_with_the_first_run_that_uses_it(store, tiny_run, tmp_path):
+    old = tiny_run(evaluate_unit="step", evaluate_every=3)
+    new = dataclasses.replace(old, evaluate_last=1)
+    write_results(run_missing([old], store), store, tmp_path)
+    assert "evaluate_last" not in read_csv(tmp_path / "results.csv")
+    write_results(run_missing([new], store), store, tmp_path)
+    written = read_csv(tmp_path / "results.csv").set_index("key")["evaluate_last"]
+    assert written.to_dict() == {old.key: 0, new.key: 1}
+    write_results(run_missing([new, old], store), store, tmp_path / "both")
+    both = read_csv(tmp_path / "both" / "results.csv").set_index("key")["evaluate_last"]
+    assert both.to_dict() == written.to_dict()
 
 
 def test_histories_come_back_to_the_last_bit(store, tiny_run, tmp_path):
@@ -901,6 +957,28 @@ def test_hard_batches_start_over_where_their_checkpoint_has_other_names(
         pd.testing.assert_frame_equal(run_missing([run], store), expected)
 
 
+@pytest.mark.parametrize("part", ["dropout", "noise"])
+def test_a_checkpoint_with_a_gpus_generator_starts_over_on_a_cpu(
+    tmp_path, tiny_run, interrupt_at, part
+):
+    run = tiny_run(epochs=3, method="gradient_noise")
+    expected = run_missing([run], RunStore(tmp_path / "undisturbed"))
+    store = RunStore(tmp_path / "runs", checkpoint_seconds=0)
+    interrupt_at(10)
+    with pytest.raises(KeyboardInterrupt):
+        run_missing([run], store)
+    state = store.load_checkpoint(run.key, load_data(run)[2])
+    philox = torch.zeros(16, dtype=torch.uint8)  # a seed and an offset
+    if part == "dropout":
+        state["rng"]["cuda"] = philox
+    else:
+        state["method"]["noise"]["generator"] = philox
+    store.save_checkpoint(run.key, load_data(run)[2], state)
+    with pytest.warns(UserWarning, match="starts over: its checkpoint cannot be used") as seen:
+        pd.testing.assert_frame_equal(run_missing([run], store), expected)
+    assert len(seen) == 1
+
+
 def spoil_checkpoint(run, store, part):
     """Give a part of its state other names, as another version might."""
     fingerprint = load_data(run)[2]
@@ -941,12 +1019,26 @@ def test_a_run_that_another_sweep_holds_comes_last_and_is_not_trained_twice(
     assert list(frames[0]["seed"]) == [0, 1]
 
 
-def test_a_run_too_large_for_the_memory_does_not_stop_the_others(tiny_run, store, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["torch", "CUDA", "cuDNN", "cuDNN 9", "cuBLAS", "CPU"],
+)
+def test_a_run_too_large_for_the_memory_does_not_stop_the_others(
+    tiny_run, store, monkeypatch, error
+):
     runs, fit = [tiny_run(batch_size=size) for size in (16, 20, 30)], loop.fit
 
     def full(run, *args, **kwargs):
         if run.batch_size == 20:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return fit(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -956,6 +1048,15 @@ def test_a_run_too_large_for_the_memory_does_not_stop_the_others(tiny_run, store
     finished = [store.load(run.key, load_data(run)[2]) is not None for run in runs]
     assert finished == [True, False, True]
     assert list(run_missing(runs, store)["status"]) == ["finished"] * 3
+
+
+def test_an_error_of_another_kind_stops_the_sweep_as_it_is(tiny_run, store, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(loop, "fit", broken)
+    with pytest.raises(RuntimeError, match=r"^CUDNN_STATUS_EXECUTION_FAILED$"):
+        run_missing([tiny_run()], store)
 
 
 @pytest.mark.parametrize(

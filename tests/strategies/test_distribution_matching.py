@@ -593,7 +593,9 @@ def test_temporaries_are_small(form, dim):
 )
 @pytest.mark.parametrize("bandwidth", [None, 2.0])
 @pytest.mark.parametrize("squared", [False, True])
-def test_on_a_gpu_nothing_waits_for_the_device(bandwidth, squared):
+def test_on_a_gpu_nothing_waits_for_the_device(bandwidth, squared, monkeypatch):
+    pairs = distribution_matching._pairs.__wrapped__  # fake ones are not to be kept
+    monkeypatch.setattr(distribution_matching, "_pairs", pairs)
     options = {"bandwidth": bandwidth, "squared": squared}
     # fake tensors hold no values: whatever would read one on the host raises
     with FakeTensorMode():
@@ -664,6 +666,14 @@ def test_class_conditional_rejects(changes, error, words):
         class_conditional_mmd(**arguments)
     with pytest.raises(error, match=words):
         median_bandwidth(**arguments)
+
+
+def test_pairs_are_listed_once_for_each_size():
+    x, y = features(3, 4, 2)
+    mmd(x, y)
+    with Watch() as watch:
+        mmd(x, y)
+    assert not [name for name in watch.names if "triu" in name]
 
 
 def test_mmd_has_no_second_derivative():

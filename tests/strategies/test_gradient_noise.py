@@ -590,6 +590,43 @@ def test_skipped_step_is_taken_back_at_once_where_nothing_waits():
 # --- on a GPU -----------------------------------------------------------------------------------
 
 
+def test_capturable_noise_is_the_same_noise_with_its_sigma_in_a_tensor():
+    def weights(capturable):
+        torch.manual_seed(0)
+        model = nn.Linear(30, 20)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        own = torch.Generator().manual_seed(3)
+        noise = GradientNoise(optimizer, alpha=0.2, gamma=0.9, generator=own, capturable=capturable)
+        for _ in range(4):
+            model(torch.ones(2, 30)).sum().backward()
+            if capturable:
+                noise.advance()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.weight.detach(), noise.state_dict()
+
+    (plain, state), (captured, other) = weights(False), weights(True)
+    torch.testing.assert_close(plain, captured, rtol=0, atol=1e-5)
+    assert state["step"] == other["step"] == 4
+    assert torch.equal(state["generator"], other["generator"])
+
+
+def test_capturable_noise_is_counted_by_advance_alone():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=1.0)
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(3)
+    noise = GradientNoise(optimizer, generator=torch.Generator(), capturable=True)
+    optimizer.step()
+    assert noise.step == 0
+    noise.advance()
+    assert (noise.step, noise._sigma.item()) == (1, pytest.approx(1e-5**0.5))
+    optimizer.found_inf = torch.zeros(())
+    with pytest.raises(ValueError, match="capturable = True is not for gradient scalers"):
+        optimizer.step()
+    plain = GradientNoise(optimizer, generator=torch.Generator())
+    with pytest.raises(ValueError, match="advance needs capturable = True"):
+        plain.advance()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_noise_on_a_gpu_waits_for_nothing_and_skips_right():
     def draws(factors, fused):

@@ -42,8 +42,9 @@ class Training:
         return nn.utils.parameters_to_vector(self.model.parameters()).detach()
 
 
-def algorithm_2(batches, delta, num_epochs, order, step):
-    """As printed, with errata 001-8 applied: slow and plain. Gives the ids of all updates."""
+def algorithm_2(batches, delta, num_epochs, order, step, draws=None):
+    """As printed, with errata 001-8 applied: slow and plain. Gives the ids of all updates. With
+    ``order="random"`` losses play no part."""
     num_batches = len(batches)
     num_chosen = max(1, math.floor(Fraction(str(delta)) * num_batches))
     losses, ids = [], []
@@ -61,6 +62,8 @@ def algorithm_2(batches, delta, num_epochs, order, step):
             chosen.append(hardest)
         if order == "index":
             chosen.sort()
+        if order == "random":
+            chosen = torch.randperm(num_batches, generator=draws).tolist()[:num_chosen]
         for i in chosen:
             if len(ids) < num_epochs * num_batches:
                 losses[i] = step(batches[i]).item()
@@ -115,13 +118,19 @@ def copied(state):
 # --- which batches, in which order --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["loss", "index"])
+def draws_for(order, seed=5):
+    return generator(seed) if order == "random" else None
+
+
+@pytest.mark.parametrize("order", ["loss", "index", "random"])
 @pytest.mark.parametrize("delta", DELTAS)
 def test_sampler_trains_as_algorithm_2_bit_for_bit(delta, order):
-    sampler = HardBatchSampler(39, 4, delta, order=order, generator=generator())
+    sampler = HardBatchSampler(
+        39, 4, delta, order=order, generator=generator(), draws=draws_for(order)
+    )
     assert [len(batch) for batch in sampler.batches] == [4] * 9 + [3]
     reference, ours = Training(39), Training(39)
-    wanted = algorithm_2(sampler.batches, delta, 7, order, reference.step)
+    wanted = algorithm_2(sampler.batches, delta, 7, order, reference.step, draws_for(order))
     ids, _ = train(sampler, ours, num_updates=7 * 10)
     assert ids == wanted
     assert len(ids) == 70
@@ -158,6 +167,22 @@ def test_round_is_the_hardest_by_loss_or_by_index():
     sampler = after_a_pass(order="index")
     assert ids_of(sampler, sampler) == [1, 3, 4]
     assert (sampler.round, sampler.chosen) == (2, [1, 3, 4])
+
+
+def test_random_rounds_take_every_batch_alike_whatever_its_loss():
+    sampler = HardBatchSampler(10, 2, 0.4, order="random", draws=generator(5))
+    taken = [play(sampler, (9.0, 0.1, 0.1, 0.1, 0.1)) for _ in range(1001)][1:]
+    assert all(len(set(ids)) == 2 for ids in taken)
+    counts = torch.bincount(torch.tensor(taken).flatten(), minlength=5)
+    assert (counts - 400).abs().max() < 4 * math.sqrt(1000 * 0.4 * 0.6)
+
+
+def test_random_rounds_of_delta_one_are_all_batches_in_new_orders():
+    sampler = HardBatchSampler(16, 2, 1.0, order="random", draws=generator(5))
+    first, second, third = (play(sampler, range(8)) for _ in range(3))
+    assert first == list(range(8))
+    assert sorted(second) == sorted(third) == first
+    assert len({tuple(first), tuple(second), tuple(third)}) == 3
 
 
 def test_ties_go_by_id():
@@ -271,19 +296,23 @@ def loader(sampler, training, **options):
 
 
 @pytest.mark.parametrize(
-    ("workers", "order"), [(None, "loss"), (None, "index"), (0, "index"), (2, "loss")]
+    ("workers", "order"),
+    [(None, "loss"), (None, "index"), (0, "index"), (2, "loss"), (None, "random"), (2, "random")],
 )
 def test_paused_in_a_round_goes_on_bit_for_bit(workers, order):
     def parts():
         # another generator: the batches come with the state
-        sampler = HardBatchSampler(196, 2, 0.8, order=order, generator=generator(seeds.pop()))
+        seed = seeds.pop()
+        draws = draws_for(order, seed)
+        sampler = HardBatchSampler(196, 2, 0.8, order=order, generator=generator(seed), draws=draws)
         training = Training(196)
         batches = None if workers is None else loader(sampler, training, num_workers=workers)
         return sampler, training, batches
 
     seeds = [8, 7]
     sampler, training, batches = parts()
-    wanted = algorithm_2(sampler.batches, 0.8, 3, order, (reference := Training(196)).step)
+    step = (reference := Training(196)).step
+    wanted = algorithm_2(sampler.batches, 0.8, 3, order, step, draws_for(order, 7))
     # 196 = 98 + 78 + 20: the state is taken 20 batches into a round, with more on their way
     ids, state = train(sampler, training, 196, batches=batches, pause_at=196)
     assert ids == wanted[:196]
@@ -519,7 +548,10 @@ def test_gpu_update_does_not_wait():
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1; got 0"),
         ({"batch_size": -1}, ValueError, "batch_size must be at least 1; got -1"),
         ({"delta": 1.01}, ValueError, r"delta must be in \(0, 1\]; got 1.01"),
-        ({"order": "indx"}, ValueError, "order must be 'loss' or 'index'; got 'indx'.* 'index'\\?"),
+        ({"order": "indx"}, ValueError, "order must be 'loss' or .*; got 'indx': meant 'index'\\?"),
+        ({"order": "random"}, ValueError, "got order = 'random' and draws = None"),
+        ({"draws": generator()}, ValueError, "got order = 'loss' and draws = <torch"),
+        ({"draws": 3}, TypeError, "draws must be a CPU torch.Generator or None; got 3"),
         ({"generator": 3}, TypeError, "generator must be a CPU torch.Generator or None; got 3"),
     ],
 )

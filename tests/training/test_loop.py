@@ -1,5 +1,6 @@
 """The loop against a bare one, pauses, schedules, evaluation, divergence."""
 
+import dataclasses
 import math
 
 import pytest
@@ -30,7 +31,7 @@ class Network(nn.Module):
         return self.head(self.dropout(self.features(inputs)))
 
 
-def trained(run, *, model=None, pause_after=None, **changes):
+def trained(run, *, model=None, pause_after=None, rewrite=copied, **changes):
     """Train on the tiny set; with ``pause_after``, stop there and go on in new objects."""
     train, test, _ = load_data(run)
     transform = pieces.train_transform(run, train)
@@ -53,7 +54,7 @@ def trained(run, *, model=None, pause_after=None, **changes):
         return network, history, method
 
     result = once()
-    return result if pause_after is None else once(checkpoints[pause_after])
+    return result if pause_after is None else once(rewrite(checkpoints[pause_after]))
 
 
 def numbers(found):
@@ -89,8 +90,10 @@ def test_fit_lowers_the_loss(tiny_run):
 
 def test_trimming_with_keep_one_is_plain_training_bit_for_bit(tiny_run):
     plain, _, _ = trained(tiny_run(epochs=3))
-    kept, _, _ = trained(tiny_run(epochs=3, method="trimming", options={"start": 1.0, "end": 1.0}))
-    assert same(plain, kept)
+    for share in ("hardest", "random"):
+        options = {"start": 1.0, "end": 1.0, "share": share}
+        kept, _, _ = trained(tiny_run(epochs=3, method="trimming", options=options))
+        assert same(plain, kept)
 
 
 def test_gradient_noise_of_no_variance_is_plain_training_bit_for_bit(tiny_run):
@@ -120,10 +123,40 @@ def test_trimming_follows_its_schedule_and_changes_the_training(tiny_run):
     assert history[-1]["objective"] > history[-1]["train_loss"]  # the mean of the hardest part
 
 
+def test_a_random_share_is_as_large_and_follows_a_bare_loop(tiny_run):
+    run = tiny_run(
+        epochs=3, method="trimming", options={"share": "random"}, keep=("sample_counts",)
+    )
+    network, history, method = trained(run)
+    assert [row["keep"] for row in history] == pytest.approx([1.0, 0.6, 0.2])
+    train, _, _ = load_data(run)
+    counts = torch.zeros(4, len(train), dtype=torch.int32)
+    with randomness.isolated_randomness(run.seed, torch.device("cpu")):
+        bare = Network(dropout=0.3)
+        optimizer = torch.optim.SGD(bare.parameters(), lr=run.lr, momentum=run.momentum)
+        order, draws = (randomness.generator(run.seed, name) for name in ("order", "share"))
+        inputs = pieces.train_transform(run, train)(train.images)
+        for epoch, keep in enumerate((1.0, 0.6, 0.2)):
+            for chosen in torch.randperm(len(train), generator=order).split(16):
+                losses = cross_entropy(bare(inputs[chosen]), train.labels[chosen], reduction="none")
+                k = max(1, round(keep * len(chosen)))
+                part = sorted(torch.randperm(len(chosen), generator=draws).tolist()[:k])
+                counts[4 * epoch // 3, chosen[part]] += 1
+                optimizer.zero_grad()
+                (sum(losses[i] for i in part) / k).backward()
+                optimizer.step()
+    assert method.artefacts["sample_counts"]()["counts"].equal(counts)
+    pairs = zip(network.parameters(), bare.parameters(), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_trimming_counts_the_samples_it_keeps(tiny_run):
     run = tiny_run(epochs=4, method="trimming", keep=("sample_counts",))
-    _, _, method = trained(run)
+    _, history, method = trained(run)
     counts = method.artefacts["sample_counts"]()["counts"]
+    found = method.artefacts["sample_counts"]()["losses"].sum(dim=1) / 60
+    torch.testing.assert_close(found.tolist(), [row["train_loss"] for row in history])
     # batches of 16, 16, 16, 12; keep is 1, 0.7333, 0.4667, 0.2 by epoch
     assert counts.sum(dim=1).tolist() == [60, 3 * 12 + 9, 3 * 7 + 6, 3 * 3 + 2]
     assert counts[0].tolist() == [1] * 60
@@ -138,9 +171,10 @@ def test_trimming_counts_the_samples_it_keeps(tiny_run):
         {"optimizer": "adamw", "lr": 1e-3, "warmup_epochs": 2, "evaluate_unit": "step",
          "evaluate_every": 3},
         {"method": "trimming", "keep": ("sample_counts",)},
+        {"method": "trimming", "options": {"share": "random"}, "keep": ("sample_counts",)},
         {"method": "gradient_noise", "options": {"alpha": 0.01}, "optimizer": "adam"},
     ],
-    ids=["sgd", "adam", "adamw", "trimming", "noise"],
+    ids=["sgd", "adam", "adamw", "trimming", "random share", "noise"],
 )  # fmt: skip
 @pytest.mark.parametrize("pause_after", [1, 3])
 def test_fit_goes_on_after_a_pause_with_the_same_bits(tiny_run, changes, pause_after):
@@ -152,6 +186,21 @@ def test_fit_goes_on_after_a_pause_with_the_same_bits(tiny_run, changes, pause_a
     for name, make in method.artefacts.items():
         for key, value in make().items():
             assert torch.equal(value, resumed_method.artefacts[name]()[key])
+
+
+def test_fit_goes_on_from_a_checkpoint_with_two_tensors_a_step(tiny_run):
+    run = tiny_run(epochs=4, evaluate_every=3)
+    network, history, _ = trained(run)
+
+    def rewrite(state):  # as the first version wrote it
+        assert len(state["trace"]["values"]) == 1  # one tensor for both epochs
+        steps = torch.cat(state["trace"]["values"]).split(state["trace"]["sizes"])
+        losses, objectives = [step[:-1] for step in steps], [step[-1] for step in steps]
+        return state | {"trace": {"losses": losses, "objectives": objectives}}
+
+    resumed, resumed_history, _ = trained(run, pause_after=2, rewrite=rewrite)
+    assert same(network, resumed)
+    assert history == resumed_history
 
 
 def test_fit_leaves_the_global_generator_alone(tiny_run):
@@ -226,6 +275,38 @@ def test_fit_evaluates_on_the_grid_of_steps(tiny_run):
     _, history, _ = trained(tiny_run(epochs=3, evaluate_unit="step", evaluate_every=5))
     assert [row["step"] for row in history] == [5, 10, 12]
     assert [row["epoch"] for row in history] == [1.25, 2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"),
+    [
+        (5, 0, [5, 10, 12]),
+        (5, 1, [4, 8, 12]),
+        (5, 2, [4, 8, 10, 12]),
+        (5, 9, [4, 5, 8, 10, 12]),
+        (1, 3, [4, 8, 10, 11, 12]),
+        (2, 2, [4, 8, 10, 12]),
+        (20, 1, [4, 8, 12]),
+    ],
+)
+def test_fit_evaluates_the_last_times_by_steps_and_the_epochs_ends(tiny_run, every, last, steps):
+    run = tiny_run(epochs=3, evaluate_unit="step", evaluate_every=every)
+    _, history, _ = trained(dataclasses.replace(run, evaluate_last=last))
+    assert [row["step"] for row in history] == steps
+
+
+def test_the_last_evaluations_have_the_bits_of_a_training_that_is_evaluated_always(tiny_run):
+    run = tiny_run(epochs=5, evaluate_unit="step", evaluate_every=2, method="trimming")
+    network, whole, _ = trained(run)
+    again, short, _ = trained(dataclasses.replace(run, evaluate_last=3))
+    assert same(network, again)
+    assert [row["step"] for row in short] == [4, 8, 12, 16, 18, 20]
+    assert short[-2:] == whole[-2:]  # the losses in the row before are of more steps
+    scores = {row["step"]: (row["test_loss"], row["test_error"]) for row in whole}
+    assert all(scores[row["step"]] == (row["test_loss"], row["test_error"]) for row in short)
+    resumed, resumed_history, _ = trained(dataclasses.replace(run, evaluate_last=3), pause_after=3)
+    assert same(network, resumed)
+    assert resumed_history == short
 
 
 def test_fit_removes_its_hooks(tiny_run):

@@ -206,6 +206,22 @@ def test_samples_that_the_burn_in_never_saw_have_the_mean_score_of_the_others(bi
     assert epsilon.item() == pytest.approx(0.3, rel=1e-6)
 
 
+def test_a_smoothing_that_is_not_relative_is_added_as_it_is(biased_run):
+    scores = SmoothedScores(small_set(num=4), difficulty, 0.5, relative=False)
+    scores.history.update(torch.tensor([0, 2]), torch.tensor([0.2, 0.6]))
+    found, epsilon = scores.now()
+    assert found.tolist() == pytest.approx([0.8, 0.6, 0.4, 0.6], rel=1e-6)
+    assert epsilon.item() == 0.5
+    options = {"variant": "WD", "smoothing": 1.0, "burn_in": 0.1}
+    runs = [biased_run(options=options | {"relative": value}) for value in (False, True)]
+    as_it_is, same = runs
+    assert same.key == biased_run("WD").key != as_it_is.key
+    found, relative = ([loss for *_, loss in trained(run)[4]] for run in runs)
+    burnt_in = 4 * 2  # steps an epoch, epochs
+    assert found[:burnt_in] == relative[:burnt_in]
+    assert found[burnt_in] != pytest.approx(relative[burnt_in], rel=1e-6)
+
+
 @pytest.mark.parametrize(("burn_in", "epochs", "scans"), [(0.0, 4, 2), (0.1, 8, 2), (0.5, 8, 4),
                                                           (0.3, 10, 3), (0.9, 3, 3)])  # fmt: skip
 @pytest.mark.parametrize("variant", ["ISD", "WD"])

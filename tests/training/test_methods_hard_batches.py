@@ -45,6 +45,7 @@ def reference(run, delta, order):
         model = build_network("cnn_small", 3, 1, image_size=8)
         optimizer = torch.optim.SGD(model.parameters(), lr=run.lr, momentum=run.momentum)
         stored, taken = {}, []
+        draws = randomness.generator(run.seed, "rounds")
         selected = list(range(len(batches)))
         while len(taken) < run.epochs * len(batches):
             for i in selected:
@@ -61,10 +62,12 @@ def reference(run, delta, order):
             selected = hardest_first[: max(1, int(delta * len(batches) + 1e-9))]
             if order == "index":
                 selected.sort()
+            if order == "random":
+                selected = torch.randperm(len(batches), generator=draws)[: len(selected)].tolist()
     return model, taken
 
 
-@pytest.mark.parametrize("order", ["loss", "index"])
+@pytest.mark.parametrize("order", ["loss", "index", "random"])
 @pytest.mark.parametrize("delta", [1.0, 0.8, 0.5, 0.2])
 def test_hard_batches_follow_algorithm_2_to_the_bit(hard_run, delta, order):
     run = hard_run(delta, order, keep=("batch_log",))
@@ -129,9 +132,10 @@ def test_the_log_does_not_change_the_training(hard_run):
     assert same(trained(hard_run())[0], trained(hard_run(keep=("batch_log",)))[0])
 
 
-def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store):
+@pytest.mark.parametrize("order", ["loss", "random"])
+def test_hard_batches_go_on_in_mid_round_with_the_same_bits(hard_run, store, order):
     # 8 updates an epoch, rounds of 6: epochs end 0, 2, 4, 0 batches into a round
-    run = hard_run(0.8, epochs=4, augment="crop+flip", keep=("batch_log", "final_weights"))
+    run = hard_run(0.8, order, epochs=4, augment="crop+flip", keep=("batch_log", "final_weights"))
     run_missing([run], store)
     whole = {name: load_artefact(run, name, store) for name in run.keep}
     history = load_history(run_missing([run], store), store)

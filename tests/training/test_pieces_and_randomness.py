@@ -55,11 +55,58 @@ def test_isolated_randomness_seeds_and_leaves_the_callers_state_alone():
         assert not torch.equal(torch.rand(4), first)
 
 
+def test_a_global_state_goes_back_to_its_own_kind_of_device_only():
+    state = randomness.global_state(CPU)
+    with pytest.raises(ValueError, match="saved on the CPU, and draws other numbers on cuda"):
+        randomness.set_global_state(state, torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"saved on a CUDA device, .* on cpu"):
+        randomness.set_global_state(state | {"cuda": state["cpu"]}, CPU)
+
+
 def test_isolated_randomness_restores_the_state_after_an_error():
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), randomness.isolated_randomness(3, CPU):
         torch.rand(1).item() / 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+NEW = hasattr(torch.backends.mkldnn, "matmul")  # torch's own way to set it since 2.9
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@pytest.fixture
+def caller(request):
+    """The caller's own setting, put back afterwards."""
+    place, name, value = request.param
+    found = getattr(place, name)
+    setattr(place, name, value)
+    yield
+    setattr(place, name, found)
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [(CUDNN, "allow_tf32", True), (CUDNN, "allow_tf32", False), (MATMUL, "allow_tf32", True),
+     *([(MATMUL, "fp32_precision", "tf32"), (torch.backends, "fp32_precision", "tf32")] if NEW
+       else [])],
+    indirect=True,
+)  # fmt: skip
+def test_float32_is_float32_and_tf32_a_choice_whatever_the_caller_set(caller):
+    places = [CUDNN.conv, CUDNN.rnn, MATMUL] if NEW else [CUDNN, MATMUL]
+
+    def read():
+        allowed = [getattr(place, "fp32_precision" if NEW else "allow_tf32") for place in places]
+        return [CUDNN.enabled, CUDNN.benchmark, CUDNN.deterministic, *allowed]
+
+    before, no, yes = read(), *(("ieee", "tf32") if NEW else (False, True))
+    for precision, allowed in (("float32", no), ("tf32", yes), ("bfloat16", no)):
+        with randomness.isolated_randomness(0, CPU, precision=precision):
+            assert read() == [True, False, True, *[allowed] * len(places)]
+        assert read() == before
+        with pytest.raises(ZeroDivisionError):
+            with randomness.isolated_randomness(0, CPU, precision=precision):
+                torch.rand(1).item() / 0
+        assert read() == before
 
 
 def test_endless_draws_a_batch_only_when_it_is_wanted():

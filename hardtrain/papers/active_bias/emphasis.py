@@ -133,8 +133,8 @@ def reading_effects(
 ) -> Arrays:
     """What two readings that were not taken would do to the weights of SGD-WPV.
 
-    The weights are made from the whole history, and with its mean score in place of that at the
-    end of the burn-in.
+    The weights are made from the whole history; where the smoothing is relative, with its mean
+    score in place of that at the end of the burn-in.
 
     Args:
         artefacts: ``prediction_history`` of each run.
@@ -151,10 +151,10 @@ def reading_effects(
     for row, (run, artefact) in enumerate(zip(runs, artefacts, strict=True)):
         if artefact is None or not np.nanmax(artefact["variance"]) > 0:
             continue
-        count, smoothing = artefact["count"], run.options["smoothing"]
+        count = artefact["count"]
         unbiased = artefact["variance"] * count / np.maximum(count - 1, 1)
-        weights = _relative_weights(artefact, smoothing)
-        other = _relative_weights(artefact | {"variance": unbiased}, smoothing)
+        weights = _deviation_weights(artefact, run)
+        other = _deviation_weights(artefact | {"variance": unbiased}, run)
         changes = np.abs(other - weights)[weights > 0] / weights[weights > 0]
         effects["variance"][row] = np.max(changes)
         generator, size = np.random.default_rng(0), min(run.batch_size, len(weights))
@@ -187,10 +187,11 @@ def _labels(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return given.cpu().numpy(), (given != train.labels).cpu().numpy()
 
 
-def _relative_weights(arrays: Arrays, smoothing: float) -> np.ndarray:
-    """Weights by the deviation, with a constant relative to its mean."""
+def _deviation_weights(arrays: Arrays, run: Run) -> np.ndarray:
+    """Weights by the deviation, with the run's constant added."""
     scores = active_bias.prediction_deviation(restored_history(arrays))
-    return active_bias.sample_weights(scores, smoothing * scores.mean()).double().numpy()
+    epsilon = run.options["smoothing"] * (scores.mean() if run.options["relative"] else 1)
+    return active_bias.sample_weights(scores, epsilon).double().numpy()
 
 
 def _short(name: str, most: int = 10) -> str:

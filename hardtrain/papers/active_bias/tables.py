@@ -3,7 +3,7 @@
 *Arms* are as in `variants`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,10 @@ import pandas as pd
 
 from hardtrain.papers.active_bias.variants import SCAN, UNIFORM
 from hardtrain.report import tables
-from hardtrain.report.tables import Arms, Protocol
-from hardtrain.report.text import format_difference
+from hardtrain.report.tables import Arms
+from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import MIN_SEEDS, PairedDifference, Verdict, direction
+from hardtrain.statistics import PairedDifference, detectable, direction, holm_corrected
 
 GROUPS = {
     SCAN: (SCAN,),
@@ -130,59 +130,126 @@ def reduction(
     level = errors[common].mean()
     if gap is None or level == 0:
         return None
-    return gap._replace(mean=gap.mean / level, low=gap.low / level, high=gap.high / level)
+    scaled = {name: getattr(gap, name) / level for name in ("mean", "low", "high", "spread")}
+    return gap._replace(**scaled)
 
 
-def range_verdict(gap: PairedDifference | None, protocol: Protocol) -> Verdict:
-    """A measured reduction against `PRINTED_REDUCTION`, which belongs to no single cell.
-
-    The words and their order are those of ``statistics.verdict``. A mean inside the range is "same
-    direction" at best: a range over several data sets says of none where it should lie.
+def set_of(group: str, arms: Iterable[str]) -> list[str]:
+    """The members of one of `GROUPS` that there are among ``arms``.
 
     Example:
-        >>> gap = PairedDifference(mean=5.0, low=2.0, high=8.0, p=0.01, n=5)
-        >>> print(range_verdict(gap, Protocol(comparable=True)).reason)
-        measured +5 [+2, +8] %, n = 5; inside the printed 1 to 18 %
+        >>> set_of("uncertain", ["SGD-Scan", "SGD-WPV", "SGD-SPV"])
+        ['SGD-SPV', 'SGD-WPV']
     """
-    if not protocol.comparable:
-        return Verdict("not comparable", protocol.reason)
-    if gap is None:
-        return Verdict("not comparable", "no pair of finished runs, or no error to reduce")
-    seen = direction(gap)
-    if seen == "too few seeds":
-        return Verdict("not comparable", f"{gap.n} of at least {MIN_SEEDS} seeds")
-    low, high = PRINTED_REDUCTION
-    side = "inside" if low <= gap.mean <= high else "outside"
-    numbers = f"measured {gap.mean:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}] %, n = {gap.n}"
-    words = {"higher": "same direction", "lower": "opposite"}
-    reason = f"{numbers}; {side} the printed {low:g} to {high:g} %"
-    return Verdict(words.get(seen, seen), reason)
+    return [name for name in GROUPS[group] if name in arms]
 
 
-def reduction_table(
-    results: pd.DataFrame, cells: Mapping[tuple[str, ...], Arms], protocol: Protocol
-) -> pd.DataFrame:
+def group_difference(
+    by_seed: BySeed, quantity: str, treated: str, baseline: str
+) -> PairedDifference | None:
+    """The difference of a quantity of `trade_off` between the arms of two of `GROUPS`, of which
+    each seed has the mean; ``None`` where a group has no arm."""
+    values = by_seed[quantity]
+    sides = [
+        tables.mean_over_arms([values[name] for name in set_of(group, values)])
+        for group in (treated, baseline)
+    ]
+    return tables.paired(*sides)
+
+
+def reduction_table(results: pd.DataFrame, cells: Mapping[tuple[str, ...], Arms]) -> pd.DataFrame:
     """By how much the uncertain arms reduce the test error, relative to each baseline.
 
-    The printed range stands beside it, with a verdict on the reduction relative to SGD-Scan.
+    The printed range stands beside it. It belongs to no data set, network or variant that the
+    review names, so it is held against none of ours.
 
     Args:
         results: of the runs.
         cells: by data set, network and labels: runs by the name of the arm.
-        protocol: whether ours is the paper's.
+
+    Returns:
+        The last column: the reduction relative to SGD-Scan that so many seeds would see in four
+        of five repetitions.
     """
     low, high = PRINTED_REDUCTION
-    rows = []
+    rows, headings = [], {base: f"here, to {base} (%)" for base in (SCAN, UNIFORM)}
     for cell, arms in cells.items():
-        for name in GROUPS["uncertain"]:
+        for name in set_of("uncertain", arms):
             row = dict(zip(("data set", "network", "labels"), cell, strict=True))
             row |= {"arm": name, "printed (%)": f"{low:g} to {high:g}"}
-            gaps = {base: reduction(results, arms[name], arms[base]) for base in (SCAN, UNIFORM)}
-            for base, gap in gaps.items():
-                row[f"here, to {base} (%)"] = format_difference(gap, digits=1)
-            outcome = range_verdict(gaps[SCAN], protocol)
-            rows.append(row | {"verdict": outcome.word, "why": outcome.reason})
-    return pd.DataFrame(rows)
+            gaps = {base: reduction(results, arms[name], arms[base]) for base in headings}
+            row |= {heading: gaps[base] for base, heading in headings.items()}
+            least = np.nan if gaps[SCAN] is None else detectable(gaps[SCAN])
+            rows.append(row | {"seen with 80 % power (%)": format_number(least, 1)})
+    return tables.corrected_columns(pd.DataFrame(rows), dict.fromkeys(headings.values(), 1))
+
+
+def setting_effects(
+    results: pd.DataFrame, grid: Mapping[tuple, Sequence[Run]]
+) -> dict[tuple[str, str], PairedDifference | None]:
+    """What the largest setting of smoothing and burn-in makes of the test error (points), against
+    the smallest: of each seed the mean over all else in the grid.
+
+    Args:
+        results: of the runs.
+        grid: runs by labels, arm, smoothing and burn-in.
+
+    Returns:
+        By labels and what differs; a parameter of which the grid has one value is left out.
+    """
+    effects = {}
+    for label in dict.fromkeys(row[0] for row in grid):
+        for place, name in ((2, "ε"), (3, "burn-in")):
+            values = sorted({row[place] for row in grid})
+            sides = [
+                tables.mean_over_arms(
+                    [100 * tables.metric_by_seed(results, runs, "test_error")
+                     for row, runs in grid.items() if row[0] == label and row[place] == value]
+                )
+                for value in (values[-1], values[0])
+            ]  # fmt: skip
+            if len(values) > 1:
+                differs = f"{name} {values[-1]:g} minus {values[0]:g}"
+                effects[label, differs] = tables.paired(*sides)
+    return effects
+
+
+def group_order(by_seed: BySeed, quantity: str) -> list[str]:
+    """Those of `GROUPS` that have arms and finished runs, by their mean of a quantity of
+    `trade_off`, the lowest first."""
+    values, means = by_seed[quantity], {}
+    for group in GROUPS:
+        found = tables.mean_over_arms([values[name] for name in set_of(group, values)])
+        if len(found):
+            means[group] = found.mean()
+    return sorted(means, key=means.get)
+
+
+def rises(
+    results: pd.DataFrame, history: pd.DataFrame, cells: Mapping[object, Arms]
+) -> dict[object, dict[str, pd.Series]]:
+    """By how many points each finished run's last test error lies above its lowest, by cell, arm
+    and seed."""
+
+    def rise(_, own: pd.DataFrame) -> float:
+        errors = own.sort_values("epoch")["test_error"]
+        return 100 * (errors.iloc[-1] - errors.min())
+
+    return {
+        cell: {name: tables.per_run(history, results, arm, rise) for name, arm in arms.items()}
+        for cell, arms in cells.items()
+    }
+
+
+def rises_table(by_cell: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
+    """`rises` with their differences to SGD-Scan, a row for each cell and arm."""
+    rows, heading = [], "rise of the test error (points)"
+    for cell, arms in by_cell.items():
+        for name, values in arms.items():
+            row = {"labels": cell, "arm": name, heading: tables.describe_values(values, 2)}
+            gap = None if name == SCAN else tables.paired(values, arms[SCAN])
+            rows.append(row | {f"minus {SCAN}": gap})
+    return tables.corrected_columns(pd.DataFrame(rows), {f"minus {SCAN}": 2})
 
 
 def trade_off_table(by_seed: BySeed, shares: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -193,7 +260,7 @@ def trade_off_table(by_seed: BySeed, shares: Mapping[str, np.ndarray]) -> pd.Dat
         by_seed: from `trade_off`.
         shares: ``(S,)`` in [0, 1] by arm, nan for a run that diverged; arms may be missing.
     """
-    rows = []
+    rows, compared = [], {}
     for name in by_seed["damage"]:
         row = {"arm": name}
         for quantity in (*_SPEED, *_DAMAGE):
@@ -203,39 +270,37 @@ def trade_off_table(by_seed: BySeed, shares: Mapping[str, np.ndarray]) -> pd.Dat
             if not reached.all():
                 row[heading] += f", {reached.sum()} of {len(reached)} got there"
             gap = None if name == SCAN else tables.paired(values, by_seed[quantity][SCAN])
-            row[f"{heading} minus {SCAN}"] = format_difference(gap, digits=1)
+            row[f"{heading} minus {SCAN}"] = gap
+            compared[f"{heading} minus {SCAN}"] = 1
         known = pd.Series(shares.get(name), dtype=float).dropna()
         row["emphasis on wrong labels (%)"] = (
             tables.describe_values(100 * known) if len(known) else "–"
         )
         rows.append(row)
-    return pd.DataFrame(rows)
+    return tables.corrected_columns(pd.DataFrame(rows), compared)
 
 
-def claims_table(by_seed: BySeed) -> pd.DataFrame:
+def directions_table(by_seed: BySeed) -> pd.DataFrame:
     """The directions that the review states, and whether they are seen here.
 
     Args:
         by_seed: from `trade_off`.
 
     Returns:
-        A row for each claim and quantity: the difference between the arms of two of `GROUPS`, of
-        which each seed has the mean. ``seen``: "yes" if its 95 % interval lies on the stated side
-        of 0, "opposite" if on the other; else what `statistics.direction` says.
+        A row for each claim and quantity: the `group_difference`, its p Holm-corrected over the
+        rows. ``seen``: "yes" if its 95 % interval lies on the stated side of 0 and p is below
+        0.05, "opposite" if on the other side; else "no difference seen" or "too few seeds"; "not
+        run" where a group has no arm.
     """
-    rows = []
-    for claim in CLAIMS:
-        for quantity in claim.quantities:
-            values = by_seed[quantity]
-            treated, baseline = (
-                tables.mean_over_arms([values[name] for name in GROUPS[group]])
-                for group in (claim.treated, claim.baseline)
-            )
-            gap = tables.paired(treated, baseline)
-            seen = direction(gap)
-            if seen in ("higher", "lower"):
-                seen = "yes" if seen == claim.stated else "opposite"
-            row = {"the review": claim.text, "measured": QUANTITIES[quantity]}
-            row |= {"difference": f"{claim.treated} − {claim.baseline}", "stated": claim.stated}
-            rows.append(row | {"here": format_difference(gap), "seen": seen})
-    return pd.DataFrame(rows)
+    rows = [
+        {"the review": claim.text, "measured": QUANTITIES[quantity],
+         "difference": f"{claim.treated} − {claim.baseline}", "stated": claim.stated,
+         "here": group_difference(by_seed, quantity, claim.treated, claim.baseline)}
+        for claim in CLAIMS for quantity in claim.quantities
+    ]  # fmt: skip
+    for row, gap in zip(rows, holm_corrected([row["here"] for row in rows]), strict=True):
+        row["seen"] = tables.MISSING if gap is None else direction(gap)
+        if row["seen"] in ("higher", "lower"):
+            side = "yes" if row["seen"] == row["stated"] else "opposite"
+            row["seen"] = side if gap.p < 0.05 else "no difference seen"
+    return tables.corrected_columns(pd.DataFrame(rows), {"here": 2})

@@ -43,6 +43,7 @@ ARMS = {
     "SGD-WTC": Formula("weighting", _CLOSE, _WEIGHED, _MEMORY),
 }
 VARIANTS = tuple(name for name, formula in ARMS.items() if formula.kind != "baseline")
+NEEDED = (SCAN, UNIFORM, "SGD-SPV", "SGD-WPV")  # baselines, and the variants of the paper's title
 # colour (Okabe-Ito, Tol), line style, marker
 _STYLES = {
     SCAN: ("#000000", "-", "o"),
@@ -69,13 +70,13 @@ def arm_style(name: str) -> dict:
     return dict(zip(("color", "linestyle", "marker"), style, strict=True))
 
 
-def arm_method(name: str, *, smoothing: float, burn_in: float) -> dict:
-    """The fields of `Run` that make an arm: its method and options.
+def arm_method(name: str, *, smoothing: float, burn_in: float, relative: bool = False) -> dict:
+    """The fields of `Run` that make an arm: its method and options, as of ``methods.active_bias``.
 
     Example:
-        >>> arm_method("SGD-WE", smoothing=1.0, burn_in=0.1)["options"]["variant"]
+        >>> arm_method("SGD-WE", smoothing=0.2, burn_in=0.1)["options"]["variant"]
         'WE'
-        >>> arm_method("SGD-Scan", smoothing=1.0, burn_in=0.1)
+        >>> arm_method("SGD-Scan", smoothing=0.2, burn_in=0.1)
         {'method': 'plain'}
     """
     if name == SCAN:
@@ -84,7 +85,19 @@ def arm_method(name: str, *, smoothing: float, burn_in: float) -> dict:
         return {"method": "active_bias", "options": {"variant": "uniform"}}
     variant = name.removeprefix("SGD-")
     options = {"variant": variant, "smoothing": smoothing, "burn_in": burn_in}
+    options["relative"] = relative
     return {"method": "active_bias", "options": options}
+
+
+def artefacts(name: str, noise: float) -> tuple[str, ...]:
+    """What the runs of an arm keep, with this part of wrong labels.
+
+    Example:
+        >>> artefacts("SGD-WPV", 0.3), artefacts("SGD-SD", 0.0)
+        (('prediction_history', 'emphasis'), ())
+    """
+    history = ("prediction_history",) if name == "SGD-WPV" else ()
+    return (*history, "emphasis") if noise and name != SCAN else history
 
 
 def first_biased_epoch(epochs: int, burn_in: float) -> int:
@@ -113,10 +126,10 @@ def readings_table(effects: Mapping[str, np.ndarray]) -> pd.DataFrame:
     variance = f"fixed; no weight would change by more than {100 * largest['variance']:.2g} %"
     scope = f"fixed; steps would change by ± {100 * largest['scope']:.2g} % (1 sd)"
     rows = [
-        ("constant ε", "0.05, 0.1, 0.2 in public code; relative to the mean score from memory",
-         "multiple of the mean score at the end of the burn-in", "parameter smoothing"),
-        ("length of the burn-in", "15 of 200 epochs in public code",
-         "part of the epochs, at least two", "parameter burn_in"),
+        ("constant ε", "0.2 added to the score (public code of SGD-WPV; others 0.05, 0.1); from "
+         "memory a multiple of the mean score", "added as it is", "parameters smoothing, relative"),
+        ("length of the burn-in", "15 epochs, of 200 (public code)",
+         "the same part of the epochs, at least two", "parameter burn_in"),
         ("variance", "1/n (2 of 3 codes) or 1/(n − 1)", "1/n", variance),
         ("mean weight 1", "over the data set, or in each mini-batch (1 code)", "data set", scope),
         ("history", "all of it, or a window", "all of it", "fixed"),

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from hardtrain.papers.distribution_matching import calibration
+from hardtrain.report import plotting
 from hardtrain.report.embedding import SCORES as FEATURE_SCORES
 from hardtrain.report.embedding import embedded_features, embedding_scores, plot_embedding
 
@@ -15,6 +18,8 @@ CALIBRATION_SCORES = (
     "calibration_error", "scaled_loss", "scaled_calibration_error", "temperature",
     "hindsight_loss", "spread",
 )  # fmt: skip
+SEPARATION_SCORES = ("silhouette", "knn")
+_NORMAL_QUANTILE = 1.959964  # of 95 %
 _Artefacts = Sequence[Mapping[str, np.ndarray] | None]
 
 
@@ -62,18 +67,70 @@ def _calibration(artefact: Mapping[str, np.ndarray] | None) -> dict[str, float |
     return dict(zip(CALIBRATION_SCORES, scores, strict=True)) | bins
 
 
-def pooled_bins(
-    scores: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and accuracy of each bin over several runs of `calibration_scores`, without the
-    bins that hold fewer than ``fewest`` samples."""
+def confidence_bins(
+    scores: Mapping[str, np.ndarray], rows: Sequence[int], *, fewest: float = 5
+) -> pd.DataFrame:
+    """The bins of a reliability diagram over several runs of `calibration_scores`.
+
+    Args:
+        scores: of the runs.
+        rows: which of them.
+        fewest: bins that hold fewer images, in the mean over runs, are left out.
+
+    Returns:
+        A row for each bin: ``images``, the mean count of a run; ``confidence``, ``accuracy``
+        and its Wilson interval for 95 % ``low``, ``high`` (%). The interval is of so many images,
+        however many runs there are, since all are tested on the same ones.
+    """
     count = scores["count"][rows]
-    filled = count.sum(axis=0) >= fewest
+    finished = count.sum(axis=1) > 0
+    images = count.sum(axis=0) / max(1, finished.sum())
+    filled = images >= fewest
     confidence, accuracy = (
         np.nansum(scores[name][rows] * count, axis=0)[filled] / count.sum(axis=0)[filled]
         for name in ("confidence", "accuracy")
     )
-    return confidence, accuracy
+    ratio = _NORMAL_QUANTILE**2 / images[filled]
+    half = np.sqrt(ratio * accuracy * (1 - accuracy) + ratio**2 / 4)
+    bounds = [(accuracy + ratio / 2 + sign * half) / (1 + ratio) for sign in (-1, 1)]
+    columns = {"confidence": confidence, "accuracy": accuracy, "low": bounds[0], "high": bounds[1]}
+    return pd.DataFrame({"images": images[filled]} | {k: 100 * v for k, v in columns.items()})
+
+
+def draw_calibration(
+    bins: Mapping[str, pd.DataFrame],
+    losses: Mapping[str, pd.DataFrame],
+    styles: Mapping[str, Mapping],
+) -> Figure:
+    """Left: by bin of confidence, by how much a network is more often right than it is sure, and
+    how many test images are in the bin. Right: cross-entropy over λ.
+
+    Args:
+        bins: `confidence_bins` by label.
+        losses: by label a row a seed, a column a λ.
+        styles: of all labels.
+    """
+    panels = [["gap", "loss"], ["count", "loss"]]
+    fig, axes = plt.subplot_mosaic(panels, figsize=(7.6, 3.6), height_ratios=(2, 1))
+    for label, table in bins.items():
+        gap, looks = table["accuracy"] - table["confidence"], {**styles[label], "markersize": 5}
+        ends = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+        ends = np.maximum(ends, 0)  # round-off at 0 and 100 %
+        axes["gap"].errorbar(table["confidence"], gap, ends, capsize=2, label=label, **looks)
+        axes["count"].plot(table["confidence"], table["images"], **looks)
+    axes["gap"].axhline(0, color="0.6", linewidth=1)
+    axes["gap"].set(ylabel="accuracy minus\nconfidence (points)")
+    axes["gap"].tick_params(labelbottom=False)
+    axes["gap"].sharex(axes["count"])
+    if bins:
+        plotting.log_axis(axes["count"].yaxis)
+        axes["gap"].legend()
+    axes["count"].set(xlabel="confidence (%)", ylabel="images")
+    for label, values in losses.items():
+        plotting.band(axes["loss"], list(values), values, label=label, **styles[label])
+    axes["loss"].set(xlabel="λ", ylabel="test cross-entropy (nats)")
+    axes["loss"].legend()
+    return fig
 
 
 def _state(artefact: Mapping[str, np.ndarray] | None) -> str:
@@ -94,7 +151,7 @@ def feature_scores(artefacts: _Artefacts, *, max_points: int) -> dict[str, np.nd
         ``(R,)`` each, as `embedding_scores` gives them: ``silhouette`` and ``knn`` (10
         neighbours, %), nan where all features are equal.
     """
-    scores = {name: np.full(len(artefacts), np.nan) for name in ("silhouette", "knn")}
+    scores = {name: np.full(len(artefacts), np.nan) for name in SEPARATION_SCORES}
     for row, artefact in enumerate(artefacts):
         if _state(artefact):
             continue
@@ -136,7 +193,7 @@ def embedded_pair(artefacts: _Artefacts, *, max_points: int) -> dict[str, np.nda
 
 def draw_pairs(
     pairs: Mapping[str, Mapping[str, np.ndarray]], names: Mapping[str, tuple[str, str]]
-) -> plt.Figure:
+) -> Figure:
     """Figures 2 and 6: a row of two t-SNE pictures for each data set.
 
     Args:

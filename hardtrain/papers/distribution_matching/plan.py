@@ -1,6 +1,6 @@
 """Distribution matching: which trainings its tables need."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def trainings(
     lr: float = 0.0,
     evaluate: str = "steps",
     longer: int = 1,
-    features: bool = False,
+    features: Container[int] = (),
     **fields,
 ) -> list[Run]:
     """An arm: the method ``distribution_matching`` with ``options``, one run a seed.
@@ -121,7 +121,7 @@ def trainings(
         epochs, lr: of the training; 0: the experiment's own.
         evaluate: "steps": as often as the experiment says; "epoch": at each epoch's end.
         longer: factor of the epochs; the rate falls after the same parts of the training.
-        features: whether the runs keep the test set's features. All keep its logits.
+        features: the seeds whose runs keep the test set's features. All keep its logits.
         **fields: further fields of `Run`.
 
     Raises:
@@ -151,6 +151,24 @@ def trainings(
         "milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops}),
         "evaluate_every": experiment.evaluate_every if by_steps else 1,
         "evaluate_unit": "step" if by_steps else "epoch",
-        "keep": ("features", "logits") if features else ("logits",),
     }
-    return [Run(**protocol | fields, seed=seed) for seed in seeds]
+    keep = {True: ("features", "logits"), False: ("logits",)}
+    return [Run(**protocol | fields, seed=seed, keep=keep[seed in features]) for seed in seeds]
+
+
+def follows_paper(cell: Cell, run: Run) -> bool:
+    """Whether a run of a cell is the paper's own training, but for its seed and method's options:
+    the data set, the network, and every field that changes numbers. Mini-batches with their classes
+    alike are the authors' code's; the paper does not say.
+
+    Example:
+        >>> cell = Cell("initial", "fashion-mnist", "cnn2")
+        >>> (run,) = trainings(cell, [3], {"weight": 0.0}, balanced=True)
+        >>> (short,) = trainings(cell, [3], {"weight": 0.0}, balanced=True, epochs=10)
+        >>> follows_paper(cell, run), follows_paper(cell, short)
+        (True, False)
+    """
+    experiment = EXPERIMENTS[cell.experiment]
+    (printed,) = trainings(cell, [run.seed], run.options, balanced=True)
+    its_own = cell.dataset in experiment.datasets and cell.network in experiment.networks
+    return its_own and run.key == printed.key

@@ -3,16 +3,21 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from hardtrain.papers.distribution_matching.plan import Cell
+from hardtrain.papers.distribution_matching.plan import Cell, follows_paper
 from hardtrain.report.tables import (
     Metric,
     Protocol,
     arms_table,
+    corrected_columns,
     describe,
+    describe_values,
     difference,
+    level_verdicts,
     mean_over_arms,
     metric_by_seed,
     paired,
@@ -20,7 +25,7 @@ from hardtrain.report.tables import (
 )
 from hardtrain.report.text import format_difference, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import PairedDifference, mean_interval
+from hardtrain.statistics import PairedDifference, holm_corrected, mean_interval
 
 ByWeight = Mapping[float, Sequence[Run]]  # arms by λ
 ByLabel = Mapping[str, Sequence[Run]]  # arms by what tables call them
@@ -40,7 +45,8 @@ def protocol_table(runs: Mapping[Cell, Run]) -> pd.DataFrame:
         unit = "epoch" if run.evaluate_unit == "epoch" else "updates"
         falls = ", ".join(map(str, run.milestones))
         row = {"experiment": cell.experiment, "data set": run.dataset, "network": run.network}
-        row |= {"epochs": run.epochs, "batch": run.batch_size, "learning rate": run.lr}
+        row |= {"training images": run.train_size or "all", "epochs": run.epochs}
+        row |= {"batch": run.batch_size, "learning rate": run.lr, "precision": run.precision}
         row |= {"schedule": f"x {run.gamma:g} after epoch {falls}", "augmentation": run.augment}
         row["evaluated every"] = unit if run.evaluate_every == 1 else f"{run.evaluate_every} {unit}"
         rows.append(row)
@@ -52,7 +58,8 @@ def last_evaluations(results: pd.DataFrame, history: pd.DataFrame, number=10) ->
 
     New columns: ``accuracy`` (%) of the final model; ``last_accuracy`` (%), ``last_test_loss``,
     ``last_train_loss`` (nats; of the batches since the evaluation before), means over the last
-    ``number`` evaluations, or all there are; and their standard deviations ``..._sd``, nan of one.
+    ``number`` evaluations, or all there are; and their standard deviations ``..._sd``, nan of one;
+    ``overfitting``, the test loss minus the training loss of these.
 
     Source:
         "Reported as the average of the last 10 iterations". A test metric is not computed at
@@ -67,13 +74,34 @@ def last_evaluations(results: pd.DataFrame, history: pd.DataFrame, number=10) ->
     """
     columns = ["test_error", "test_loss", "train_loss"]
     if history.empty:  # every run diverged before it was evaluated
-        history = pd.DataFrame(columns=["key", "step", *columns], dtype=float)
+        history = pd.DataFrame(columns=["key", "step", *columns], dtype=float).astype({"key": str})
     last = history.sort_values("step", kind="stable").groupby("key").tail(number)
     by_run = last.groupby("key")[columns]
     means = pd.concat([by_run.mean(), by_run.std().add_suffix("_sd")], axis=1).add_prefix("last_")
     means["last_accuracy"] = 100 * (1 - means.pop("last_test_error"))
     means["last_accuracy_sd"] = 100 * means.pop("last_test_error_sd")
+    means["overfitting"] = means["last_test_loss"] - means["last_train_loss"]
     return results.assign(accuracy=100 * (1 - results["test_error"])).join(means, on="key")
+
+
+def with_scores(
+    results: pd.DataFrame,
+    parts: Iterable[tuple[Mapping[str, np.ndarray] | None, Sequence[Run]]],
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """``results`` with the columns ``names`` of figure data, one number a run; nan where there is
+    none. ``parts``: arrays (``None`` if they could not be made) and the runs that they are of."""
+    frames = [
+        pd.DataFrame({name: arrays[name] for name in names}, index=[run.key for run in runs])
+        for arrays, runs in parts
+        if arrays is not None
+    ]
+    scores = (
+        pd.concat(frames)
+        if frames
+        else pd.DataFrame(index=pd.Index([], dtype=str), columns=list(names), dtype=float)
+    )
+    return results.join(scores[~scores.index.duplicated()], on="key")
 
 
 def weight_sweep(results: pd.DataFrame, arms: ByWeight, column: str) -> pd.DataFrame:
@@ -117,33 +145,77 @@ def class_differences(
     return [paired(100 * (1 - first[label]), 100 * (1 - second[label])) for label in common]
 
 
-def _beside(
-    results: pd.DataFrame, lines: Iterable[tuple], printed: pd.DataFrame, protocol: Protocol
-) -> pd.DataFrame:
-    """A row for each line and each of the two metrics: the paper's number and ours, and, but for
-    plain training, the differences to plain training with their verdict.
+class _Line(NamedTuple):
+    """A row of a table beside the paper's: its first cells, the paper's arm, our runs and those of
+    plain training, whether the paper's or our λ was picked by test accuracy."""
 
-    A line is its first cells, its key in ``printed``, its runs, and those of plain training.
-    """
+    head: dict[str, str]
+    cell: Cell
+    arm: str
+    runs: Sequence[Run]
+    plain: Sequence[Run]
+    picked: bool = False
+
+
+def _beside(
+    results: pd.DataFrame, lines: Sequence[_Line], printed: pd.DataFrame, protocol: Protocol
+) -> pd.DataFrame:
+    """A row for each line and each of the two metrics: the paper's number and ours, whether the
+    level is the paper's, and, but for plain training, the differences to plain training with their
+    verdict. Cells that are not the paper's training (`follows_paper`) are not comparable."""
     printed = printed.set_index(["dataset", "network", "arm"])
+    pairs = [(line, quantity) for line in lines for quantity in QUANTITIES]
+    gaps = [
+        None
+        if line.arm == WITHOUT
+        else difference(results, line.runs, line.plain, QUANTITIES[quantity][1])
+        for line, quantity in pairs
+    ]
+    by_own_number = [line.head["row"] in ("best", "worst") for line, _ in pairs]
+    asked = [
+        gap._replace(p=math.nan) if gap and own else gap
+        for gap, own in zip(gaps, by_own_number, strict=True)
+    ]
     rows = []
-    for head, (dataset, network, arm), runs, plain in lines:
-        own = protocol._replace(not_run=protocol.not_run.format(dataset))
-        for quantity, (column, last, final) in QUANTITIES.items():
-            number, base = (
-                printed[column].get((dataset, network, side), math.nan) for side in (arm, WITHOUT)
-            )
-            row = {**head, "quantity": quantity, "paper": format_number(number, last.digits)}
-            row["here"] = describe(results, runs, last)
-            row["here, final"] = describe(results, runs, final)
-            if arm != WITHOUT:
-                gap = difference(results, runs, plain, last)
-                if gap and head["row"] in ("best", "worst"):  # picked by this very number
-                    gap = gap._replace(p=math.nan)
-                about = dict(digits=last.digits, was_run=len(plain) > 0)
-                row |= verdict_cells(gap, number - base, own, **about)
-            rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    for (line, quantity), gap in zip(pairs, holm_corrected(asked), strict=True):
+        column, last, final = QUANTITIES[quantity]
+        number, base = (
+            printed[column].get((line.cell.dataset, line.cell.network, side), math.nan)
+            for side in (line.arm, WITHOUT)
+        )
+        follows = all(follows_paper(line.cell, run) for run in (*line.runs, *line.plain))
+        own = protocol._replace(comparable=protocol.comparable and follows)
+        row = {**line.head, "quantity": quantity, "paper": format_number(number, last.digits)}
+        row["here"] = describe(results, line.runs, last)
+        row["here, final"] = describe(results, line.runs, final)
+        shown = not (math.isnan(number) or line.picked) and bool(line.runs)
+        level = {"": (line.runs, number)}
+        row["level"] = level_verdicts(results, level, own, last) if shown else ""
+        if line.arm != WITHOUT:
+            about = dict(digits=last.digits, was_run=len(line.plain) > 0, picked=line.picked)
+            row |= verdict_cells(gap, number - base, own, **about)
+        rows.append(row)
+    table = pd.DataFrame(rows).fillna("")
+    table.attrs["questions"] = sum(gap is not None and not math.isnan(gap.p) for gap in asked)
+    return table
+
+
+def is_run(results: pd.DataFrame, arms: Iterable[Sequence[Run]]) -> bool:
+    """Whether there is a result of any run of these arms."""
+    return bool(results["key"].isin([run.key for arm in arms for run in arm]).any())
+
+
+def not_run_line(printed: pd.DataFrame, dataset: str, networks: Iterable[str]) -> str:
+    """One line for cells of the paper that were not run: which, and the command.
+
+    Example:
+        >>> from hardtrain.papers.distribution_matching.printed import itdm_rows
+        >>> print(not_run_line(itdm_rows(2), "kmnist", ["cnn5"]))
+        Table 2, kmnist, cnn5: not run. `-y "{profile: paper, datasets: [kmnist]}"`
+    """
+    numbers = printed.loc[printed["dataset"] == dataset, "table"]
+    command = f'`-y "{{profile: paper, datasets: [{dataset}]}}"`'
+    return f"Table {numbers.iloc[0]}, {dataset}, {', '.join(networks)}: not run. {command}"
 
 
 def joint_table(
@@ -152,26 +224,25 @@ def joint_table(
     printed: pd.DataFrame,
     protocol: Protocol,
 ) -> pd.DataFrame:
-    """Table 1: without and with ITDM-j.
+    """Table 1: without and with ITDM-j, of the cells that were run.
 
     Args:
         results: from `last_evaluations`.
         arms: of each cell the runs by label, "without" first.
         printed: ``itdm_rows(1)``.
-        protocol: its ``not_run`` says what runs a missing cell, with ``{}`` for the data set.
+        protocol: whether readings are the paper's; of a cell, `follows_paper` decides.
 
     Returns:
         Text columns: for each arm each metric of the paper, the paper's number, ours as the paper
-        means it and of the final model, paired differences to "without", verdict, why.
+        means it and of the final model, whether the level is the paper's, paired differences to
+        "without", verdict, why.
     """
-    ours = {cell[1:]: by_label for cell, by_label in arms.items()}
     lines = []
-    for place in dict.fromkeys([*zip(printed["dataset"], printed["network"], strict=True), *ours]):
-        by_label = ours.get(place, {WITHOUT: (), "ITDM-j": ()})
+    for cell, by_label in arms.items():
         for label, arm in by_label.items():
-            head = {"data set": place[0], "network": place[1], "row": label}
-            key = (*place, WITHOUT if label == WITHOUT else "with")
-            lines.append((head, key, arm, by_label[WITHOUT]))
+            head = {"data set": cell.dataset, "network": cell.network, "row": label}
+            printed_arm = WITHOUT if label == WITHOUT else "with"
+            lines.append(_Line(head, cell, printed_arm, arm, by_label[WITHOUT]))
     return _beside(results, lines, printed, protocol)
 
 
@@ -185,7 +256,8 @@ def weights_table(
     """Table 2, 3, 4 or 5: ITDM-c with the best and the worst λ of five, by test accuracy.
 
     "best" and "worst" are picked on the test set, the paper's on theirs and ours on ours, so
-    they get no p. "λ of the paper's best" and "... worst" are ours without a choice of ours.
+    they get no p. "λ of the paper's best" and "... worst" are ours without a choice of ours. None
+    has a verdict, since the printed numbers are picked ones.
 
     Args:
         results: from `last_evaluations`.
@@ -200,21 +272,21 @@ def weights_table(
     """
     printed = printed[printed["dataset"] == dataset]
     weights = printed.set_index(["network", "arm"])["weight"].fillna(0)  # 0: without
-    ours = {cell.network: by_weight for cell, by_weight in arms.items() if cell.dataset == dataset}
     lines = []
-    for network in dict.fromkeys([*printed["network"], *ours]):
-        mine = ours.get(network, {})
+    for cell, mine in arms.items():
+        if cell.dataset != dataset:
+            continue
         best, worst = picked_weights(results, mine) or (math.nan, math.nan)
         shown = [(WITHOUT, WITHOUT, 0.0), ("best", "best", best), ("worst", "worst", worst)]
         for arm in ("best", "worst"):
-            if mine and (network, arm) in weights:
-                shown.append((f"λ of the paper's {arm}", arm, weights[network, arm]))
+            if (cell.network, arm) in weights:
+                shown.append((f"λ of the paper's {arm}", arm, weights[cell.network, arm]))
         for label, arm, weight in shown:
-            head = {"network": network, "row": label}
-            head["λ, paper"] = _weight(weights.get((network, arm), math.nan))
+            head = {"network": cell.network, "row": label}
+            head["λ, paper"] = _weight(weights.get((cell.network, arm), math.nan))
             head["λ, here"] = _weight(weight)
-            key = dataset, network, arm
-            lines.append((head, key, mine.get(weight, ()), mine.get(0.0, ())))
+            sides = mine.get(weight, ()), mine.get(0.0, ())
+            lines.append(_Line(head, cell, arm, *sides, picked=arm != WITHOUT))
     return _beside(results, lines, printed, protocol)
 
 
@@ -263,12 +335,40 @@ def sweep_table(results: pd.DataFrame, arms: Mapping[Cell, ByLabel]) -> pd.DataF
     for cell, by_label in arms.items():
         row = {"data": cell.label, "arm": "mean over all λ > 0"}
         for quantity, metric in LAST.items():
-            by_seed = {
-                label: metric_by_seed(results, arm, metric.column)
-                for label, arm in by_label.items()
-            }
-            plain = by_seed.pop(WITHOUT)
-            gap = paired(mean_over_arms([*by_seed.values()]), plain)
+            gap = mean_gap(results, by_label, metric)
+            gap = gap and gap._replace(p=math.nan)  # the rows above are this table's questions
             row[f"{quantity} minus {WITHOUT}"] = format_difference(gap, metric.digits)
         rows.append(row)
-    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("")
+    whole = pd.concat([table, pd.DataFrame(rows)], ignore_index=True).fillna("")
+    whole.attrs = table.attrs
+    return whole
+
+
+def mean_gap(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> PairedDifference | None:
+    """The mean over all λ > 0 minus plain training, over the seeds that finished with each: what
+    ITDM-c does without a choice of λ."""
+    by_seed = {label: metric_by_seed(results, arm, metric.column) for label, arm in arms.items()}
+    plain = metric.scale * by_seed.pop(WITHOUT)
+    return paired(metric.scale * mean_over_arms([*by_seed.values()]), plain)
+
+
+def class_table(
+    results: pd.DataFrame, treatment: Sequence[Run], baseline: Sequence[Run], names: Sequence[str]
+) -> pd.DataFrame:
+    """Accuracy of each class (%) without and with, and their difference in points; p values are
+    Holm-corrected. A difference that is the same in each seed has no t interval, so an exact sign
+    test speaks for it; below six seeds it has no bounds at all."""
+    rows = []
+    gaps = class_differences(results, treatment, baseline)
+    for label, gap in enumerate(gaps):
+        row = {"class": names[label] if label < len(names) else str(label)}
+        for heading, arm in ((WITHOUT, baseline), ("with", treatment)):
+            texts = metric_by_seed(results, arm, "per_class_error").map(json.loads)
+            accuracies = [
+                100 * (1 - errors[label]) for errors in texts if errors[label] is not None
+            ]
+            row[f"{heading} (%)"] = describe_values(accuracies, 2)
+        rows.append(row | {"difference (points)": gap})
+    columns = ["class", f"{WITHOUT} (%)", "with (%)", "difference (points)"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return corrected_columns(frame, {"difference (points)": 2})

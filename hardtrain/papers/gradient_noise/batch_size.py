@@ -18,8 +18,8 @@ def with_batch_size(run, batch_size: int, *, lr_scaling: str = "none", same_upda
         lr_scaling: ``none``, ``linear`` or ``sqrt``.
         same_updates: regime adaptation: the number of epochs and every epoch of the schedule are
             multiplied by :math:`B / B_0`, a whole number, so that there are as many updates as
-            with :math:`B_0` (but for the rounding of a short last batch). ``evaluate_every``
-            stays as it is.
+            with :math:`B_0`: exactly where B divides the number of images, else see
+            `num_updates`. ``evaluate_every`` stays as it is.
 
     Raises:
         ParameterError: names the argument; also for ``same_updates`` where B is no multiple
@@ -50,3 +50,19 @@ def with_batch_size(run, batch_size: int, *, lr_scaling: str = "none", same_upda
         changes |= {name: getattr(run, name) * int(ratio) for name in names}
         changes["milestones"] = tuple(epoch * int(ratio) for epoch in run.milestones)
     return dataclasses.replace(run, **changes)
+
+
+def num_updates(run, num_train: int) -> int:
+    """Updates of the whole training on so many images.
+
+    Example:
+        >>> from hardtrain import Run
+        >>> small = Run(dataset="digits", network="cnn_small", epochs=30, batch_size=32)
+        >>> large = with_batch_size(small, 256, same_updates=True)
+        >>> [num_updates(run, 512) for run in (small, large)]
+        [480, 480]
+        >>> [num_updates(run, 300) for run in (small, large)]  # short last batches
+        [300, 480]
+    """
+    whole, rest = divmod(checks.integer("num_train", num_train, low=1), run.batch_size)
+    return run.epochs * (whole + (rest > 0 and not run.drop_last))

@@ -15,11 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain.data.batches import Transform
 from hardtrain.data.images import ImageDataset
+from hardtrain.training.randomness import repeatable_kernels
 
 _BASIS = 20  # Lanczos vectors that are kept
 _RESTARTS = 50  # of at most 19 products each; one or two are usual
-# a GPU's convolutions in TF32, torch's default, would be right to three digits only
-_full_precision = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 class GradientNoiseScale(NamedTuple):
@@ -30,7 +29,7 @@ class GradientNoiseScale(NamedTuple):
     noise_scale: float  # trace / squared_norm: number of samples
 
 
-@_full_precision
+@repeatable_kernels()  # in TF32, torch's default on a GPU, it would be right to three digits
 def largest_eigenvalue(
     model: nn.Module,
     dataset: ImageDataset,
@@ -105,7 +104,7 @@ def largest_eigenvalue(
     return _largest_eigenvalue(product, start.to("cpu", flat.dtype).numpy(), tolerance)
 
 
-@_full_precision
+@repeatable_kernels()
 def gradient_noise_scale(
     model: nn.Module, dataset: ImageDataset, transform: Transform, *, block_size: int = 32
 ) -> GradientNoiseScale:

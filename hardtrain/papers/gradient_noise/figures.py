@@ -1,4 +1,4 @@
-"""Gradient noise and large mini-batches: settings of the paper, and what its figures show.
+"""Gradient noise and large mini-batches: settings of the paper, and the arrays of its figures.
 
 Jaiswal, Taura, "Overcoming Generalization Gap in Large Mini-Batch Training of Deep Neural
 Networks".
@@ -28,7 +28,6 @@ from hardtrain.papers.gradient_noise.landscape import (
     filter_normalised_direction,
     interpolate,
 )
-from hardtrain.report import plotting
 from hardtrain.report.notebook import sample_images
 from hardtrain.training.randomness import derived_seed, isolated_randomness
 
@@ -68,13 +67,16 @@ def constant_alpha(alpha: float, gamma: float, num_steps: int) -> float:
 def samples(
     *, datasets: Sequence[str], train_size: int, test_size: int, data_root: str | None = None
 ) -> dict[str, np.ndarray]:
-    """As `sample_images`, and of the first set ``num_train``, the number of training
-    images that are used."""
-    shown = sample_images(
-        datasets=datasets, train_size=train_size, test_size=test_size, data_root=data_root
-    )
-    used = load_dataset(datasets[0], "train", root=data_root).subset(train_size)
-    return shown | {"num_train": np.array(len(used))}
+    """The lines ``described`` of `sample_images`, and of the first set ``num_train`` and
+    ``num_test``, the numbers of images that are used, and their ``image_size``."""
+    sizes = {"datasets": datasets, "train_size": train_size, "test_size": test_size}
+    train, test = (load_dataset(datasets[0], split, root=data_root) for split in ("train", "test"))
+    return {
+        "described": sample_images(**sizes, data_root=data_root)["described"],
+        "num_train": np.array(len(train.subset(train_size))),
+        "num_test": np.array(len(test.subset(test_size))),
+        "image_size": np.array(train.images.shape[-1]),
+    }
 
 
 def sketch_of_minima(shift: float = 0.25, num_points: int = 601) -> dict[str, np.ndarray]:
@@ -263,17 +265,3 @@ def _curves(lines: Sequence, parts: Mapping, transform: Transform, shape: Sequen
         diverged if line is None else evaluate_states(*line, parts, transform) for line in lines
     ]
     return {name: np.reshape([curve[name] for curve in curves], shape) for name in CURVES}
-
-
-def mean_and_seeds(ax, x: np.ndarray, values: np.ndarray, *, label: str, **style) -> None:
-    """Draw the mean over seeds as a line, and each seed as a thin one.
-
-    Args:
-        ax: axes to draw on.
-        x: shape ``(T,)``.
-        values: shape ``(S, T)``; without a seed the legend says so.
-        label, **style: of the mean, as in `plotting.band`.
-    """
-    mean = values.mean(axis=0, keepdims=True) if len(values) else values
-    line = plotting.band(ax, x, mean, label=label, **style)
-    ax.plot(x, values.T, color=line.get_color(), linestyle=line.get_linestyle(), linewidth=0.4)

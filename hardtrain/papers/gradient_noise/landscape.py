@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from hardtrain.data.batches import Transform
 from hardtrain.data.images import ImageDataset
-from hardtrain.training.evaluation import evaluate
+from hardtrain.training.evaluation import evaluate, in_mode
 from hardtrain.training.randomness import isolated_randomness
 
 
@@ -178,10 +177,31 @@ def estimate_statistics(
     """
     device = data.images.device
     order = torch.randperm(len(data), generator=Generator().manual_seed(0)).to(device)
-    # equal parts: update_bn gives all batches the same weight, also a last one of a few samples
+    # equal parts: the mean gives all batches the same weight, also a last one of a few samples
     parts = order.tensor_split(math.ceil(len(data) / batch_size))
     with isolated_randomness(0, device):  # for networks with dropout
-        update_bn((transform(data.images[part]) for part in parts), model)
+        _update_statistics(model, (transform(data.images[part]) for part in parts))
+
+
+def _update_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """What ``torch.optim.swa_utils.update_bn`` does, bit for bit, which in every layer of every
+    batch reads from the device how many it has seen."""
+    norms = {m: 0 for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    momenta = [norm.momentum for norm in norms]
+
+    def count(norm: nn.Module, _: tuple) -> None:
+        norms[norm] += 1
+        norm.momentum = 1 / norms[norm]
+
+    handles = [norm.register_forward_pre_hook(count) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    with in_mode(model, training=True):
+        for batch in batches if norms else ():
+            model(batch)
+    for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
+        norm.momentum = momentum
+        handle.remove()
 
 
 def _between(name: str, start: Tensor, end: Tensor, alpha: float) -> Tensor:

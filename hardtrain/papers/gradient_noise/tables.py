@@ -28,7 +28,11 @@ from hardtrain.report.tables import (
 )
 from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import Verdict, verdict_single
+from hardtrain.statistics import (
+    Verdict,
+    holm_corrected,
+    verdict_single,
+)
 
 ACCURACY = Metric("accuracy")
 TRAIN_ACCURACY = Metric("train_accuracy")
@@ -91,11 +95,11 @@ def share_of_gap(small: pd.Series, large: pd.Series, treated: pd.Series) -> Shar
 
 
 def with_accuracies(results: pd.DataFrame) -> pd.DataFrame:
-    """Results with ``accuracy`` (validation) and ``train_accuracy`` beside the errors, in %."""
-    return results.assign(
-        accuracy=100 * (1 - results["test_error"]),
-        train_accuracy=100 * (1 - results["train_set_error"]),
-    )
+    """Results with ``accuracy`` (validation) and ``train_accuracy`` beside the errors, in %; nan
+    where no run has the error."""
+    errors = {"accuracy": "test_error", "train_accuracy": "train_set_error"}
+    accuracies = {name: 100 * (1 - results.get(error, math.nan)) for name, error in errors.items()}
+    return results.assign(**accuracies)
 
 
 def printed_accuracies() -> pd.DataFrame:
@@ -174,8 +178,12 @@ def difference_table(results: pd.DataFrame, arms: Arms, protocol: Protocol) -> p
     The paper has no run with noise at its smallest batch size.
     """
     printed = printed_accuracies()["accuracy"]
-    rows = []
-    for cell, base, small in _comparisons(printed.index, arms):
+    rows, comparisons = [], _comparisons(printed.index, arms)
+    found = [
+        difference(results, arms.get(cell, ()), arms.get(base, ()), ACCURACY)
+        for cell, base, _ in comparisons
+    ]
+    for (cell, base, small), here in zip(comparisons, holm_corrected(found), strict=True):
         dataset, network, method, size = cell
         what = f"noise minus no noise, B = {size}"
         if method == "plain":
@@ -184,7 +192,6 @@ def difference_table(results: pd.DataFrame, arms: Arms, protocol: Protocol) -> p
         cells = small, base, cell
         at_small, at_base, at_cell = (printed.get(cell, math.nan) for cell in cells)
         gain = at_cell - at_base
-        here = difference(results, arms.get(cell, ()), arms.get(base, ()), ACCURACY)
         was_run = cell in arms and base in arms
         row |= verdict_cells(here, gain, protocol, was_run=was_run)
         row |= {"share, paper": "", "share, here": ""}
@@ -193,8 +200,29 @@ def difference_table(results: pd.DataFrame, arms: Arms, protocol: Protocol) -> p
             row["share, paper"] = "–" if math.isnan(gain) else f"{printed_share:.0%}"
             by_seed = (metric_by_seed(results, arms.get(cell, ()), "accuracy") for cell in cells)
             row["share, here"] = str(share_of_gap(*by_seed))
+        row["seeds that did not learn"] = "; ".join(
+            f"{_name(side)}: {seeds}"
+            for side in (base, cell)
+            if (seeds := not_learnt(results, arms.get(side, ())))
+        )
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["questions"] = sum(gap is not None and not math.isnan(gap.p) for gap in found)
+    return table
+
+
+def not_learnt(results: pd.DataFrame, arm: Sequence[Run]) -> str:
+    """The seeds of an arm that diverged, or ended with less than half of the training images
+    right: one such seed makes the arm's interval wide, and its mean says little."""
+    accuracies = metric_by_seed(results, arm, "train_accuracy")
+    low = [f"seed {seed} ({value:.2f} %)" for seed, value in accuracies.items() if value < 50]
+    rows = results[results["key"].isin([run.key for run in arm])].drop_duplicates("key")
+    gone = rows[rows["status"] == "diverged"]["seed"]
+    return ", ".join([*low, *(f"seed {seed} (diverged)" for seed in gone)])
+
+
+def _name(cell: Cell) -> str:
+    return f"B = {cell[3]}, {'no noise' if cell[2] == 'plain' else 'noise'}"
 
 
 def treatments_table(
@@ -212,6 +240,41 @@ def treatments_table(
     shares = [str(share_of_gap(by_seed[small], by_seed[large], by_seed[name])) for name in arms]
     is_treated = (table["B"] == arms[large][0].batch_size) & (table["arm"] != large)
     return table.assign(**{"share of the gap": np.where(is_treated, shares, "")})
+
+
+def lines_table(
+    lines: Mapping[str, np.ndarray], names: Sequence[str], *, reading: int = 0
+) -> pd.DataFrame:
+    """Validation accuracy (%) between two networks: at both ends and at the lowest point between
+    them, and how far that lies below the lower end, over seeds.
+
+    Args:
+        lines: of `interpolations`.
+        names: of its pairs.
+        reading: of batch-norm's statistics, as in ``READINGS``.
+    """
+    inside = (lines["alphas"] >= 0) & (lines["alphas"] <= 1)
+    rows = []
+    for name, curves in zip(names, 100 * lines["val_accuracy"][reading], strict=True):
+        known = curves[np.isfinite(curves).all(axis=1)][:, inside]
+        lowest = known.min(axis=1)
+        columns = {"a = 0": known[:, 0], "lowest": lowest, "a = 1": known[:, -1]}
+        columns["lowest minus the lower end (points)"] = lowest - known[:, [0, -1]].min(axis=1)
+        rows.append({"line": name} | {key: describe_values(v, 2) for key, v in columns.items()})
+    return pd.DataFrame(rows)
+
+
+def directions_table(walks: Mapping[str, np.ndarray], names: Sequence[str]) -> pd.DataFrame:
+    """Training loss (nats) of each network, and its rise half a filter's length away in a random
+    direction, mean of both sides, over seeds. ``walks``: of `random_directions`."""
+    distances, rows = walks["distances"], []
+    away = np.isclose(np.abs(distances), 0.5)
+    for name, losses in zip(names, walks["train_loss"], strict=True):
+        known = losses[np.isfinite(losses).all(axis=1)]
+        here, there = known[:, distances == 0].mean(axis=1), known[:, away].mean(axis=1)
+        row = {"network": name, "training loss": describe_values(here, 3)}
+        rows.append(row | {"rise at a distance of 0.5": describe_values(there - here, 3)})
+    return pd.DataFrame(rows)
 
 
 def noise_scale_table(

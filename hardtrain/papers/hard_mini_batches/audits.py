@@ -172,6 +172,13 @@ def claims_audit() -> pd.DataFrame:
     return claims_table([*_text_claims(), *_table6_claims(), *_size_and_time_claims()])
 
 
+def all_claims() -> pd.DataFrame:
+    """`claims_audit`, and behind it `table6_summary` as claims on table 6."""
+    summary = table6_summary().rename(columns={"quantity": "claim"})
+    summary.insert(0, "where", "table 6")
+    return pd.concat([claims_audit(), summary])
+
+
 _Row = namedtuple("_Row", ("train", "train_ci", "test", "test_ci", "epoch", "delta_e"))
 
 

@@ -1,43 +1,65 @@
 """What an update of hard mini-batches costs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from hardtrain.data.images import ImageDataset, resolve_device
-from hardtrain.report.timing import machine, relative_times, small_cnn
+from hardtrain.report import timing
 from hardtrain.runs.run import Run
-from hardtrain.training import lookup
+from hardtrain.runs.train import build
 from hardtrain.training.loop import fit
 from hardtrain.training.randomness import isolated_randomness
 
+NUM_EPOCHS = 2  # the first pass, and as many updates in rounds
+
 
 def hard_batch_step_times(
-    *, batch_size: int = 32, num_batches: int = 8, repetitions: int = 3, device: str = "auto"
+    *,
+    network: str,
+    batch_size: int,
+    image_size: int,
+    num_channels: int,
+    deltas: Sequence[float],
+    precision: str = "float32",
+    channels_last: bool = False,
+    num_batches: int = 8,
+    repetitions: int = 5,
+    device: str = "auto",
 ) -> dict[str, np.ndarray]:
-    """Time per update of hard mini-batches relative to plain training.
+    """Seconds per update of hard mini-batches and of plain training on the same mini-batches.
 
-    Whole trainings of 4 epochs on random images of 8x8, by ``training.fit``, without evaluation;
-    all make the same number of updates.
+    Whole trainings of 2 epochs on random square images, by ``training.fit``, without evaluation,
+    in turns; all make the same number of updates.
 
     Returns:
-        ``deltas (D,)``, ``ratios (D,)``, and ``machine``, a text.
+        ``deltas (1 + D,)``, the first of them 1; ``seconds (R, 1 + D)`` per update by round of
+        the measurement; and ``machine``, a text.
     """
-    deltas = (0.8, 0.5, 0.2)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size * num_batches, 8, 8, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, len(images))
-    data = ImageDataset.from_arrays(images, labels, device=resolve_device(device))
-    plain = Run("random", "cnn_small", epochs=4, lr=1e-6, batch_size=batch_size)
-    runs = [replace(plain, method="hard_batches", options={"delta": delta}) for delta in deltas]
-    first, *others = (partial(_train, run, data) for run in (plain, *runs))
-    ratios = relative_times(first, others, repetitions, warmup=1, device=data.images.device)
-    return {"deltas": np.array(deltas), "ratios": ratios, "machine": np.array(machine(device))}
+    shape = (batch_size * num_batches, image_size, image_size, num_channels)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    if num_channels == 1:
+        images = images[..., 0]
+    data = ImageDataset.from_arrays(
+        images, rng.integers(0, 10, len(images)), device=resolve_device(device)
+    )
+    base = Run("random", network, "hard_batches", epochs=NUM_EPOCHS, batch_size=batch_size)
+    base = replace(base, lr=1e-6, stem="imagenet", precision=precision, channels_last=channels_last)
+    options = [{"delta": 1.0, "order": "index"}, *({"delta": delta} for delta in deltas)]
+    trainings = {
+        number: partial(_train, replace(base, options=chosen), data)
+        for number, chosen in enumerate(options)
+    }
+    times = timing.interleaved(trainings, repetitions, warmup=1, device=data.images.device)
+    seconds = np.array([times[number] for number in trainings]).T / (NUM_EPOCHS * num_batches)
+    facts = {"deltas": np.array([1.0, *deltas]), "machine": np.array(timing.machine(device))}
+    return facts | {"seconds": seconds}
 
 
 def _train(run: Run, data: ImageDataset) -> None:
     with isolated_randomness(0, data.images.device):
-        model = small_cnn(batch_norm=True).to(data.images.device)
-        method = lookup.find_method(run.method)(run, data, model, **run.options)
+        model, method = build(run, data, data)
         fit(run, model, method, lambda model: {})

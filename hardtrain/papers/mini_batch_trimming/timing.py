@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hardtrain.data.images import resolve_device
-from hardtrain.report.timing import machine, relative_times, small_cnn
+from hardtrain.report.timing import machine, ratios_by_round, small_cnn
 from hardtrain.strategies.trimmed_backward import trimmed_backward
 from hardtrain.strategies.trimming import trim
 
@@ -18,16 +18,17 @@ def trimming_step_times(
     *,
     keeps: Sequence[float] = (1.0, 0.7, 0.4, 0.2),
     image_size: int = 8,
-    repetitions: int = 5,
+    repetitions: int = 9,
     device: str = "auto",
 ) -> dict[str, np.ndarray]:
     """Time of a trimmed SGD step relative to a plain one, by the part of the batch that counts.
 
-    Batches of 128; a CNN of three convolutions (32, 64, 64 channels), with and without batch-norm.
+    Batches of 128 square images of ``image_size`` pixels a side, three channels; a CNN of three
+    convolutions (32, 64, 64 channels), with and without batch-norm.
 
     Returns:
         ``keeps (P,)``, the ratios ``trim``, ``trimmed_backward`` (both without batch-norm) and
-        ``trim_batch_norm`` ``(P,)``, and ``machine``, a text.
+        ``trim_batch_norm`` ``(R, P)`` by round of the measurement, and ``machine``, a text.
     """
     place = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
@@ -45,7 +46,7 @@ def trimming_step_times(
         step = partial(_step, torch.optim.SGD(model.parameters(), lr=1e-6))
         plain = partial(step, _backward, model, inputs, targets)
         trimmed = [partial(step, backward, model, inputs, targets, keep) for keep in keeps]
-        measured[kind] = relative_times(plain, trimmed, repetitions, device=place)
+        measured[kind] = ratios_by_round(plain, trimmed, repetitions, device=place)
     return measured
 
 

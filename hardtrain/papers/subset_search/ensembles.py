@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain.data.images import ImageDataset
-from hardtrain.errors import DataError
+from hardtrain.errors import DataError, RecordError
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import load_artefact, run_missing
@@ -36,7 +36,9 @@ def steps_per_epoch(run: Run, num_samples: int) -> int:
     return whole + (rest > 0 and not run.drop_last)
 
 
-def ensemble_of(run: Run, num_runs: int, num_checkpoints: int, num_samples: int) -> list[Run]:
+def ensemble_of(
+    run: Run, num_runs: int, num_checkpoints: int, num_samples: int, *, number: int = 0
+) -> list[Run]:
     """The trainings of an ensemble: ``run`` with other seeds, each keeping checkpoints.
 
     Args:
@@ -44,6 +46,7 @@ def ensemble_of(run: Run, num_runs: int, num_checkpoints: int, num_samples: int)
         num_runs, num_checkpoints: the members are their product. A training whose last half has
             fewer steps keeps as many as that has.
         num_samples: that each trains on.
+        number: of the ensemble, from 0; two of them share no seed.
 
     Example:
         >>> ensemble = ensemble_of(Run("digits", "mlp", epochs=2), 2, 20, 1438)
@@ -52,17 +55,25 @@ def ensemble_of(run: Run, num_runs: int, num_checkpoints: int, num_samples: int)
     """
     steps = run.epochs * steps_per_epoch(run, num_samples)
     kept = (f"checkpoints:{min(num_checkpoints, steps - steps // 2)}",)
-    seeds = range(ENSEMBLE_SEED, ENSEMBLE_SEED + num_runs)
+    seeds = range(ENSEMBLE_SEED + number * num_runs, ENSEMBLE_SEED + (number + 1) * num_runs)
     return [dataclasses.replace(run, seed=seed, keep=kept) for seed in seeds]
 
 
-def finished_runs(ensemble: Sequence[Run], store: RunStore | None) -> list[Run]:
+def finished_runs(
+    ensemble: Sequence[Run], store: RunStore | None, train_missing: bool = True
+) -> list[Run]:
     """The ensemble's runs that did not diverge, trained first if they are missing.
 
     Raises:
         DataError: all diverged.
+        RecordError: one is missing, and ``train_missing`` is false.
     """
-    status = run_missing(ensemble, store, use_committed=False)["status"]
+    status = run_missing(ensemble, store, use_committed=False, train_missing=train_missing)[
+        "status"
+    ]
+    if len(status) < len(ensemble):
+        missing = len(ensemble) - len(status)
+        raise RecordError(f"{missing} of {len(ensemble)} runs of the ensemble are missing here")
     finished = [run for run, word in zip(ensemble, status, strict=True) if word == "finished"]
     if not finished:
         raise DataError(f"all {len(ensemble)} runs of the ensemble diverged: {ensemble[0]}")
@@ -170,12 +181,15 @@ def _scores(tally: EnsembleTally, labels: Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def score_arrays(*, runs: Sequence[Run], store: RunStore | None = None) -> dict[str, np.ndarray]:
+def score_arrays(
+    *, runs: Sequence[Run], store: RunStore | None = None, train_missing: bool = True
+) -> dict[str, np.ndarray]:
     """An ensemble's scores, for ``figure_data``.
 
     Args:
         runs: from `ensemble_of`; those that diverged give no members.
         store: where their checkpoints are; what is missing is trained.
+        train_missing: with false it is a ``RecordError``.
 
     Returns:
         By the names of ``ACQUISITIONS`` the scores ``(N,)``: float16, the error count int16;
@@ -184,7 +198,7 @@ def score_arrays(*, runs: Sequence[Run], store: RunStore | None = None) -> dict[
     Raises:
         DataError: all runs diverged.
     """
-    runs = finished_runs(runs, store)
+    runs = finished_runs(runs, store, train_missing)
     everything = member_order(runs)
     (scores,) = ensemble_scores(runs, store, [everything])
     wrong = (pool_of(runs[0]).labels != load_data(runs[0])[0].labels).cpu().numpy()

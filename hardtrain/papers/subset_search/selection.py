@@ -1,8 +1,9 @@
 """Subset search: the subsets that an ensemble's scores give, and the runs on them.
 
 From trainings to trainings: runs that keep checkpoints (`ensemble_of`) -> scores in a file that can
-be committed (`score_arrays`) -> indices (`choose`, `grow`) -> runs on them (`targets`). Scores are
-used as the file has them, so that it alone leads to the same runs again.
+be committed (`score_arrays`) -> indices (`choose`, `grow`) -> runs on them (`targets`); `plan` does
+it for a whole profile. Scores are used as the file has them, so that it alone leads to the same
+runs again.
 """
 
 import dataclasses
@@ -24,12 +25,17 @@ from hardtrain.training import randomness
 
 
 def subsets_by_members(
-    *, runs: Sequence[Run], store: RunStore | None = None, counts: Sequence[int], size: int
+    *,
+    runs: Sequence[Run],
+    store: RunStore | None = None,
+    train_missing: bool = True,
+    counts: Sequence[int],
+    size: int,
 ) -> dict[str, np.ndarray]:
     """The subsets that the first members of an ensemble choose, for ``figure_data``.
 
     Args:
-        runs, store: as in `score_arrays`.
+        runs, store, train_missing: as in `score_arrays`.
         counts: numbers of members; those that the ensemble does not reach are left out, and all
             its members are always a row.
         size: of the subsets.
@@ -41,7 +47,7 @@ def subsets_by_members(
         ``correlation`` and ``overlap (O, P, A)``, with all members' scores (Spearman's, nan where
         all are equal) and subset (`jaccard`, equal scores drawn anew). ``num_samples ()``.
     """
-    runs = ensembles.finished_runs(runs, store)
+    runs = ensembles.finished_runs(runs, store, train_missing)
     orders = [ensembles.member_order(runs, order) for order in ORDERS]
     num_members = len(orders[0])
     reached = [*sorted({count for count in counts if count < num_members}), num_members]
@@ -190,47 +196,46 @@ def at_equal_updates(run: Run, num_samples: int) -> Run:
 
 
 def candidates(
-    scores: Mapping[str, np.ndarray],
+    scores: Mapping[str, np.ndarray] | None,
     labels: np.ndarray,
     size: int,
-    seeds: Sequence[int],
+    seed: int,
     acquisition: str,
-    grown: np.ndarray,
-) -> dict[str, list[np.ndarray]]:
-    """The subsets of one size that are compared, for each seed its indices.
+    grown: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """The subsets of one size that are compared, as indices.
 
     Args:
-        scores: from `score_arrays`.
+        scores: from `score_arrays`; ``None`` where they are not known.
         labels: ``(N,)``, of the training set.
-        seeds: of the targets. Where no scores are equal all train on the same subset; each draws
-            its own order of equal scores, and its own random subset.
+        seed: of the target: it draws the order of equal scores, and the random subsets.
         acquisition: the function of the variants.
-        grown: the build-up's subset.
+        grown: the build-up's subset, or ``None``.
 
     Returns:
         The highest scores by each of ``ACQUISITIONS`` (their names with blanks); by
         ``acquisition`` also ``highest, balanced`` and ``lowest``; ``build-up``, ``random``,
-        ``random, balanced``.
+        ``random, balanced``. Without scores, or ``grown``, those that need none.
     """
-    rankings = {SPOKEN[name]: (scores[name], {}) for name in ACQUISITIONS}
-    rankings["highest, balanced"] = (scores[acquisition], {"labels": labels})
-    rankings["lowest"] = (scores[acquisition], {"lowest": True})
+    rankings: dict[str, tuple] = {}
+    if scores is not None:
+        rankings = {SPOKEN[name]: (scores[name], {}) for name in ACQUISITIONS}
+        rankings["highest, balanced"] = (scores[acquisition], {"labels": labels})
+        rankings["lowest"] = (scores[acquisition], {"lowest": True})
     rankings["random"] = (np.zeros(len(labels)), {})
     rankings["random, balanced"] = (np.zeros(len(labels)), {"labels": labels})
     chosen = {
-        name: [choose(values, size, seed=seed, **options) for seed in seeds]
+        name: choose(values, size, seed=seed, **options)
         for name, (values, options) in rankings.items()
     }
-    return chosen | {"build-up": [grown] * len(seeds)}
+    return chosen if grown is None else chosen | {"build-up": grown}
 
 
-def targets(
-    run: Run, seeds: Sequence[int], chosen: Sequence[np.ndarray], num_samples: int
-) -> list[Run]:
+def targets(run: Run, chosen: Mapping[int, np.ndarray], num_samples: int) -> list[Run]:
     """``run`` with each seed, trained from scratch on that seed's samples."""
     return [
         on_subset(dataclasses.replace(run, seed=seed), indices, num_samples)
-        for seed, indices in zip(seeds, chosen, strict=True)
+        for seed, indices in chosen.items()
     ]
 
 

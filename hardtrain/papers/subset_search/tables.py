@@ -1,6 +1,7 @@
 """Subset search: what is in the subsets, what training on them costs and gives."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,11 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from hardtrain.errors import ParameterError
 from hardtrain.papers.subset_search.ensembles import ACQUISITIONS, SPOKEN
-from hardtrain.papers.subset_search.selection import choose
-from hardtrain.report.tables import metric_by_seed
+from hardtrain.papers.subset_search.selection import choose, jaccard
+from hardtrain.report.tables import describe_values, difference, metric_by_seed
+from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import mean_interval
+from hardtrain.statistics import detectable, mean_interval
 
 
 def chance_overlap(fraction: float) -> float:
@@ -90,23 +92,61 @@ def label_error_curve(scores: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray
     return precision[-2::-1], recall[-2::-1]  # without sklearn's own last point
 
 
-def label_error_table(scores: Mapping[str, np.ndarray], wrong: np.ndarray) -> pd.DataFrame:
+def label_error_table(
+    doubts: Sequence[Mapping[str, np.ndarray]], wrong: np.ndarray
+) -> pd.DataFrame:
     """Wrong labels (%) among as many highest scores as there are wrong ones, average precision,
-    and how much must be looked at to find nine tenths of them, beside chance. Equal scores count
-    by the share of wrong labels among them."""
+    and how much must be looked at to find nine tenths of them, beside chance: means over ensembles
+    with 95 % intervals. Equal scores count by the share of wrong labels among them."""
     rows, number = [], int(wrong.sum())
     for name in ACQUISITIONS:
-        values = scores[name].astype(float)
-        precision, recall = label_error_curve(values, wrong)
-        first = np.flatnonzero(recall >= 0.9)[0]
-        looked_at = recall[first] * number / precision[first] / len(wrong)
-        cut = np.sort(values)[-number]
-        above = values > cut
-        found = wrong[above].sum() + (number - above.sum()) * wrong[values == cut].mean()
-        average = average_precision_score(wrong, values)
-        numbers = [f"{100 * value:.1f}" for value in (found / number, average, looked_at)]
-        rows.append([SPOKEN[name], *numbers])
+        shares = [_label_error_shares(scores[name].astype(float), wrong) for scores in doubts]
+        rows.append(
+            [
+                SPOKEN[name],
+                *(describe_values(column, 1, 100) for column in zip(*shares, strict=True)),
+            ]
+        )
     chance = [f"{100 * value:.1f}" for value in (wrong.mean(), wrong.mean(), 0.9)]
     columns = ["acquisition function", f"wrong among the {number} highest (%)",
                "average precision (%)", "looked at to find 90 % (%)"]  # fmt: skip
     return pd.DataFrame([*rows, ["chance", *chance]], columns=columns)
+
+
+def _label_error_shares(values: np.ndarray, wrong: np.ndarray) -> tuple[float, float, float]:
+    precision, recall = label_error_curve(values, wrong)
+    first, number = np.flatnonzero(recall >= 0.9)[0], int(wrong.sum())
+    looked_at = recall[first] * number / precision[first] / len(wrong)
+    cut = np.sort(values)[-number]
+    above = values > cut
+    found = wrong[above].sum() + (number - above.sum()) * wrong[values == cut].mean()
+    return found / number, average_precision_score(wrong, values), looked_at
+
+
+def ensembles_table(
+    scores: Sequence[np.ndarray], sizes: Mapping[float, int], results: pd.DataFrame, arms: Mapping
+) -> pd.DataFrame:
+    """How far the choice is luck: the overlap of two ensembles' subsets, and the difference in
+    test error that so many seeds would see in four of five repetitions.
+
+    Args:
+        scores: of each ensemble, ``(N,)``.
+        sizes: of the subsets, by the part that is kept.
+        results: of the runs.
+        arms: by the part that is kept: runs on the chosen subsets, all data, random subsets.
+    """
+    rows = []
+    for fraction, size in sizes.items():
+        sets = [choose(values, size, seed=0) for values in scores]
+        overlaps = [jaccard(first, second) for first, second in combinations(sets, 2)]
+        chosen, whole, drawn = arms[fraction]
+        gaps = [difference(results, chosen, base) for base in (whole, drawn)]
+        least = [np.nan if gap is None else detectable(gap) for gap in gaps]
+        overlap = np.mean(overlaps) if overlaps else np.nan
+        rows.append([f"{100 * fraction:g}", format_number(overlap, 2),
+                     format_number(chance_overlap(fraction), 2),
+                     *(format_number(value, 2) for value in least)])  # fmt: skip
+    columns = ["kept (%)", "overlap of two ensembles' subsets (Jaccard)", "by chance",
+               "seen with 80 % power: chosen minus all data (points)",
+               "chosen minus random (points)"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)

@@ -176,16 +176,17 @@ def test_score_correlations_match_ranks_in_a_loop(histories, tiny_run):
 
 @pytest.fixture
 def smoothed_run(tiny_run):
-    def make(**changes):
-        options = {"variant": "WPV", "smoothing": 0.5}
+    def make(relative=True, **changes):
+        options = {"variant": "WPV", "smoothing": 0.5, "relative": relative}
         return tiny_run(**({"method": "active_bias", "options": options} | changes))
 
     return make
 
 
-def test_reading_effects_match_plain_weights(histories, smoothed_run):
+@pytest.mark.parametrize("relative", [True, False])
+def test_reading_effects_match_plain_weights(histories, smoothed_run, relative):
     _, arrays, _ = histories
-    runs = [smoothed_run(batch_size=60)] * 2
+    runs = [smoothed_run(relative, batch_size=60)] * 2
     found = emphasis.reading_effects([arrays, None], runs=runs, num_batches=5)
     weights = []
     for shift in (0, 1):
@@ -194,11 +195,12 @@ def test_reading_effects_match_plain_weights(histories, smoothed_run):
             for v, n in zip(arrays["variance"], arrays["count"], strict=True)
         ]
         mean = sum(scores) / 60
-        weights.append([(s + 0.5 * mean) / (1.5 * mean) for s in scores])
+        epsilon = 0.5 * mean if relative else 0.5
+        weights.append([(s + epsilon) / (mean + epsilon) for s in scores])
     largest = max(abs(b - a) / a for a, b in zip(*weights, strict=True))
     np.testing.assert_allclose(found["variance"], [largest, np.nan], rtol=1e-5)
     np.testing.assert_allclose(found["scope"], [0, np.nan], atol=1e-7)  # the batch is the set
-    assert largest > 0.01
+    assert largest > 0.002
 
 
 def test_reading_effects_scope_is_the_spread_of_means(histories, smoothed_run):
@@ -210,6 +212,21 @@ def test_reading_effects_scope_is_the_spread_of_means(histories, smoothed_run):
     # of a mean of 10 out of 60 without replacement; a standard deviation is good to 1/sqrt(2n)
     exact = weights.std(ddof=1) * math.sqrt((1 - 10 / 60) / 10)
     assert scope == pytest.approx(exact, rel=5 / math.sqrt(2 * 4000))
+
+
+def test_reading_effects_take_the_unbiased_variance_by_n_minus_1(histories, smoothed_run):
+    """Worked out from the lists of probabilities themselves."""
+    _, arrays, lists = histories
+    weights = []
+    for ddof in (0, 1):
+        variances = [np.var(values, ddof=ddof) if values else 0.0 for values in lists]
+        scores = np.array([
+            math.sqrt(v + v * v / (len(values) - 1)) if values else 0.0
+            for v, values in zip(variances, lists, strict=True)
+        ])  # fmt: skip
+        weights.append((scores + 0.5) / (scores + 0.5).mean())
+    (found,) = emphasis.reading_effects([arrays], runs=[smoothed_run(relative=False)])["variance"]
+    assert found == pytest.approx(np.max(np.abs(weights[1] / weights[0] - 1)), rel=1e-5)
 
 
 def test_reading_effects_without_scores_are_nan(histories, smoothed_run):

@@ -32,6 +32,7 @@ def test_arm_method_makes_a_run_of_its_variant(name):
         dataset="digits",
         network="cnn_small",
         **variants.arm_method(name, smoothing=0.3, burn_in=0.2),
+        keep=variants.artefacts(name, 0.3),
     )
     if name == variants.SCAN:
         assert (run.method, dict(run.options)) == ("plain", {})
@@ -39,6 +40,7 @@ def test_arm_method_makes_a_run_of_its_variant(name):
     assert run.method == "active_bias"
     short = name.removeprefix("SGD-")
     assert run.options["variant"] == {"Uni": "uniform"}.get(short, short)
+    assert run.options["relative"] == (name == variants.UNIFORM)  # added as it is, where it counts
     is_baseline = name == variants.UNIFORM  # takes no reading, so that its key depends on none
     assert (run.options["smoothing"] == 0.3, run.options["burn_in"] == 0.2) == (
         not is_baseline,

@@ -1,8 +1,10 @@
 """Scores of logits and features, worked out by hand, by a slow loop or by the modules they use."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
+from scipy.stats import binomtest
 
 from hardtrain.papers.distribution_matching.calibration import (
     cross_entropy,
@@ -13,10 +15,11 @@ from hardtrain.papers.distribution_matching.calibration import (
 from hardtrain.papers.distribution_matching.figures import (
     CALIBRATION_SCORES,
     calibration_scores,
+    confidence_bins,
+    draw_calibration,
     draw_pairs,
     embedded_pair,
     feature_scores,
-    pooled_bins,
 )
 
 
@@ -79,17 +82,39 @@ def test_spread_is_zero_if_the_network_says_the_same_of_all():
     assert calibration_scores([same, spread])["spread"].tolist() == [0, 1.5]
 
 
-def test_pooled_bins_weigh_runs_by_their_samples():
+def test_confidence_bins_weigh_runs_by_their_samples():
     found = {
-        "count": np.array([[3, 0, 1], [1, 0, 0], [9, 9, 9]]),
-        "confidence": np.array([[0.1, np.nan, 0.9], [0.3, np.nan, np.nan], [0, 0, 0]]),
-        "accuracy": np.array([[1.0, np.nan, 0.5], [0.0, np.nan, np.nan], [0, 0, 0]]),
+        "count": np.array([[3, 0, 1], [1, 0, 0], [0, 0, 0], [9, 9, 9]]),
+        "confidence": np.array([[0.1, np.nan, 0.9], [0.3, np.nan, np.nan], [np.nan] * 3, [0] * 3]),
+        "accuracy": np.array([[1.0, np.nan, 0.5], [0.0, np.nan, np.nan], [np.nan] * 3, [0] * 3]),
     }
-    confidence, accuracy = pooled_bins(found, [0, 1])
-    np.testing.assert_allclose(confidence, [0.15, 0.9])
-    np.testing.assert_allclose(accuracy, [0.75, 0.5])
-    confidence, accuracy = pooled_bins(found, [0, 1], fewest=2)
-    np.testing.assert_allclose([confidence, accuracy], [[0.15], [0.75]])
+    bins = confidence_bins(found, [0, 1, 2], fewest=0.5)  # the third diverged
+    assert bins["images"].tolist() == [2, 0.5]
+    np.testing.assert_allclose(bins["confidence"], [15, 90])
+    np.testing.assert_allclose(bins["accuracy"], [75, 50])
+    assert confidence_bins(found, [0, 1, 2], fewest=1)["images"].tolist() == [2]
+    assert confidence_bins(found, [2]).empty
+
+
+def test_confidence_bins_have_wilson_bounds_of_one_test_set():
+    """Of one run's images, however many runs there are."""
+    count, accuracy = np.array([[40, 20]] * 5), np.array([[0.9, 1.0]] * 5)
+    bins = confidence_bins({"count": count, "accuracy": accuracy, "confidence": accuracy}, range(5))
+    for row, (right, images) in enumerate(((36, 40), (20, 20))):
+        wilson = binomtest(right, images).proportion_ci(method="wilson")
+        assert bins["low"][row] == pytest.approx(100 * wilson.low, rel=1e-6)
+        assert bins["high"][row] == pytest.approx(100 * wilson.high, rel=1e-6)
+
+
+def test_calibration_is_drawn_with_bars_and_counts():
+    table = pd.DataFrame({"images": [50.0, 8], "confidence": [95.0, 60], "accuracy": [100.0, 50],
+                          "low": [93.0, 20], "high": [100 - 1e-14, 80]})  # fmt: skip
+    losses = {"as it is": pd.DataFrame({0.0: [0.3, 0.4], 0.8: [0.2, 0.3]})}
+    fig = draw_calibration({"without": table}, losses, {"without": {}, "as it is": {}})
+    gap = fig.axes[0].containers[0]
+    assert gap.lines[0].get_ydata().tolist() == [5, -10]
+    assert fig.axes[2].lines[0].get_ydata().tolist() == [50, 8]
+    assert len(draw_calibration({}, losses, {"as it is": {}}).axes) == 3  # nothing was run
 
 
 @pytest.fixture

@@ -3,7 +3,13 @@
 import pytest
 
 from hardtrain import ParameterError, Run, load_history, run_missing
-from hardtrain.papers.distribution_matching.plan import Cell, joint_and_class, plan, trainings
+from hardtrain.papers.distribution_matching.plan import (
+    Cell,
+    follows_paper,
+    joint_and_class,
+    plan,
+    trainings,
+)
 
 DIGITS = Cell("small", "digits", "cnn_small")
 
@@ -85,9 +91,35 @@ def test_trainings_scale_the_schedule_with_the_epochs():
 
 def test_trainings_keep_features_if_asked():
     assert {run.keep for run in trainings(DIGITS, [0, 1], {})} == {("logits",)}
-    assert {run.keep for run in trainings(DIGITS, [0, 1], {}, features=True)} == {
-        ("features", "logits")
-    }
+    kept = [run.keep for run in trainings(DIGITS, [0, 1], {}, features=[1, 2])]
+    assert kept == [("logits",), ("features", "logits")]
+
+
+FASHION = Cell("initial", "fashion-mnist", "cnn2")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 49},
+        {"lr": 0.02},
+        {"evaluate": "epoch"},
+        {"train_size": 6000},
+        {"precision": "bfloat16"},
+        {"batch_size": 100},
+        {"balanced": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_run_with_another_protocol_is_not_the_papers(changes):
+    assert follows_paper(FASHION, trainings(FASHION, [7], {"weight": 1.0}, balanced=True)[0])
+    (run,) = trainings(FASHION, [7], {"weight": 1.0}, **{"balanced": True} | changes)
+    assert not follows_paper(FASHION, run)
+
+
+def test_a_cell_that_the_paper_lacks_is_not_the_papers():
+    other = FASHION._replace(network="cnn5")
+    assert not follows_paper(other, trainings(other, [7], {}, balanced=True)[0])
 
 
 def test_trainings_refuse_another_rhythm():
@@ -125,7 +157,7 @@ def test_trainings_still_have_the_keys_of_runs_that_took_hours(options, key):
     cell = Cell("initial", "fashion-mnist", "cnn2")
     fields = dict(train_size=0, test_size=0, batch_size=150, balanced=True, device="auto")
     fields |= dict(epochs=0, lr=0.0, evaluate="steps", data_root=None)
-    (run,) = trainings(cell, [0], options, features=True, **fields)
+    (run,) = trainings(cell, [0], options, features=[0], **fields)
     assert run.key == key
 
 

@@ -12,15 +12,21 @@ from hardtrain.papers.distribution_matching.tables import (
     LAST,
     cells_table,
     class_differences,
+    class_table,
+    is_run,
     joint_table,
     last_evaluations,
+    mean_gap,
+    not_run_line,
     picked_weights,
     protocol_table,
     sweep_table,
     weight_sweep,
     weights_table,
+    with_scores,
 )
 from hardtrain.report.tables import Metric, Protocol
+from hardtrain.statistics import paired_difference
 
 DIGITS = Cell("small", "digits", "cnn_small")
 
@@ -49,7 +55,7 @@ def frame(arms, **columns):
 
 
 def arm(weight, seeds=(0, 1, 2), cell=DIGITS):
-    return trainings(cell, list(seeds), {"weight": weight})
+    return trainings(cell, list(seeds), {"weight": weight}, balanced=True)
 
 
 def test_last_evaluations_average_the_last_ones():
@@ -161,14 +167,15 @@ def test_weights_table_stands_beside_the_paper(kmnist):
     assert (best["paper"], best["Δ, paper"]) == ("95.79", "+0.22")
     assert best["here"].startswith("96.10 ± ")
     assert best["here, final"].startswith("96.11 ± ")
-    assert best["Δ, here"] == "+0.50 ± 0.00 (n = 3)"  # no p: picked by this very number
-    assert best["verdict"] == "same direction"
+    assert best["Δ, here"] == "+0.50 in each (n = 3)"  # no p: picked by this very number
+    assert best["verdict"] == "no verdict"  # picked on the test set, the paper's and ours
     worst = cell_of(table, "worst", "accuracy")
-    assert (worst["λ, here"], worst["verdict"]) == ("0.2", "opposite")
-    assert worst["Δ, here"] == "-0.50 ± 0.00 (n = 3)"
+    assert (worst["λ, here"], worst["verdict"], worst["level"]) == ("0.2", "no verdict", "")
+    assert worst["Δ, here"] == "-0.50 in each (n = 3)"
     without = cell_of(table, "without", "cross")
     assert (without["λ, paper"], without["paper"], without["λ, here"]) == ("0", "0.183", "0")
     assert without["here"].startswith("0.190 ± ")
+    assert without["level"] == "reproduced"
     assert [without[name] for name in ("Δ, paper", "Δ, here", "verdict", "why")] == [""] * 4
 
 
@@ -176,12 +183,13 @@ def test_weights_table_compares_the_printed_weight_too(kmnist):
     arms, results = kmnist
     table = weights_table(results, arms, itdm_rows(2), "kmnist", ALL)
     same = cell_of(table, "λ of the paper's best", "accuracy")
-    assert (same["λ, here"], same["verdict"]) == ("0.8", "reproduced")
+    assert (same["λ, here"], same["verdict"]) == ("0.8", "no verdict")  # the paper's is picked
     assert 0 < float(same["Δ, here"].split("p = ")[1]) < 0.05
     entropy = cell_of(table, "λ of the paper's best", "cross")
-    assert (entropy["Δ, paper"], entropy["verdict"]) == ("-0.013", "reproduced")
+    assert entropy["Δ, paper"] == "-0.013"
     absent = cell_of(table, "λ of the paper's worst", "accuracy")  # λ = 0.4 was not run
-    assert (absent["here"], absent["verdict"]) == ("not run", "not comparable")
+    assert absent["here"] == "not run"
+    assert table.attrs["questions"] == 2  # best and worst have no p
 
 
 def test_weights_table_takes_differences_from_the_values(kmnist):
@@ -191,15 +199,15 @@ def test_weights_table_takes_differences_from_the_values(kmnist):
     assert cell_of(table, "worst", "cross")["Δ, paper"] == "-0.021"
 
 
-def test_weights_table_says_what_was_not_run(kmnist):
+def test_what_was_not_run_is_one_line(kmnist):
     arms, results = kmnist
-    table = weights_table(results, arms, itdm_rows(5), "stl10", ALL)
-    assert len(table) == 3 * 3 * 2  # networks, rows, quantities
-    assert set(table["here"]) == {"not run"}
-    tried = table[table["row"] != "without"]
-    assert set(tried["λ, here"]) == {"–"}
-    assert set(tried["verdict"]) == {"not run"}
-    assert set(tried["why"]) == {"run stl10"}
+    assert weights_table(results, arms, itdm_rows(5), "stl10", ALL).empty
+    assert is_run(results, arms[KMNIST].values())
+    assert not is_run(results, [arm(0.4, cell=KMNIST)])
+    line = not_run_line(itdm_rows(5), "stl10", ["resnet18", "vgg13"])
+    assert line == (
+        'Table 5, stl10, resnet18, vgg13: not run. `-y "{profile: paper, datasets: [stl10]}"`'
+    )
 
 
 def test_weights_table_of_cells_that_are_not_the_papers(kmnist):
@@ -208,14 +216,7 @@ def test_weights_table_of_cells_that_are_not_the_papers(kmnist):
     assert set(table["row"]) == {"without", "best", "worst"}
     best = cell_of(table, "best", "accuracy")
     assert {best[name] for name in ("λ, paper", "paper", "Δ, paper")} == {"–"}
-    assert best["why"] == "the paper has no such cell"
-
-
-def test_weights_table_gives_no_verdict_on_another_protocol(kmnist):
-    arms, results = kmnist
-    quick = Protocol(comparable=False, reason="quick")
-    best = cell_of(weights_table(results, arms, itdm_rows(2), "kmnist", quick), "best", "accuracy")
-    assert (best["verdict"], best["why"]) == ("not comparable", "quick")
+    assert best["level"] == ""
 
 
 def test_weights_table_of_diverged_runs(kmnist):
@@ -223,33 +224,100 @@ def test_weights_table_of_diverged_runs(kmnist):
     gone = measured(arms[KMNIST].values(), [95.5, 95.6, 95.7] + [math.nan] * 9, [0.2] * 12)
     table = weights_table(gone, arms, itdm_rows(2), "kmnist", ALL)
     best = cell_of(table, "best", "accuracy")
-    assert (best["λ, here"], best["verdict"]) == ("–", "not comparable")
+    assert (best["λ, here"], best["Δ, here"], best["verdict"]) == ("–", "", "no verdict")
     assert cell_of(table, "λ of the paper's best", "accuracy")["here"] == "3 diverged"
 
 
-def test_joint_table_has_a_row_for_each_number_of_kernels():
+@pytest.fixture
+def joint():
+    """A cell of table 1 with one and five kernels, and its results."""
     cell = Cell("initial", "kmnist", "cnn2")
     arms = {"without": arm(0.0, cell=cell)}
     for number in (1, 5):
         options = {"weight": 1.0, "by_class": False, "num_scales": number}
-        arms[f"{number} kernels"] = trainings(cell, [0, 1, 2], options)
-    accuracy = [94.1, 94.2, 94.3, 94.2, 94.5, 94.5, 93.1, 93.2, 93.3]
-    loss = [0.22, 0.23, 0.24, 0.19, 0.20, 0.206, 0.22, 0.23, 0.24]
-    table = joint_table(measured(arms.values(), accuracy, loss), {cell: arms}, itdm_rows(1), ALL)
-    assert table["data set"].tolist() == ["qmnist"] * 4 + ["kmnist"] * 6 + ["fashion-mnist"] * 4
-    assert set(table[table["data set"] == "qmnist"]["why"]) == {"", "run qmnist"}
-    ours = table[table["data set"] == "kmnist"].set_index(["row", "quantity"])
+        arms[f"{number} kernels"] = trainings(cell, [0, 1, 2], options, balanced=True)
+    accuracy = [94.1, 94.2, 94.3, 94.2, 94.5, 94.5, 93.1, 93.2, 93.31]
+    loss = [0.222, 0.23, 0.238, 0.19, 0.20, 0.206, 0.22, 0.23, 0.24]
+    return {cell: arms}, measured(arms.values(), accuracy, loss)
+
+
+def test_joint_table_has_a_row_for_each_number_of_kernels(joint):
+    arms, results = joint
+    table = joint_table(results, arms, itdm_rows(1), ALL)
+    assert table["data set"].tolist() == ["kmnist"] * 6  # what was not run is left out
+    ours = table.set_index(["row", "quantity"])
     without = ours.loc["without", "cross-entropy (nats)"]
-    assert (without["paper"], without["verdict"]) == ("0.227", "")
+    assert (without["paper"], without["level"], without["verdict"]) == ("0.227", "reproduced", "")
     entropy = ours.loc["1 kernels", "cross-entropy (nats)"]
     assert (entropy["paper"], entropy["Δ, paper"]) == ("0.196", "-0.031")
     assert entropy["Δ, here"].startswith("-0.031 ± ")
     assert entropy["verdict"] == "reproduced"
     rows = {number: ours.loc[f"{number} kernels", "accuracy (%)"] for number in (1, 5)}
-    assert rows[1]["verdict"] == "no difference seen"
+    assert rows[1]["verdict"] == "undecided"
     assert rows[5]["verdict"] == "opposite"
-    assert rows[5]["Δ, here"] == "-1.00 ± 0.00 (n = 3), p < 0.001"
+    assert rows[5]["level"] == "not reproduced"
+    assert rows[5]["Δ, here"].startswith("-1.00 ± 0.01 (n = 3), p < 0.001")
     assert rows[5]["here, final"].startswith("93.21 ± ")
+
+
+def test_joint_table_corrects_its_four_questions(joint):
+    arms, results = joint
+    table = joint_table(results, arms, itdm_rows(1), ALL)
+    assert table.attrs["questions"] == 4
+    (cell,) = arms
+    alone = paired_difference(
+        *(
+            results[results["key"].isin([run.key for run in arms[cell][name]])].set_index("seed")[
+                "last_test_loss"
+            ]
+            for name in ("1 kernels", "without")
+        )
+    )
+    row = table[(table["row"] == "1 kernels") & table["quantity"].str.startswith("cross")]
+    assert float(row["Δ, here"].item().split("p = ")[1]) == pytest.approx(3 * alone.p, abs=1e-3)
+
+
+def test_joint_table_gives_no_verdict_on_another_protocol(joint):
+    arms, results = joint
+    (cell,) = arms
+    other = ALL._replace(comparable=False, reason="r")
+    reading = joint_table(results, arms, itdm_rows(1), other)
+    assert set(reading[reading["row"] != "without"]["verdict"]) == {"not comparable"}
+    short = trainings(cell, [0, 1, 2], {"weight": 0.0}, balanced=True, epochs=10)
+    table = joint_table(results, {cell: arms[cell] | {"without": short}}, itdm_rows(1), ALL)
+    rows = table[table["row"] == "1 kernels"]
+    assert set(rows["level"]) == set(rows["verdict"]) == {"not comparable"}
+
+
+def test_a_mean_over_weights_is_a_difference_without_a_choice():
+    arms = labelled(0.0, 0.2, 0.4)
+    accuracy = [90.0, 91, 92, 91, 92, 90, 92, 95, math.nan]
+    gap = mean_gap(measured(arms.values(), accuracy, [1.0] * 9), arms, LAST["accuracy (%)"])
+    assert (gap.mean, gap.n) == (pytest.approx(2.0), 2)
+
+
+def test_class_table_says_both_sides_and_corrects():
+    pair = arm(0.4), arm(0.0)
+    errors = ["[0.5, null, 0.0]", "[0.3, null, 0.0]", "[0.1, null, 0.0]"]
+    errors += ["[0.6, null, 0.25]", "[0.5, null, 0.25]", "[0.15, null, 0.25]"]
+    table = class_table(frame(pair, per_class_error=errors), *pair, ["a", "b", "c"])
+    assert table["class"].tolist() == ["a", "b", "c"]
+    assert table.loc[0, "with (%)"].startswith("70.00 ± ")
+    assert table.loc[2, "without (%)"] == "75.00 ± 0.00 (n = 3)"
+    assert table.loc[1, "difference (points)"] == ""
+    # 25 points in each of three seeds: no t interval, and the sign test has p = 1/4
+    assert table.loc[2, "difference (points)"] == "+25.00 in each (n = 3), p = 0.250"
+    assert table.attrs["questions"] == 2
+
+
+def test_scores_are_joined_by_run():
+    runs = arm(0.4)
+    results = frame([runs], x=[1.0, 2, 3])
+    arrays = {"knn": np.array([5.0, 6.0])}
+    found = with_scores(results, [(arrays, runs[:2]), (None, runs)], ["knn"])
+    assert found["knn"].tolist()[:2] == [5, 6]
+    assert math.isnan(found["knn"][2])
+    assert with_scores(results, [(None, runs)], ["knn"])["knn"].isna().all()
 
 
 def labelled(*weights, seeds=(0, 1, 2)):
@@ -291,7 +359,7 @@ def test_cells_table_compares_each_arm_with_the_plain_training_of_its_cell():
     assert list(table) == ["data", "arm", "first", "first minus without", "second"]
     assert table["data"].tolist() == ["digits, cnn_small"] * 2 + ["digits, cnn5"] * 2
     assert table["first minus without"].tolist() == [
-        "", "+1.3 ± 1.4 (n = 3), p = 0.057", "", "-1.0 ± 0.0 (n = 3), p < 0.001",
+        "", "+1.3 ± 1.4 (n = 3), p = 0.114", "", "-1.0 in each (n = 3), p = 0.250",
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from hardtrain import ParameterError, load_history, run_missing
-from hardtrain.papers.gradient_noise.batch_size import with_batch_size
+from hardtrain.papers.gradient_noise.batch_size import num_updates, with_batch_size
 from hardtrain.training import loop
 
 
@@ -92,3 +92,19 @@ def test_same_updates_train_as_many_steps(tiny_run, store):
 def test_with_batch_size_refuses_by_name(tiny_run, arguments, text):
     with pytest.raises(ParameterError, match=text):
         with_batch_size(tiny_run(batch_size=16), **{"batch_size": 32} | arguments)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batch_size", [10, 16, 60])
+def test_updates_are_those_of_the_loop(tiny_run, store, batch_size, drop_last):
+    run = tiny_run(batch_size=batch_size, epochs=2, lr=0.02, drop_last=drop_last)  # 60 samples
+    history = load_history(run_missing([run], store), store)
+    assert num_updates(run, 60) == history["step"].max()
+
+
+@pytest.mark.parametrize(("num_train", "sizes"), [(256, (32, 64, 128)), (6903, (32, 64, 128))])
+def test_the_notebooks_sizes_have_equal_updates(tiny_run, num_train, sizes):
+    """Of quick exactly full batches; of the whole of Caltech-101 with a short last one."""
+    run = tiny_run(batch_size=32, epochs=15)
+    longer = [with_batch_size(run, size, same_updates=True) for size in sizes]
+    assert len({num_updates(each, num_train) for each in longer}) == 1

@@ -1,6 +1,7 @@
 """The eigenvalue against dense Hessians and known spectra; the covariance against plain loops."""
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from hardtrain.papers.gradient_noise.curvature import (
     largest_eigenvalue,
     noise_term,
 )
+from hardtrain.training import randomness
 
 
 def start(seed=0):
@@ -65,7 +67,7 @@ def test_largest_eigenvalue_is_not_the_largest_in_magnitude(train, transform):
     model = small_network(seed=1, scale=4.0).eval()
     with torch.no_grad():
         labels = model(transform(train.images)).argmin(dim=1)
-    wrong = ImageDataset(**{**vars(train), "labels": labels})
+    wrong = dataclasses.replace(train, labels=labels)
     spectrum = dense_spectrum(model, wrong, transform)
     assert -spectrum[0] > 1.2 * spectrum[-1] > 0
     found = largest_eigenvalue(model, wrong, transform, generator=start())
@@ -143,7 +145,7 @@ def test_largest_eigenvalue_of_softmax_regression_is_known(train, transform):
     expected = torch.linalg.eigvalsh(second_moments)[-1].item() / 3
     found = largest_eigenvalue(softmax_at_zero(3), train, transform, generator=start())
     assert found == pytest.approx(expected, rel=1e-3)
-    other = ImageDataset(**{**vars(train), "labels": train.labels.flip(0)})
+    other = dataclasses.replace(train, labels=train.labels.flip(0))
     again = largest_eigenvalue(softmax_at_zero(3), other, transform, generator=start())
     assert again == pytest.approx(expected, rel=1e-3)
 
@@ -247,9 +249,7 @@ def test_gradient_noise_scale_of_softmax_regression_is_known(train, transform):
 def test_gradient_noise_scale_at_its_limits(train, transform):
     model = small_network()
     same = torch.zeros(9, dtype=torch.int64)
-    repeated = ImageDataset(
-        **{**vars(train), "images": train.images[same], "labels": train.labels[same]}
-    )
+    repeated = dataclasses.replace(train, images=train.images[same], labels=train.labels[same])
     found = gradient_noise_scale(model, repeated, transform)
     assert found.squared_norm > 0.01
     assert 0 <= found.noise_scale < 1e-10  # equal samples: no noise, and no cancellation
@@ -320,13 +320,15 @@ def test_curvature_asks_for_full_precision_and_gives_it_back(measure, train, tra
 
     class Watching(nn.Flatten):
         def forward(self, inputs):
-            seen.append(torch.backends.cudnn.allow_tf32)
+            seen.append([getattr(place, name) for place, name, _ in settings])
             return super().forward(inputs)
 
-    before = torch.backends.cudnn.allow_tf32
+    settings = randomness._settings("float32")
+    before = [getattr(place, name) for place, name, _ in settings]
     measure(nn.Sequential(Watching(), nn.Linear(64, 3)), train, transform)
-    assert set(seen) == {False}
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert seen
+    assert all(values == [value for _, _, value in settings] for values in seen)
+    assert [getattr(place, name) for place, name, _ in settings] == before
 
 
 def test_largest_eigenvalue_of_a_diverged_network_is_nan(train, transform):

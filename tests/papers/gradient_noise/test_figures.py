@@ -8,6 +8,7 @@ from torch.optim.swa_utils import update_bn
 
 from hardtrain import Run, RunStore, build_network, evaluate, run_missing
 from hardtrain.networks import has_batch_norm
+from hardtrain.papers.gradient_noise import drawing
 from hardtrain.papers.gradient_noise import figures as noise_figures
 from hardtrain.papers.gradient_noise.curvature import gradient_noise_scale, largest_eigenvalue
 from hardtrain.runs.sweep import load_artefacts
@@ -49,7 +50,9 @@ def test_sketch_has_a_flat_and_a_sharp_minimum():
 def test_samples_count_the_training_images(tiny_set, train_size, num_train):
     found = noise_figures.samples(datasets=[tiny_set], train_size=train_size, test_size=0)
     assert int(found["num_train"]) == num_train
-    assert found["images"].shape == (3, 1, 8, 8)
+    assert int(found["image_size"]) == 8
+    assert len(found["described"]) == 2
+    assert "images" not in found  # the picture stands in notebook 1
 
 
 # --- figure data ----------------------------------------------------------------------------------
@@ -202,10 +205,32 @@ def test_the_start_of_training_has_the_runs_own_initial_weights(
 
 def test_mean_and_seeds_draws_one_mean_and_every_seed():
     ax, values = Figure().subplots(), np.array([[1.0, 2.0], [3.0, 6.0]])
-    noise_figures.mean_and_seeds(ax, np.arange(2), values, label="both", color="black")
+    drawing.mean_and_seeds(ax, np.arange(2), values, label="both", color="black")
     mean, *seeds = [line.get_ydata().tolist() for line in ax.lines]
     assert mean == [2.0, 4.0]
     assert seeds == values.tolist()
     empty = Figure().subplots()
-    noise_figures.mean_and_seeds(empty, np.zeros(0), np.zeros((0, 0)), label="none")
-    assert empty.lines[0].get_label() == "none: all diverged"
+    drawing.mean_and_seeds(empty, np.zeros(0), np.zeros((0, 0)), label="none")
+    assert empty.lines[0].get_label() == "none: no finished run"
+
+
+def test_batch_sizes_have_the_papers_colours():
+    looks = drawing.batch_styles([32, 128])
+    papers = drawing.batch_styles([32, 64, 128])
+    red, blue, green = (papers[size]["color"] for size in (32, 64, 128))
+    assert [looks[size]["color"] for size in (32, 128)] == [red, green]
+    assert [look["color"] for look in drawing.batch_styles([16, 64, 256]).values()] == [
+        red, blue, green,
+    ]  # fmt: skip
+    assert drawing.noise_style()["color"] == "black"
+    assert len({look["color"] for look in drawing.batch_styles(range(1, 7)).values()}) == 6
+
+
+def test_accuracy_at_one_rate_is_never_drawn_above_all():
+    """Seeds as thin lines: the bound of an interval would lie above 100 %."""
+    values = np.array([[1.0, 0.9], [0.98, 0.95], [1.0, 1.0]])[None, None]
+    lines = {f"{side}_accuracy": values for side in ("val", "train")}
+    lines |= {f"{side}_loss": 1.1 - values for side in ("val", "train")}
+    axes = drawing.draw_same_rate(lines | {"alphas": np.array([0, 1])}, 32, 128).axes
+    assert not axes[1].collections
+    assert max(line.get_ydata().max() for line in axes[1].lines) == 100

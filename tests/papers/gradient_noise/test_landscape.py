@@ -1,16 +1,20 @@
 """Curves against models put together by hand; exact ends; statistics of a set sorted by class."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from hardtrain import ImageDataset, build_network, evaluate
 from hardtrain.data.batches import Transform
+from hardtrain.networks import use_ghost_batch_norm
 from hardtrain.papers.gradient_noise.landscape import (
     along_direction,
+    estimate_statistics,
     evaluate_states,
     filter_normalised_direction,
     interpolate,
@@ -188,6 +192,31 @@ def test_curves_leave_networks_and_global_randomness_alone(sets, transform):
     assert (models[0][1].training, models[1].training) == (True, False)
     assert models[0][1].momentum == 0.1
     assert all(parameter.grad is None for parameter in models[0].parameters())
+
+
+@pytest.mark.parametrize("ghost", [0, 7])
+def test_statistics_are_those_of_torch_without_a_look_at_the_device_in_each_batch(
+    sets, transform, looks, ghost
+):
+    def waits(num_images):
+        ours, theirs = with_batch_norm(1), with_batch_norm(1)
+        if ghost:
+            use_ghost_batch_norm(ours, ghost)
+            use_ghost_batch_norm(theirs, ghost)
+        ours.eval()
+        data = sets["train"].take(torch.arange(num_images))
+        with looks() as during:
+            estimate_statistics(ours, data, transform, batch_size=10)
+        parts = torch.randperm(num_images, generator=torch.Generator().manual_seed(0))
+        parts = parts.tensor_split(math.ceil(num_images / 10))
+        with torch.no_grad():
+            update_bn((transform(data.images[part]) for part in parts), theirs)
+        assert state_bits(ours) == state_bits(theirs)
+        assert not ours.training
+        assert [m.momentum for m in ours.modules() if hasattr(m, "momentum")] == [0.1]
+        return during.waits
+
+    assert waits(20) == waits(40)
 
 
 def test_interpolate_rejects_networks_of_different_architecture():

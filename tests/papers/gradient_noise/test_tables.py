@@ -9,7 +9,7 @@ import pytest
 
 from hardtrain import Run
 from hardtrain.papers.gradient_noise import tables as noise_tables
-from hardtrain.report.tables import Protocol
+from hardtrain.report.tables import Protocol, difference
 from hardtrain.statistics import mean_interval
 
 AS_PRINTED = Protocol(comparable=True)
@@ -174,9 +174,9 @@ def test_difference_table_pairs_the_batch_sizes_and_the_noise(measured):
     assert ours.loc[larger.format(64), "Δ, here"].startswith("-4.15 ± ")
     assert ours["verdict"].to_dict() == {
         larger.format(64): "reproduced",
-        larger.format(128): "same direction",
+        larger.format(128): "other size",
         noise.format(64): "opposite",
-        noise.format(128): "no difference seen",
+        noise.format(128): "not reproduced",
         noise.format(32): "not comparable",
     }
     assert ours.loc[noise.format(32), "why"] == "the paper has no such cell"
@@ -184,6 +184,53 @@ def test_difference_table_pairs_the_batch_sizes_and_the_noise(measured):
     assert other["accuracy (points)"] == "B = 256 minus B = 16, no noise"
     assert other["Δ, here"].startswith("-4.75 ± ")
     assert other["verdict"] == "not comparable"
+
+
+def test_difference_table_corrects_all_its_questions(measured):
+    results, _, arms = measured
+    table = noise_tables.difference_table(results, arms, AS_PRINTED)
+    assert table.attrs["questions"] == 6  # five of caltech101, one of digits
+    cells = [("caltech101", "resnet50", method, 64) for method in ("gradient_noise", "plain")]
+    alone = difference(results, *(arms[cell] for cell in cells), noise_tables.ACCURACY)
+    row = table[table["accuracy (points)"] == "noise minus no noise, B = 64"].iloc[0]
+    assert float(row["Δ, here"].split("p = ")[1]) > 1.9 * alone.p
+
+
+def test_a_seed_that_did_not_learn_is_named(measured):
+    results, _, arms = measured
+    cell = ("caltech101", "resnet50", "gradient_noise", 64)
+    results.loc[results["key"] == arms[cell][2].key, "train_accuracy"] = 23.4
+    assert noise_tables.not_learnt(results, arms[cell]) == "seed 2 (23.40 %)"
+    assert noise_tables.not_learnt(results, arms["digits", "mlp", "plain", 256]) == (
+        "seed 9 (diverged)"
+    )
+    table = noise_tables.difference_table(results, arms, AS_PRINTED)
+    named = table.set_index("accuracy (points)")["seeds that did not learn"]
+    assert named["noise minus no noise, B = 64"] == "B = 64, noise: seed 2 (23.40 %)"
+    assert named["noise minus no noise, B = 128"] == ""
+    assert named["B = 256 minus B = 16, no noise"] == "B = 256, no noise: seed 9 (diverged)"
+
+
+def test_accuracies_of_nothing_are_no_error():
+    found = noise_tables.with_accuracies(pd.DataFrame({"key": [], "test_error": []}))
+    assert found[["accuracy", "train_accuracy"]].empty
+
+
+def test_lines_table_finds_the_lowest_point_between_the_ends():
+    inside = [[0.1, 0.9, 0.8, 0.95, 0.2], [0.1, 0.9, 0.7, 0.95, 0.2], [np.nan] * 5]
+    lines = {"alphas": np.array([-1, 0, 0.5, 1, 2]), "val_accuracy": np.array([[inside]] * 2)}
+    (row,) = noise_tables.lines_table(lines, ["32 to 64"]).to_dict("records")
+    assert row["lowest"].startswith("75.00 ± ")
+    assert row["lowest minus the lower end (points)"].startswith("-15.00 ± ")
+    assert (row["a = 0"], row["a = 1"]) == ("90.00 ± 0.00 (n = 2)", "95.00 ± 0.00 (n = 2)")
+
+
+def test_directions_table_is_the_rise_to_both_sides():
+    losses = np.array([[[9.0, 3, 1, 2, 9], [9, 4, 2, 3, 9]]])
+    walks = {"distances": np.array([-1, -0.5, 0, 0.5, 1]), "train_loss": losses}
+    (row,) = noise_tables.directions_table(walks, ["B = 32"]).to_dict("records")
+    assert row["training loss"].startswith("1.500 ± ")
+    assert row["rise at a distance of 0.5"] == "1.500 ± 0.000 (n = 2)"
 
 
 def test_difference_table_keeps_the_papers_pairs_when_only_others_were_run(measured):

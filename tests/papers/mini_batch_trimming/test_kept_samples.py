@@ -12,6 +12,25 @@ def kept_shares(tiny_set):
     return lambda artefacts, **kw: kept_samples.kept_shares(artefacts, dataset=tiny_set, **kw)
 
 
+def test_among_equal_shares_the_mean_loss_decides(kept_shares):
+    # 4 epochs, one a quarter; in the last one samples 1, 2, 4 count, the others do not
+    counts = np.array([[1] * 6] * 3 + [[0, 1, 1, 0, 1, 0]])
+    first = {"counts": counts, "losses": np.array([[9.0] * 6] * 3 + [[5, 1, 3, 4, 2, 6]])}
+    second = {"counts": counts, "losses": np.array([[0.0] * 6] * 3 + [[5, 1, 0, 4, 2, 6]])}
+    found = kept_shares([first, second], epochs=4, num_shown=2, train_size=6)
+    assert found["most"].tolist() == [4, 2]  # losses 2, 1.5 and 1
+    assert found["least"].tolist() == [3, 0]  # 4, 5 and 6
+    assert found["tied"].tolist() == [3, 3]
+    lines = [title.split("\n")[1:] for title in found["titles"]]
+    assert lines == [["100 %", "2"], ["100 %", "1.5"], ["0 %", "4"], ["0 %", "5"]]
+
+
+def test_artefacts_of_older_trainings_have_no_losses(kept_shares):
+    counts = np.array([[1, 1, 1]] * 3 + [[0, 1, 0]])
+    found = kept_shares([{"counts": counts}], epochs=4, num_shown=1, train_size=3)
+    assert (found["most"].tolist(), found["least"].tolist()) == ([1], [0])
+
+
 def test_kept_shares_divide_by_the_epochs_of_each_quarter(kept_shares):
     # 6 epochs: quarters hold epochs 0, 1 | 2 | 3, 4 | 5
     counts = np.array([[2, 2, 2], [1, 1, 0], [2, 1, 0], [1, 0, 0]])

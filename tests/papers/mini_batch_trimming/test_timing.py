@@ -18,7 +18,7 @@ def measured(monkeypatch):
             weights = [w for group in self.param_groups for w in group["params"]]
             gradients.append(torch.cat([weight.grad.flatten() for weight in weights]))
 
-    def relative_times(plain, others, repetitions, **options):
+    def ratios_by_round(plain, others, repetitions, **options):
         for step in (plain, *others):
             step()
         return len(gradients) + np.arange(len(others))
@@ -27,7 +27,7 @@ def measured(monkeypatch):
         sent_back.append(keep)
         trimmed_backward(model, inputs, targets, keep)
 
-    monkeypatch.setattr(timing, "relative_times", relative_times)
+    monkeypatch.setattr(timing, "ratios_by_round", ratios_by_round)
     monkeypatch.setattr(timing, "trimmed_backward", recorded_backward)
     monkeypatch.setattr(torch.optim, "SGD", Recorded)
     return timing.trimming_step_times(keeps=(1.0, 0.2), device="cpu"), gradients, sent_back

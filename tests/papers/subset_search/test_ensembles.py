@@ -1,6 +1,7 @@
 """Scores of checkpoints against a loop over all models, and what is committed of them."""
 
 import dataclasses
+import functools
 import weakref
 from itertools import product
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hardtrain import DataError, load_artefact, run_missing
+from hardtrain import DataError, RecordError, load_artefact, run_missing
 from hardtrain.papers.subset_search import ensembles, selection
 from hardtrain.papers.subset_search.ensembles import ACQUISITIONS
 from hardtrain.report.figure_data import figure_data
@@ -175,6 +176,21 @@ def test_ensemble_keeps_what_the_last_half_has(run_of):
     seeds = [member.seed for member in ensembles.ensemble_of(run, 3, 1, 60)]
     assert len(set(seeds)) == 3
     assert min(seeds) == ensembles.ENSEMBLE_SEED
+    other = [member.seed for member in ensembles.ensemble_of(run, 3, 1, 60, number=1)]
+    assert len({*seeds, *other}) == 6
+
+
+def test_nothing_is_trained_where_that_is_not_wanted(ensemble_of, store):
+    runs = ensemble_of()
+    run_missing(runs[:1], store, use_committed=False)
+    with pytest.raises(RecordError, match="1 of 2 runs of the ensemble are missing here"):
+        figure_data("fig_1", ensembles.score_arrays, store.path.parent, runs=runs,
+                    artefact=runs[0].keep[0], store=store, train_missing=False)  # fmt: skip
+    for make in (ensembles.score_arrays, functools.partial(selection.subsets_by_members,
+                                                           counts=[1], size=9)):  # fmt: skip
+        with pytest.raises(RecordError):
+            make(runs=runs, store=store, train_missing=False)
+    assert len(run_missing(runs, store, use_committed=False, train_missing=False)) == 1
 
 
 def test_diverged_runs_give_no_members(ensemble_of, trained, monkeypatch):

@@ -105,7 +105,7 @@ def test_subsets_by_members_fit_a_committed_file(ensemble_of, tmp_path, monkeypa
             for first, second in zip(entropies, votes, strict=True)
         ]
 
-    monkeypatch.setattr(ensembles, "finished_runs", lambda runs, store: runs)
+    monkeypatch.setattr(ensembles, "finished_runs", lambda runs, *_: runs)
     monkeypatch.setattr(ensembles, "ensemble_scores", random_scores)
     runs = ensemble_of(num_runs=5, epochs=10, num_checkpoints=20)
     settings = dict(counts=[1, 2, 5, 10, 20, 50], size=35_000)
@@ -192,29 +192,34 @@ def test_candidates_are_what_their_names_say():
     scores = {name: rng.random(200) + labels for name in ACQUISITIONS}
     scores["variation_ratio"] = np.repeat([1.0, 0.0], [20, 180])
     grown = np.arange(80)
-    found = selection.candidates(scores, labels, 80, [3, 4], "mutual_information", grown)
+    found, other = (
+        selection.candidates(scores, labels, 80, seed, "mutual_information", grown)
+        for seed in (3, 4)
+    )
     assert list(found) == [
         "predictive entropy", "mutual information", "variation ratio", "error count",
         "highest, balanced", "lowest", "random", "random, balanced", "build-up",
     ]  # fmt: skip
-    assert all(len(set(part)) == 80 for parts in found.values() for part in parts)
+    assert all(len(set(part)) == 80 for part in found.values())
     ranked = np.argsort(-scores["mutual_information"])
-    for part in found["mutual information"]:
-        assert set(part) == set(ranked[:80])
-    assert set(found["lowest"][0]) == set(ranked[-80:])
+    assert set(found["mutual information"]) == set(ranked[:80]) == set(other["mutual information"])
+    assert set(found["lowest"]) == set(ranked[-80:])
     for name in ("highest, balanced", "random, balanced"):
-        assert np.bincount(labels[found[name][1]]).tolist() == [40, 40]
+        assert np.bincount(labels[found[name]]).tolist() == [40, 40]
     of_class_0 = [i for i in ranked if labels[i] == 0]
-    assert set(of_class_0[:40]) < set(found["highest, balanced"][0])
-    assert all(set(range(20)) < set(part) for part in found["variation ratio"])
+    assert set(of_class_0[:40]) < set(found["highest, balanced"])
+    assert set(range(20)) < set(found["variation ratio"])
     for name in ("variation ratio", "random", "random, balanced"):
-        assert set(found[name][0]) != set(found[name][1])
-    assert found["build-up"][1] is grown
+        assert set(found[name]) != set(other[name])
+    assert found["build-up"] is grown
+    few = selection.candidates(None, labels, 80, 3, "mutual_information", None)
+    assert list(few) == ["random", "random, balanced"]
+    assert few["random"].tolist() == found["random"].tolist()
 
 
 def test_targets_differ_in_seed_and_subset(run_of):
-    parts = [np.array([1, 2]), np.array([5, 9])]
-    first, second = selection.targets(run_of(seed=8), [3, 4], parts, NUM_SAMPLES)
+    parts = {3: np.array([1, 2]), 4: np.array([5, 9])}
+    first, second = selection.targets(run_of(seed=8), parts, NUM_SAMPLES)
     assert (first.seed, second.seed) == (3, 4)
     assert subsets.unpack(second.subset, NUM_SAMPLES).tolist() == [5, 9]
     assert dataclasses.replace(first, seed=8, subset="") == run_of(seed=8)

@@ -106,10 +106,34 @@ def test_label_error_table_by_hand():
     wrong = np.array([False, True, False, True, False, False, False, False, False, False])
     ranked = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     scores = {name: np.zeros(10) for name in ACQUISITIONS} | {"error_count": ranked}
-    table = subset_tables.label_error_table(scores, wrong).set_index("acquisition function")
+    table = subset_tables.label_error_table([scores], wrong).set_index("acquisition function")
     assert table.columns[0] == "wrong among the 2 highest (%)"
     # 2 highest: one; at the thresholds of the two: 1/2 and 2/4; four to see both
-    assert table.loc["error count"].tolist() == ["50.0", "50.0", "40.0"]
+    assert table.loc["error count"].tolist() == [f"{x} (n = 1)" for x in ("50.0", "50.0", "40.0")]
     # all tied: as good as chance, and everything looked at
-    assert table.loc["predictive entropy"].tolist() == ["20.0", "20.0", "100.0"]
+    assert table.loc["predictive entropy"].tolist() == [
+        f"{x} (n = 1)" for x in ("20.0", "20.0", "100.0")
+    ]
     assert table.loc["chance"].tolist() == ["20.0", "20.0", "90.0"]
+
+
+def test_label_errors_of_several_ensembles_have_an_interval():
+    wrong = np.array([False, True, False, True, False, False])
+    sure, blind = np.array([0, 9, 0, 8, 0, 0]), np.arange(6)[::-1]
+    doubts = [dict.fromkeys(ACQUISITIONS, scores) for scores in (sure, blind, sure)]
+    table = subset_tables.label_error_table(doubts, wrong)
+    half = 4.302653 * np.std([1, 0.5, 1], ddof=1) / math.sqrt(3)
+    assert table.iloc[0, 1] == f"83.3 ± {100 * half:.1f} (n = 3)"
+
+
+def test_ensembles_table_by_hand():
+    scores = [np.array([9, 8, 7, 1, 1.5, 0]), np.array([9, 8, 0, 1, 1.5, 7]), np.arange(6.0)]
+    results = frame(a=[0.10, 0.20, 0.30], b=[0.11, 0.22, 0.33], c=[math.nan] * 3)
+    arms = {0.5: tuple(arm(name, 3) for name in "bac")}
+    table = subset_tables.ensembles_table(scores, {0.5: 3}, results, arms)
+    overlaps = [2 / 4, 0 / 6, 1 / 5]
+    assert table.iloc[0, :3].tolist() == ["50", f"{np.mean(overlaps):.2f}", "0.33"]
+    half = 4.302653 / math.sqrt(3)  # of 1, 2, 3 points; and t's quantile 0.8
+    assert float(table.iloc[0, 3]) == pytest.approx(half * (1 + 1.060660 / 4.302653), abs=0.01)
+    assert table.iloc[0, 4] == "–"
+    assert subset_tables.ensembles_table(scores[:1], {0.5: 3}, results, arms).iloc[0, 1] == "–"

@@ -1,0 +1,328 @@
+"""Runs as tasks on Ray: two on the two cores of a laptop, hundreds on the GPUs of a cluster.
+
+The process that asks for runs is the driver. It hands out one task a run, largest first, holds the
+run's lock meanwhile and writes its record; a task that was lost with its worker or node is handed
+out again and goes on from its last checkpoint.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import filelock
+import torch
+
+from hardtrain import checks
+from hardtrain.errors import DataError, HardtrainError, ParameterError
+from hardtrain.runs import costs
+from hardtrain.runs.engines import ENGINES, stored_row
+from hardtrain.runs.ray_worker import Desk, train_task
+from hardtrain.runs.run import Run
+from hardtrain.runs.status import Announced
+from hardtrain.runs.store import RunStore
+from hardtrain.runs.train import fingerprint_at_hand, load_data
+
+TRIES = 3  # a run whose worker dies so often without finishing another epoch is given up
+PATIENCE = 0.5  # seconds between two looks at what the workers say
+
+
+def train_on_ray(
+    runs: Sequence[Run],
+    store: RunStore,
+    progress: Announced,
+    *,
+    ray_address: str | None = None,
+    gpus_per_run: float | None = None,
+    cpus_per_run: float = 1.0,
+    max_runs_at_once: int | None = None,
+) -> None:
+    """Train ``runs`` as Ray tasks.
+
+    Args:
+        ray_address: of a cluster one of whose nodes this is (``"auto"``, ``"host:6379"``);
+            default ``$RAY_ADDRESS``, else Ray is started on this machine, for this sweep.
+        gpus_per_run: a fraction lets runs share a GPU; when their memory does not suffice, half
+            as many go on. Default: 1 where there are GPUs and the run may use one.
+        cpus_per_run: cores that a run occupies, and its threads. Records are those of ``local``
+            with as many threads.
+        max_runs_at_once: default: as many as there is room for.
+
+    Raises:
+        ParameterError: Ray is not installed, or an option is not allowed.
+    """
+    ray = _ray()
+    for name, value in (("gpus_per_run", gpus_per_run), ("cpus_per_run", cpus_per_run)):
+        if value is not None:
+            checks.number(name, value, low=0, above=name == "cpus_per_run")
+    if gpus_per_run is not None and gpus_per_run > 1 and gpus_per_run % 1:
+        raise ParameterError(f"gpus_per_run = {gpus_per_run} is more than 1, and not whole")
+    if max_runs_at_once is not None:
+        checks.integer("max_runs_at_once", max_runs_at_once, low=1)
+    address = ray_address or os.environ.get("RAY_ADDRESS")
+    if (address or "").startswith("ray://"):
+        raise ParameterError(
+            f"ray_address = {address!r}: start the sweep on a node of the cluster, with 'auto'"
+        )
+    if len(runs) == 1 and not address and not ray.is_initialized():
+        ENGINES["local"](runs, store, progress)  # Ray would only have to start first
+        return
+    options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
+    with (
+        _connected(ray, address),
+        _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
+    ):
+        driver.train(sorted(runs, key=costs.work, reverse=True))
+
+
+def _ray() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ParameterError(
+            "engine = 'ray' needs Ray: pip install 'hardtrain[ray]', or pip install ray"
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
+    """With Ray: the program's own, if it has begun one, else one that ends with the sweep."""
+    if ray.is_initialized():
+        yield
+        return
+    main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    options: dict[str, Any] = {"address": address or "local"}
+    if not address:
+        options |= {"include_dashboard": False}
+        if hasattr(os, "sched_getaffinity"):  # the cores that a scheduler has given us
+            options["num_cpus"] = len(os.sched_getaffinity(0))
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ParameterError(
+            f"ray_address = {address!r}: no cluster answers ({error}); is it running, and is "
+            "RAY_AUTH_MODE here what it is there?"
+        ) from error
+    try:
+        if main:  # Ray sets its own
+            signal.signal(signal.SIGTERM, on_sigterm)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class _Job:
+    """A run on its way, whose lock is held."""
+
+    run: Run
+    lock: filelock.BaseFileLock
+    share: float = 0.0  # of a GPU
+    epochs: int = 0  # finished ones, when it was handed out last, or since
+    tries: int = 0
+
+
+class _Driver:
+    """Hands out runs, listens, and writes what comes back."""
+
+    def __init__(
+        self,
+        ray: ModuleType,
+        store: RunStore,
+        progress: Announced,
+        options: dict[str, Any],
+        at_once: int | None,
+        grows: bool = False,
+    ):
+        self.ray, self.store, self.progress = ray, store, progress
+        self.options, self.at_once, self.grows = options, at_once, grows
+        self.running: dict[Any, _Job] = {}  # by the reference of the task
+        self.ready: deque[_Job] = deque()  # to be handed out again
+        self.failed: list[tuple[Run, Exception]] = []
+        self.said: set[str] = set()
+        self.jobs: dict[str, _Job] = {}
+
+    def __enter__(self) -> "_Driver":
+        ray = self.ray
+        here = ray.get_runtime_context().get_node_id()
+        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        desk = ray.remote(Desk).options(scheduling_strategy=place, **options)
+        self.desk = desk.remote(self.store.path, self.store.checkpoint_seconds)
+        self.task = ray.remote(max_retries=0)(train_task)
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self.progress.say(
+                "interrupted; finished runs and checkpoints are kept: run again to go on"
+            )
+        with contextlib.suppress(Exception):  # of a cluster that is gone
+            for reference in self.running:
+                self.ray.cancel(reference, force=True)
+            self.ray.kill(self.desk)
+        for job in self.jobs.values():
+            job.lock.release()
+
+    def train(self, runs: Sequence[Run]) -> None:
+        waiting = deque(runs)
+        while waiting or self.ready or self.running:
+            self._hand_out(waiting)
+            done: list = []
+            if self.running:
+                done, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
+            else:
+                time.sleep(PATIENCE)
+            self._listen()
+            for reference in done:
+                self._take_back(self.running.pop(reference), reference)
+        if self.failed:
+            run, error = self.failed[0]
+            error.add_note(
+                f"this is the error of {run}; {len(self.failed)} of {len(runs)} runs failed, the "
+                "others are finished"
+            )
+            raise error
+
+    def _hand_out(self, waiting: deque[Run]) -> None:
+        """As many runs as there is room for; those that another process holds wait."""
+        room = self._room() - len(self.running)
+        held: list[Run] = []
+        while room > 0 and (self.ready or waiting):
+            job = self.ready.popleft() if self.ready else self._begin(waiting.popleft(), held)
+            if job is not None:
+                self._start(job)
+                room -= 1
+        waiting.extend(held)
+        if held and not self.running:
+            self._say_once(f"{len(held)} runs are being trained by another sweep; waiting for it")
+
+    def _begin(self, run: Run, held: list[Run]) -> _Job | None:
+        """The run's job, if its lock is free and it is still missing."""
+        fingerprint = fingerprint_at_hand(run.dataset, run.data_root) or load_data(run)[2]
+        lock = self.store.lock(run.key, fingerprint)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            held.append(run)
+            return None
+        self.jobs[run.key] = job = _Job(run, lock)
+        if stored_row(run, self.store) is None:
+            return job
+        self._end(job)  # another has finished it
+        return None
+
+    def _start(self, job: _Job) -> None:
+        fields = job.run.as_dict()
+        if job.run.device.startswith("cuda"):
+            fields["device"] = "cuda"  # of those that Ray gives to the task
+        options = self._options(job.run)
+        if options["num_gpus"] == 0 and job.run.device == "auto":
+            fields["device"] = "cpu"
+        job.share = options["num_gpus"]
+        threads = max(1, int(options["num_cpus"]))
+        place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
+        reference = self.task.options(name=str(job.run), **options).remote(
+            fields, job.run.key, place, self.desk
+        )
+        self.running[reference] = job
+
+    def _options(self, run: Run) -> dict[str, float]:
+        gpus = self.options["num_gpus"]
+        if gpus is None:
+            gpus = float(run.device != "cpu" and self.ray.cluster_resources().get("GPU", 0) > 0)
+        return self.options | {"num_gpus": gpus}
+
+    def _room(self) -> int:
+        """How many runs may be handed out: what fits, and as many again, so that no worker
+        waits for the next and a cluster that grows sees that more is wanted."""
+        needs = {"CPU": self.options["num_cpus"], "GPU": self.options["num_gpus"]}
+        needs = {name: need for name, need in needs.items() if need}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        slots = sum(min(int(n.get(k, 0) / need) for k, need in needs.items()) for n in nodes)
+        if slots == 0:
+            text = f"no node has what a run needs ({needs}); largest: " + str(
+                {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+            )
+            if not self.grows:
+                raise ParameterError(text)
+            self._say_once(f"{text}; waiting for one")
+        return self.at_once or max(1, 2 * slots)
+
+    def _listen(self) -> None:
+        for key, epochs, loss, host, shared in self.ray.get(self.desk.take_notes.remote()):
+            job = self.jobs.get(key)
+            if job is None:
+                continue
+            if epochs > job.epochs:
+                job.epochs, job.tries = epochs, 0
+            self.progress(job.run, epochs, loss)
+            if not shared:
+                self._say_once(
+                    f"{host} does not share the disk of {self.store.path}: checkpoints go "
+                    "through Ray"
+                )
+
+    def _take_back(self, job: _Job, reference: Any) -> None:
+        errors = self.ray.exceptions
+        try:
+            outcome = self.ray.get(reference)
+        except errors.RayTaskError as error:
+            outcome = error.cause if isinstance(error.cause, Exception) else error
+        except errors.RayError as error:  # its worker or its node is gone
+            job.tries += 1
+            if job.tries < TRIES:
+                self.ready.append(job)
+                return
+            outcome = HardtrainError(
+                f"its worker died {TRIES} times, last: {type(error).__name__}: {error}"
+            )
+        if isinstance(outcome, torch.OutOfMemoryError) and 0 < job.share < 1:
+            share = min(1.0, 2 * job.share)
+            if share > self.options["num_gpus"]:
+                self.options["num_gpus"] = share
+                self.progress.say(
+                    f"out of memory: from now on a run takes {share:g} of a GPU, not {job.share:g}"
+                )
+            self.ready.append(job)
+            return
+        if isinstance(outcome, torch.OutOfMemoryError):
+            outcome = ParameterError(
+                f"batch_size = {job.run.batch_size} needs more memory than the device has"
+            )
+        if isinstance(outcome, dict):
+            self._keep(job, outcome)
+        else:
+            self.failed.append((job.run, outcome))
+            self.progress.say(f"failed: {job.run}: {outcome}")
+        self._end(job)
+
+    def _keep(self, job: _Job, record: dict) -> None:
+        here = fingerprint_at_hand(job.run.dataset, job.run.data_root)
+        if here not in (None, record["fingerprint"]):
+            error = DataError(f"{job.run.dataset} holds other images where {job.run} was trained")
+            self.failed.append((job.run, error))
+            return
+        self.store.save(record)
+        self.store.remove_checkpoints(record["key"], record["fingerprint"])
+
+    def _end(self, job: _Job) -> None:
+        self.progress(job.run, job.run.epochs)
+        job.lock.release()
+        del self.jobs[job.run.key]
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.progress.say(text)

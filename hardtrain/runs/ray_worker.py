@@ -1,0 +1,96 @@
+"""What runs elsewhere on a Ray cluster: a run's task, and the desk at which tasks report."""
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardtrain.errors import HardtrainError, RecordError
+from hardtrain.runs.run import Run
+from hardtrain.runs.store import RunStore
+from hardtrain.runs.train import train_run
+
+
+class Desk(RunStore):
+    """The driver's store, and what the workers tell of their progress: an actor on its machine."""
+
+    def __init__(self, path: Path, checkpoint_seconds: float):
+        super().__init__(path, checkpoint_seconds=checkpoint_seconds)
+        self._notes: list[tuple] = []
+
+    def note(self, *what: Any) -> None:
+        self._notes.append(what)
+
+    def take_notes(self) -> list[tuple]:
+        notes, self._notes = self._notes, []
+        return notes
+
+
+class _WorkersStore(RunStore):
+    """The store on a disk that the worker shares; records are the driver's to write."""
+
+    def save(self, record: dict) -> None:
+        """The driver's."""
+
+    def remove_checkpoints(self, key: str, fingerprint: str) -> None:
+        """The driver's."""
+
+
+class _DistantStore(_WorkersStore):
+    """The store on the driver's disk, through its desk."""
+
+    def __init__(self, desk: Any, checkpoint_seconds: float):
+        super().__init__(os.devnull, checkpoint_seconds=checkpoint_seconds)
+        self.desk = desk
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray  # in a worker it is there
+
+        return ray.get(getattr(self.desk, method).remote(*arguments))
+
+    def load(self, key: str, fingerprint: str | None) -> dict | None:
+        return self._ask("load", key, fingerprint)
+
+    def load_checkpoint(self, key: str, fingerprint: str) -> dict | None:
+        return self._ask("load_checkpoint", key, fingerprint)
+
+    def save_checkpoint(self, key: str, fingerprint: str, state: dict) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # the driver may have no GPU to take tensors to
+        buffer.seek(0)
+        state = torch.load(buffer, weights_only=True, map_location="cpu")
+        self._ask("save_checkpoint", key, fingerprint, state)
+
+    def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
+        return self._ask("save_artefact", key, fingerprint, name, dict(arrays))
+
+
+def train_task(fields: dict, key: str, place: tuple[Path, Path, float, int], desk: Any) -> Any:
+    """In a worker: the record of a run, or the error that it ends in."""
+    folder, probe, pause, threads = place
+    torch.set_num_threads(threads)
+    with contextlib.suppress(OSError):  # a path in the run may be relative to where the driver is
+        os.chdir(folder)
+    host, shared = socket.gethostname(), probe.exists()
+    try:
+        run = Run(**fields)
+        if run.key != key:
+            raise RecordError(f"{run}: {host} has another version of hardtrain, or of the method")
+        store = (
+            _WorkersStore(probe.parents[1], checkpoint_seconds=pause)
+            if shared
+            else _DistantStore(desk, pause)
+        )
+        desk.note.remote(key, 0, None, host, shared)
+
+        def note(run: Run, epochs: int, loss: float | None = None) -> None:
+            desk.note.remote(key, epochs, loss, host, shared)
+
+        return train_run(run, store, note)
+    except (torch.OutOfMemoryError, HardtrainError) as error:
+        return error.with_traceback(None)

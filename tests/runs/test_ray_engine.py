@@ -1,0 +1,306 @@
+"""Sweeps on Ray: the same records as in one process, whatever dies meanwhile.
+
+One simulated cluster of three nodes serves the whole file; drivers that are killed are forked from
+a server that has imported everything already.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hardtrain import DataError, ParameterError, Run, RunStore, run_missing, write_results
+from hardtrain.runs import ray_engine
+from hardtrain.runs.ray_engine import _Driver
+from hardtrain.runs.status import Announced
+
+TESTS = Path(__file__).resolve().parents[1]
+PATIENCE = 300  # seconds until a sweep that does not end counts as hanging
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Three nodes of one core each; the workers of all find the tests' methods, and their log."""
+    from ray.cluster_utils import Cluster
+
+    settings = {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        "HARDTRAIN_TEST_LOG": str(tmp_path_factory.mktemp("log")),
+        "HARDTRAIN_COMMITTED": str(tmp_path_factory.mktemp("no figures")),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        patch.syspath_prepend(TESTS)
+        # a dead node is noticed after 3 seconds
+        health = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": health}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster.others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture
+def log(cluster):
+    """What `ray_methods` notes: a list of (key, epoch, process, time)."""
+    path = Path(os.environ["HARDTRAIN_TEST_LOG"]) / "log"
+    path.write_bytes(b"")
+
+    def read():
+        lines = [line.split() for line in path.read_text().splitlines()]
+        return [(key, int(epoch), int(pid), float(at)) for key, epoch, pid, at in lines]
+
+    return read
+
+
+def runs_on(dataset, method="plain", seeds=range(6), **changes):
+    fields = {"network": "cnn_small", "epochs": 5, "batch_size": 16, "lr": 0.05, "device": "cpu"}
+    fields |= {"dataset": dataset, "momentum": 0.9, "augment": "flip", "keep": ["final_weights"]}
+    return [Run(**(fields | changes), method=method, seed=seed) for seed in seeds]
+
+
+def tables(runs, store, out, **options):
+    """The tables of a sweep, as bytes."""
+    write_results(run_missing(runs, store, use_committed=False, **options), store, out)
+    return [(out / name).read_bytes() for name in ("results.csv", "history.csv")]
+
+
+def drive(folder, dataset, address):
+    """What a driver's process does."""
+    torch.set_num_threads(1)
+    store = RunStore(folder, checkpoint_seconds=0)
+    runs = runs_on(dataset, "ray_methods:logged")
+    run_missing(runs, store, engine="ray", ray_address=address)
+
+
+def wait_for(log, number, process=None):
+    """Until so many epochs have begun; gives the last line."""
+    deadline = time.monotonic() + PATIENCE
+    while len(lines := log()) < number:
+        assert time.monotonic() < deadline
+        assert process is None or process.is_alive()
+        time.sleep(0.01)
+    return lines[-1]
+
+
+@needs_kill
+def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, tmp_path):
+    runs, folder = runs_on(tiny_set, "ray_methods:logged"), tmp_path / "ray"
+    expected = tables(runs, RunStore(tmp_path / "local"), tmp_path / "out_local")
+    (Path(os.environ["HARDTRAIN_TEST_LOG"]) / "log").write_bytes(b"")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "hardtrain.runs.sweep", "torch._dynamo"])
+    for number, (sent, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
+        arguments = (folder, tiny_set, cluster.address)
+        process = context.Process(target=drive, args=arguments)
+        process.start()
+        wait_for(log, len(log()) + 4 + number, process)
+        os.kill(process.pid, sent)
+        process.join(PATIENCE)
+        assert process.exitcode == code
+    finished = {path.name: path.stat().st_mtime for path in folder.glob("records/*.json")}
+    assert len(finished) < len(runs)
+    killed = []
+
+    def kill():
+        *_, pid, _ = wait_for(log, len(log()) + 3)
+        os.kill(pid, signal.SIGKILL)
+        killed.append("worker")
+        wait_for(log, len(log()) + 3)
+        cluster.remove_node(cluster.others.pop(), allow_graceful=False)
+        killed.append("node")
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    store = RunStore(folder, checkpoint_seconds=0)
+    options = {"engine": "ray", "ray_address": cluster.address}
+    assert tables(runs, store, tmp_path / "out", **options) == expected
+    assert killed == ["worker", "node"]
+    for path in folder.glob("records/*.json"):
+        times = [at for key, _, _, at in log() if path.name.startswith(key)]
+        assert max(times) < path.stat().st_mtime  # not begun again when it was finished
+        assert path.stat().st_mtime == finished.get(path.name, path.stat().st_mtime)
+    begun = [(key, epoch) for key, epoch, *_ in log()]
+    assert len(set(begun)) == 30
+    assert len(begun) <= 30 + 4 * 3 * 2  # four deaths, three runs at a time, an epoch or two each
+    assert not list(folder.glob("sweeps/*"))
+    assert not (folder / "quarantine").exists()
+    assert not list(folder.glob("checkpoints/*"))
+
+
+@needs_kill
+def test_without_a_shared_disk_all_goes_through_ray(cluster, log, tiny_set, tmp_path, monkeypatch):
+    runs = runs_on(tiny_set, "ray_methods:dies_once", seeds=(0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARDTRAIN_TEST_LIVE", "1")
+        expected = tables(runs, RunStore(tmp_path / "local"), tmp_path / "out_local")
+    for path in Path(os.environ["HARDTRAIN_TEST_LOG"]).glob("died *"):
+        path.unlink()
+    said = []
+    monkeypatch.setattr(Announced, "say", lambda self, text: said.append(text))
+    # the file by which workers see that the disk is shared is not there
+    monkeypatch.setattr(Announced, "_write", lambda self: None)
+    store = RunStore(tmp_path / "ray", checkpoint_seconds=0)
+    options = {"engine": "ray", "ray_address": cluster.address}
+    (broken,) = runs_on(tiny_set, "ray_methods:fails", seeds=(0,))
+    with pytest.raises(DataError, match="cannot be had here") as caught:
+        tables([broken, *runs], store, tmp_path / "out", **options)
+    assert "1 of 3 runs failed, the others are finished" in caught.value.__notes__[0]
+    assert tables(runs, store, tmp_path / "out", **options) == expected
+    assert any("does not share the disk" in text for text in said)
+    for run in runs:  # the third epoch twice, and none before: from the checkpoint
+        began = Path(os.environ["HARDTRAIN_TEST_LOG"], f"died {run.seed}").read_text().split()
+        assert began == ["0", "1", "2", "2", "3", "4"]
+
+
+# --- without a cluster ---------------------------------------------------------------------------
+
+
+class NoRay:
+    """Stands in for Ray where nothing is to be started."""
+
+    exceptions = SimpleNamespace(
+        RayError=type("RayError", (Exception,), {}), RayTaskError=type("Task", (Exception,), {})
+    )
+
+    def get(self, outcome):
+        if isinstance(outcome, self.exceptions.RayError):
+            raise outcome
+        return outcome
+
+
+@pytest.fixture
+def driver(store, tiny_run):
+    """A driver that says what it says into ``said``, with two jobs whose locks are held."""
+    store.open()
+    runs = [tiny_run(seed=seed) for seed in range(2)]
+    progress = Announced(runs, store)
+    driver = _Driver(NoRay(), store, progress, {"num_cpus": 1.0, "num_gpus": 0.25}, None)
+    driver.spoken = []
+    progress.say = driver.spoken.append
+    for run in runs:
+        driver._begin(run, [])
+    for job in driver.jobs.values():
+        job.share = 0.25
+    yield driver
+    for job in driver.jobs.values():
+        job.lock.release()
+
+
+def test_out_of_memory_halves_how_many_share_a_gpu(driver):
+    first, second = driver.jobs.values()
+    no_memory = torch.OutOfMemoryError("CUDA out of memory")
+    driver._take_back(first, no_memory)
+    driver._take_back(second, no_memory)  # it was handed out at the old share, too
+    assert driver.options["num_gpus"] == 0.5
+    assert driver.spoken == ["out of memory: from now on a run takes 0.5 of a GPU, not 0.25"]
+    assert driver.ready == deque([first, second])
+    first.share = 0.5
+    driver._take_back(first, no_memory)
+    assert driver.options["num_gpus"] == 1.0
+    first.share = 1.0
+    driver._take_back(first, no_memory)
+    ((run, error),) = driver.failed
+    assert run == first.run
+    assert str(error) == "batch_size = 16 needs more memory than the device has"
+
+
+def test_a_run_whose_worker_dies_again_and_again_is_given_up(driver):
+    job = next(iter(driver.jobs.values()))
+    lost = NoRay.exceptions.RayError("gone")
+    for tries in (1, 2):
+        driver._take_back(job, lost)
+        assert job.tries == tries
+    job.epochs, job.tries = 3, 0  # as `_listen` does when another epoch was finished
+    for _ in range(2):
+        driver._take_back(job, lost)
+        assert driver.failed == []
+    driver._take_back(job, lost)
+    assert "its worker died 3 times" in str(driver.failed[0][1])
+
+
+def test_another_nodes_data_are_not_mixed_in(driver, store):
+    job = next(iter(driver.jobs.values()))
+    record = {"key": job.run.key, "fingerprint": "other", "status": "finished"}
+    driver._take_back(job, record)
+    assert "holds other images where" in str(driver.failed[0][1])
+    assert not list(store.path.glob("records/*"))
+
+
+def test_no_node_with_room_is_refused_or_waited_for(driver):
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+    nodes += [{"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
+    driver.ray.nodes = lambda: nodes
+    assert driver._room() == 2 * 4  # four share the GPU
+    driver.options |= {"num_cpus": 2.0}
+    assert driver._room() == 2 * 2
+    driver.at_once = 3
+    assert driver._room() == 3
+    driver.options |= {"num_cpus": 5.0}
+    with pytest.raises(ParameterError, match=r"no node has what a run needs .* largest: {'CPU': 4"):
+        driver._room()
+    driver.grows = True
+    assert driver._room() == 3
+    assert driver.spoken[-1].endswith("waiting for one")
+
+
+def test_largest_runs_first(tiny_run):
+    short, long = tiny_run(epochs=1), tiny_run(epochs=9)
+    small, large = tiny_run(train_size=30), tiny_run()
+    deep = tiny_run(network="vgg13", image_size=32)
+    ordered = sorted([short, small, deep, large, long], key=ray_engine.costs.work, reverse=True)
+    assert ordered == [deep, long, large, small, short]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"gpus_per_run": -0.5}, "gpus_per_run = -0.5 is not at least 0"),
+        ({"gpus_per_run": 1.5}, "gpus_per_run = 1.5 is more than 1, and not whole"),
+        ({"cpus_per_run": 0}, "cpus_per_run = 0 is not more than 0"),
+        ({"cpus_per_run": "2"}, "cpus_per_run = '2' is text"),
+        ({"max_runs_at_once": 0}, "max_runs_at_once = 0 is less than 1"),
+        ({"max_runs_at_once": 1.5}, "max_runs_at_once = 1.5 is float, not int"),
+        ({"ray_address": "ray://head:10001"}, "start the sweep on a node of the cluster"),
+        ({"gpu_per_run": 1}, "unknown option of engine 'ray' 'gpu_per_run'; did you mean"),
+    ],
+)
+def test_options_are_checked_before_anything_is_started(
+    options, text, tiny_run, store, monkeypatch
+):
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(ParameterError, match=text.replace("(", r"\(")):
+        run_missing([tiny_run()], store, engine="ray", use_committed=False, **options)
+
+
+def test_options_of_ray_are_none_of_local(tiny_run, store):
+    with pytest.raises(ParameterError, match="unknown option of engine 'local' 'gpus_per_run'"):
+        run_missing([tiny_run()], store, gpus_per_run=0.5)
+    frame = run_missing([tiny_run()], store, gpus_per_run=None, use_committed=False)
+    assert list(frame["status"]) == ["finished"]
+
+
+def test_without_ray_the_error_says_how_to_get_it(tiny_run, store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ParameterError, match=r"pip install 'hardtrain\[ray\]'"):
+        run_missing([tiny_run()], store, engine="ray", use_committed=False)
+
+
+def test_one_run_does_not_wait_for_ray_to_start(tiny_run, store, monkeypatch):
+    monkeypatch.setattr(ray, "init", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    frame = run_missing([tiny_run()], store, engine="ray", use_committed=False)
+    assert list(frame["status"]) == ["finished"]

@@ -28,12 +28,16 @@ from hardtrain.strategies.active_bias import prediction_deviation as prediction_
 from hardtrain.strategies.active_bias import sample_weights as sample_weights
 from hardtrain.strategies.active_bias import sampling_probabilities as sampling_probabilities
 from hardtrain.strategies.active_bias import threshold_closeness as threshold_closeness
+from hardtrain.strategies.batches import RankBatchSampler as RankBatchSampler
 from hardtrain.strategies.distribution_matching import (
     class_conditional_mmd as class_conditional_mmd,
 )
 from hardtrain.strategies.distribution_matching import mmd as mmd
+from hardtrain.strategies.dynamic_pruning import PruningBatchSampler as PruningBatchSampler
 from hardtrain.strategies.gradient_noise import GradientNoise as GradientNoise
 from hardtrain.strategies.hard_batches import HardBatchSampler as HardBatchSampler
+from hardtrain.strategies.reducible_loss import select_reducible as select_reducible
+from hardtrain.strategies.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from hardtrain.strategies.subset_selection import error_count as error_count
 from hardtrain.strategies.subset_selection import mutual_information as mutual_information
 from hardtrain.strategies.subset_selection import predictive_entropy as predictive_entropy

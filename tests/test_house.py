@@ -126,7 +126,8 @@ DESIGNED = """
 trim TrimmedLoss trimmed_backward HardBatchSampler GradientNoise mmd class_conditional_mmd
 PredictionHistory prediction_deviation threshold_closeness difficulty easiness
 sampling_probabilities sample_weights WeightedBatchSampler predictive_entropy mutual_information
-variation_ratio error_count select_subset load_dataset ImageDataset build_network Run RunStore
+variation_ratio error_count select_subset PruningBatchSampler select_reducible SelectiveBackprop
+RankBatchSampler load_dataset ImageDataset build_network Run RunStore
 run_missing mean_interval paired_difference convergence_epoch steps_to_goal verdict HardtrainError
 ParameterError DataError RecordError StoreError DivergedError
 """.split()

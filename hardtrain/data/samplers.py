@@ -1,6 +1,6 @@
 """Which samples meet in a batch: batch samplers that the methods share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -49,6 +49,47 @@ class UniformBatchSampler:
         yield from order.split(self.batch_size)[: len(self)]
 
 
+class ShareBatchSampler(UniformBatchSampler):
+    """A random share of the samples a pass, drawn anew: the control of what leaves samples out.
+
+    Args:
+        share: in (0, 1]; to the nearest sample, at least one, and one less where a last batch would
+            have a single sample, which batch-norm cannot take. 1 is a `UniformBatchSampler`.
+        num_samples, batch_size, drop_last, generator: as in `UniformBatchSampler`.
+
+    Raises:
+        ParameterError: names the argument.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sampler = ShareBatchSampler(0.5, 8, 3, generator=generator)
+        >>> [indices.tolist() for indices in sampler], len(sampler)
+        ([[4, 0, 7]], 1)
+    """
+
+    def __init__(
+        self,
+        share: float,
+        num_samples: int,
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+        generator: Generator,
+    ):
+        super().__init__(num_samples, batch_size, generator=generator)
+        if not 0 < checks.number("share", share) <= 1:
+            raise ParameterError(f"share = {share} is not in (0, 1]")
+        size = max(1, round(share * self.num_samples))
+        if share < 1 and size > self.batch_size > 1 and size % self.batch_size == 1:
+            size -= 1
+        super().__init__(size, batch_size, drop_last=drop_last, generator=generator)
+        self.num_all = num_samples
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.num_all, generator=self.generator)[: self.num_samples]
+        yield from order.split(self.batch_size)[: len(self)]
+
+
 class BalancedBatchSampler(UniformBatchSampler):
     """Batches with the same number of samples of every class, as near as their size allows.
 
@@ -92,20 +133,20 @@ class BalancedBatchSampler(UniformBatchSampler):
 
 
 class BiasedBatchSampler:
-    """The batches of one sampler, or while ``biased``, as many of another.
+    """The batches of one sampler, or while ``biased``, as many of what ``other()`` gives.
 
     Example:
-        >>> sampler = BiasedBatchSampler([[0, 1], [2]], [[2, 2], [2, 0], [1]])
+        >>> sampler = BiasedBatchSampler([[0, 1], [2]], lambda: [[2, 2], [2, 0], [1]])
         >>> sampler.biased = True
         >>> list(sampler), len(sampler)
         ([[2, 2], [2, 0]], 2)
     """
 
-    def __init__(self, plain: Any, other: Iterable):
+    def __init__(self, plain: Any, other: Callable[[], Iterable]):
         self.plain, self.other, self.biased = plain, other, False
 
     def __len__(self) -> int:
         return len(self.plain)
 
     def __iter__(self) -> Iterator:
-        return islice(self.other if self.biased else self.plain, len(self))
+        return islice(self.other() if self.biased else self.plain, len(self))

@@ -37,6 +37,11 @@ _METHODS = {  # colours: Okabe-Ito, Tol's muted; in grey, lines and markers tell
     "active_bias_weighting": ("Active bias, weighting", "#332288", (0, (1, 2)), "<"),
     "subset": ("Subset search", "#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
     "subset_random": ("Random subset", "#808080", (0, (7, 2, 1, 2)), "*"),
+    "focal": ("Focal loss", "#AA4499", (0, (2, 2)), "p"),
+    "selective_backprop": ("Selective-Backprop", "#117733", (0, (8, 2)), "h"),
+    "dynamic_pruning": ("Dynamic pruning", "#999933", (0, (4, 1, 1, 1)), "d"),
+    "reducible_loss": ("Reducible loss", "#44AA99", (0, (6, 1, 1, 1, 1, 1)), "H"),
+    "random_share": ("Random share", "#A0A0A0", (0, (1, 3)), "8"),
 }
 _VARIANT_LINES = (
     *("-", "--", "-.", (0, (1, 1))),

@@ -20,6 +20,7 @@ ARTEFACTS = (
     "final_weights",
     "features",
     "logits",
+    "train_losses",
     "checkpoints:N",
     "sample_counts",
     "batch_log",
@@ -36,8 +37,9 @@ class Run:
     Args:
         dataset: a name or path that ``load_dataset`` takes.
         network: a name that ``build_network`` takes.
-        method: a function of ``training.methods``, or ``"module:function"`` of anyone's own (see
-            ``training.lookup``); its keyword arguments come as ``options``, a mapping.
+        method: a function of ``training.methods`` or ``training.peers``, or ``"module:function"``
+            of anyone's own (see ``training.lookup``), or several that act in different places, as
+            in ``"trimming+gradient_noise"``; keyword arguments come as ``options``, a mapping.
         seed: of initialisation, order, augmentation and whatever else is drawn.
         epochs, batch_size, drop_last: the batches; the last short one is kept by default.
         train_size, test_size: stratified subsets; 0 is all.
@@ -66,8 +68,9 @@ class Run:
         subset: of the training set (of its ``train_size`` samples), as ``subsets.pack`` writes
             it; empty is all.
         keep: artefacts to store: ``final_weights``, ``features`` (of the test set, with its
-            losses and predictions), ``logits`` (of the test set), ``checkpoints:N`` (N copies of
-            the weights from the last half of training), and what the method offers:
+            losses and predictions), ``logits`` (of the test set), ``train_losses`` (of the whole
+            training set, beyond ``subset`` too, without augmentation), ``checkpoints:N`` (N copies
+            of the weights from the last half of training), and what the method offers:
             ``sample_counts``, ``batch_log``, ``emphasis``, ``prediction_history``.
         device, data_root: where; they do not change the key.
 

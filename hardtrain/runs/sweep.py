@@ -13,7 +13,7 @@ import torch
 
 from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError, RecordError
-from hardtrain.runs import train
+from hardtrain.runs import halves, train
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.ray_engine import train_on_ray
 from hardtrain.runs.results import committed_results, result_frame
@@ -97,7 +97,8 @@ def run_missing(
     if not train_missing:
         runs = [run for run in runs if run.key in rows]
     elif missing:
-        _build_each_kind(missing)
+        if small := _build_each_kind(missing):
+            run_missing(small, store, engine=engine, use_committed=False, **options)
         store.open()
         with Announced(missing, store) as progress, ended_by_sigterm():
             _ENGINES[engine](missing, store, progress, **options)
@@ -105,15 +106,26 @@ def run_missing(
     return result_frame(runs, rows)
 
 
-def _build_each_kind(runs: Sequence[Run]) -> None:
+def _build_each_kind(runs: Sequence[Run]) -> list[Run]:
     """Refuse what cannot be trained: build the runs, but of those that differ only in the seed and
-    in what the optimiser does, one."""
+    in what the optimiser does, one. Gives the small trainings that some need before them."""
+    kinds: dict[Run, list[Run]] = {}
     for run in runs:
         train.load_data(run)
-    for run in {dataclasses.replace(run, **_NOT_BUILT): run for run in runs}.values():
-        data, test, _ = train.load_data(run)
-        with randomness.isolated_randomness(0, torch.device("cpu")):
-            train.build(run, train.training_set(run, data), test)
+        kinds.setdefault(dataclasses.replace(run, **_NOT_BUILT), []).append(run)
+    small: list[Run] = []
+    for run, *others in kinds.values():
+        if (held_out := _built(run).held_out) is not None:
+            for one in (run, *others):
+                held_out = held_out if one is run else _built(one).held_out
+                small += halves.small_runs(one, held_out, train.load_data(one)[0])
+    return small
+
+
+def _built(run: Run) -> Any:
+    data, test, _ = train.load_data(run)
+    with randomness.isolated_randomness(0, torch.device("cpu")):
+        return train.build(run, train.training_set(run, data), test)[1]
 
 
 class NotTrained(Exception):

@@ -21,7 +21,7 @@ from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
 from hardtrain.files import sha256
 from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
-from hardtrain.runs import subsets
+from hardtrain.runs import halves, subsets
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -83,6 +83,7 @@ class _Training:
         before = checkpoint or {}
         self.began = self.last_saved - before.get("seconds", 0.0)
         self.seconds_evaluating = before.get("seconds_evaluating", 0.0)
+        self.before: dict[str, float] = {}
         self.final: dict[str, evaluation.Evaluation] = {}
         self.transform = pieces.train_transform(run, self.train).without_augmentation()
         self.settings: dict[str, Any] = {"precision": run.precision}
@@ -99,6 +100,7 @@ class _Training:
             self.model, self.method = build(run, self.train, self.test)
             self.method.start_epoch = partial(self._timed, self.method.start_epoch)
             try:
+                self._take_held_out_losses()
                 history = loop.fit(
                     run,
                     self.model,
@@ -119,9 +121,34 @@ class _Training:
         record["timings"] = {
             "seconds": round(time.perf_counter() - self.began, 3),
             "seconds_evaluating": round(self.seconds_evaluating, 3),
+            **self.before,
             **environment(self.device),
         }
         return record
+
+    def _take_held_out_losses(self) -> None:
+        """Give the method the losses that it wants from two small trainings, which are in the
+        store, and note the seconds that these took."""
+        if self.method.held_out is None:
+            return
+        everything = load_data(self.run)[0]
+        small = halves.small_runs(self.run, self.method.held_out, everything)
+        records = [self.store.load(half.key, self.fingerprint) or {} for half in small]
+        for half, record in zip(small, records, strict=True):
+            if record.get("status") == "diverged":
+                raise DivergedError(f"{self.run} needs {half}, which diverged", epoch=0, step=0)
+        kept = [self.store.load_artefact(record, "train_losses") for record in records]
+        if None in kept:
+            raise RecordError(
+                f"{self.run} needs the losses of {small[0]} and its other half, which are not in "
+                f"{self.store}; run_missing trains them first"
+            )
+        losses = halves.held_out_losses(small, [arrays["losses"] for arrays in kept if arrays])
+        chosen = subsets.unpack(self.run.subset, len(losses)) if self.run.subset else slice(None)
+        self.method.held_out.take(torch.from_numpy(losses[chosen]).to(self.device))
+        took = [record["timings"] for record in records]
+        seconds = sum(timings["seconds"] - timings["seconds_evaluating"] for timings in took)
+        self.before = {"seconds_before": round(seconds, 3)}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss and error of the test set, or of what is held out in its place, and, if the run
@@ -204,6 +231,7 @@ class _Training:
             "final_weights": lambda: {k: v.cpu() for k, v in self.model.state_dict().items()},
             "features": self._features,
             "logits": self._logits,
+            "train_losses": self._train_losses,
         } | dict(self.method.artefacts)
         key = self.run.key, self.fingerprint
         return {
@@ -222,6 +250,12 @@ class _Training:
     def _logits(self) -> dict[str, object]:
         logits = evaluation.extract_logits(self.model, self.test, self.transform, **self.settings)
         return {"logits": logits, "labels": self.test.labels_on_host}
+
+    def _train_losses(self) -> dict[str, object]:
+        whole = dataclasses.replace(self.run, subset="")
+        everything = training_set(whole, load_data(whole)[0])
+        found = evaluation.evaluate(self.model, everything, self.transform, **self.settings)
+        return {"losses": found.losses}
 
     def _timed(self, function: Callable, *arguments: object, **options: object) -> Any:
         start = time.perf_counter()
@@ -280,9 +314,7 @@ def fingerprint_at_hand(dataset: str, root: str | None) -> str | None:
 
 def training_set(run: Run, train: ImageDataset) -> ImageDataset:
     """What a run trains on: its data set with its wrong labels, and of that its subset."""
-    if run.label_noise:
-        seed = run.seed if run.label_noise_seed is None else run.label_noise_seed
-        train = train.with_label_noise(run.label_noise, randomness.generator(seed, "label noise"))
+    train = halves.with_wrong_labels(run, train)
     if run.subset:
         train = train.take(subsets.unpack(run.subset, len(train)))
     return train
@@ -322,18 +354,24 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         method = lookup.find_method(run.method)(run, train, model, **run.options)
     except ValueError as error:
         raise ParameterError(f"{run}: {error}") from error
+    if method.held_out is not None:
+        halves.small_runs(run, method.held_out, load_data(run)[0])  # refuses what cannot be
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):
         raise ParameterError(f"balanced = True: {run.method!r} chooses its mini-batches itself")
     for name in run.keep:
         if name.startswith("checkpoints:"):
             _take_snapshots(run, name, model, method)
-        elif name not in ("final_weights", "features", "logits", *method.artefacts):
+        elif name not in ("final_weights", "features", "logits", "train_losses", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
 
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:
     """Make ``checkpoints:N`` an artefact of the method, whose ``observe`` comes after each step."""
+    if method.whole_passes:
+        raise ParameterError(
+            f"method {run.method!r} keeps no {name!r}: its number of updates is not known before"
+        )
     num_steps = run.epochs * len(method.batches)
     snapshots = Snapshots.of_last_half(model, num_steps, int(name.partition(":")[2]))
     method.observe = partial(_observe_and_note, method.observe, snapshots)

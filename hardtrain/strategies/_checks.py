@@ -43,6 +43,11 @@ def not_negative(name: str, value: object) -> float:
     return _number(name, value, "finite and >= 0", lambda number: 0 <= number < math.inf)
 
 
+def below_one(name: str, value: object) -> float:
+    """``value`` as a float in [0, 1)."""
+    return _number(name, value, "in [0, 1)", lambda number: 0 <= number < 1)
+
+
 def _number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, {allowed}; got {value!r}")
@@ -72,6 +77,41 @@ def cpu_generator(value: Generator | None, name: str = "generator") -> None:
     """A generator on the CPU, or none."""
     if value is not None and (not isinstance(value, Generator) or value.device.type != "cpu"):
         raise TypeError(f"{name} must be a CPU torch.Generator or None; got {value!r}")
+
+
+def equal_on_ranks(generator: object) -> None:
+    """A generator, where ranks would otherwise draw different numbers."""
+    if generator is None and torch.distributed.is_available():
+        if torch.distributed.is_initialized():
+            raise ValueError(
+                "generator must be given under torch.distributed, on every rank; got None"
+            )
+
+
+def own_generator(value: Generator | None) -> Generator:
+    """``value``, on the CPU; by default one that torch's global one seeds."""
+    cpu_generator(value)
+    equal_on_ranks(value)
+    if value is not None:
+        return value
+    seed = torch.empty((), dtype=torch.int64, device="cpu").random_().item()
+    return Generator().manual_seed(int(seed))
+
+
+def drop_last(value: object, batch_size: int, num_samples: int) -> bool:
+    """``value`` as a bool, if it leaves a batch."""
+    if value and batch_size > num_samples:
+        raise ValueError(
+            f"batch_size = {batch_size} with drop_last leaves 0 of {num_samples} samples"
+        )
+    return bool(value)
+
+
+def indices(values: Tensor | Sequence[int], num_samples: int) -> Tensor:
+    """Positions ``(B,)`` in a data set of ``num_samples``, also from a list; int64."""
+    given = tensor("indices", torch.as_tensor(values), ("B",), dtypes=INDICES)
+    within("indices", given, 0, num_samples - 1, f"in 0..{num_samples - 1}")
+    return given
 
 
 def settings(state: Mapping, own: Mapping[str, object]) -> None:

@@ -66,10 +66,9 @@ class PredictionHistory:
 
     def update(self, indices: Tensor, probabilities: Tensor) -> None:
         """Add one probability of the true class per index; gradients are not followed."""
-        _checks.tensor("indices", indices, ("B",), dtypes=_checks.INDICES)
+        indices = _checks.indices(indices, self.num_samples)
         _checks.tensor("probabilities", probabilities, (len(indices),))
-        last = self.num_samples - 1
-        _checks.within("indices", indices, 0, last, f"in 0..{last}")
+        self._refuse_labels(indices)
         _checks.within("probabilities", probabilities, 0, 1, "finite and in [0, 1]")
         device = self._mean.device
         indices = indices.to(device, non_blocking=True)
@@ -79,6 +78,38 @@ class PredictionHistory:
         from_old = new - self._mean[indices]
         self._mean.index_add_(0, indices, from_old / self._count[indices])
         self._squares.index_add_(0, indices, from_old * (new - self._mean[indices]))
+
+    def _refuse_labels(self, indices: Tensor) -> None:
+        """A batch with fewer possible values than samples is no choice from a large data set."""
+        if _checks.on_host(indices) and self.num_samples >= 2 * len(indices):
+            most = indices.max().item() + 1
+            if most < len(indices):
+                raise ValueError(
+                    f"indices must be positions in the data set of {self.num_samples}, not labels; "
+                    f"got {len(indices)} values in 0..{most - 1}"
+                )
+
+    def merge(self, other: "PredictionHistory | Mapping") -> None:
+        """Add what another history of the same samples saw: of another rank, say.
+
+        Args:
+            other: a history or its state. Of ranks that each update their own::
+
+                states = [None] * torch.distributed.get_world_size()
+                torch.distributed.all_gather_object(states, own.state_dict())
+                merged = PredictionHistory(num_samples)
+                for state in states:
+                    merged.merge(state)
+        """
+        state = other.state_dict() if isinstance(other, PredictionHistory) else other
+        _checks.settings(state, {"num_samples": self.num_samples})
+        names = ("count", "mean", "squares")
+        count, mean, squares = (state[name].to(self._mean.device) for name in names)
+        total = (self._count + count).clamp(min=1)
+        apart, share = mean - self._mean, count.double() / total
+        self._squares += squares + apart.square() * self._count * share
+        self._mean += apart * share
+        self._count += count
 
     @property
     def count(self) -> Tensor:
@@ -273,16 +304,15 @@ def importance_weights(probabilities: Tensor) -> Tensor:
     return (1 / (len(exact) * exact)).where(exact > 0, 0.0).float()
 
 
-class WeightedBatchSampler(Sampler[Tensor]):
+class WeightedBatchSampler(Sampler[list[int]]):
     """Batches drawn with replacement, each sample with its own probability.
 
     A pass is ⌈N/B⌉ batches and N draws: the last batch may be shorter. A uniform number falls
     between the cumulative probabilities of two neighbours, which a binary search finds.
 
     Args:
-        probabilities: P, shape ``(N,)``, float, sum 1, on any device; the indices are found and
-            yielded there, int64 ``(B,)``. Can be replaced at any time by another ``(N,)``; the
-            next batch is drawn from that.
+        probabilities: P, shape ``(N,)``, float, sum 1, on any device, where the indices are found.
+            Can be replaced at any time by another ``(N,)``; the next batch is drawn from that.
         batch_size: B >= 1.
         generator: on the CPU; all randomness comes from it, so its state is the state to save.
             None: torch's global one.
@@ -299,7 +329,7 @@ class WeightedBatchSampler(Sampler[Tensor]):
 
     Example:
         >>> sampler = WeightedBatchSampler(torch.tensor([0.0, 1.0, 0.0]), batch_size=2)
-        >>> [indices.tolist() for indices in sampler], len(sampler)
+        >>> list(sampler), len(sampler)
         ([[1, 1], [1]], 2)
     """
 
@@ -326,7 +356,12 @@ class WeightedBatchSampler(Sampler[Tensor]):
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.tensors():
+            yield indices.tolist()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The batches of a pass as int64 ``(B,)`` where the probabilities are: waits for no GPU."""
         for start in range(0, self.num_samples, self.batch_size):
             yield self.draw(min(self.batch_size, self.num_samples - start))
 

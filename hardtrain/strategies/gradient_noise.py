@@ -53,6 +53,8 @@ class GradientNoise:
         generator: on the gradients' device, for this hook alone. By default one of its own,
             seeded from ``torch.initial_seed()``; two hooks in a program need two explicit ones.
             Under ``torch.distributed`` every rank needs an explicit one.
+        hook: false where steps come with a closure, as Lightning's do: then `add` is called on the
+            ready gradients before each step, in ``on_before_optimizer_step``.
         capturable: the step can be captured as a CUDA graph: σ lies in a tensor on the device, and
             :meth:`advance` must be called before each step or replay. Not under a gradient scaler.
 
@@ -72,7 +74,8 @@ class GradientNoise:
 
     Raises:
         ValueError: ``alpha`` or ``gamma`` negative or not finite; no generator under
-            ``torch.distributed``; a state that does not fit. From ``optimizer.step``: a
+            ``torch.distributed``; a state that does not fit; an optimiser that has a noise already,
+            or takes no hook, as after accelerate's ``prepare``. From ``optimizer.step``: a
             closure or ``grad_scaler`` argument (gradients change after the hook), no gradient at
             all, a sparse one, one on another device than the generator; equal gradients but
             unequal generators on the ranks.
@@ -102,9 +105,17 @@ class GradientNoise:
         alpha: float = 1e-5,
         gamma: float = 0.55,
         generator: Generator | None = None,
+        hook: bool = True,
         capturable: bool = False,
     ) -> None:
         _checks.instance("optimizer", optimizer, Optimizer)
+        if hasattr(optimizer, "_gradient_noise"):
+            raise ValueError("optimizer has a gradient noise already; call its remove() first")
+        if hook and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise ValueError(
+                f"optimizer takes no hooks ({type(optimizer).__name__}); give the one that it "
+                "wraps, before accelerator.prepare, or hook=False and call add() before each step"
+            )
         self.alpha = _checks.not_negative("alpha", alpha)
         self.gamma = _checks.not_negative("gamma", gamma)
         self._generator = _own_generator(optimizer) if generator is None else generator
@@ -114,7 +125,9 @@ class GradientNoise:
         self._undecided: _Undecided | None = None
         self._layout: list[tuple] = []
         self._buffers: list[_Buffer] = []
-        self._handle = optimizer.register_step_pre_hook(self._hook)
+        self._optimizer = optimizer
+        self._handle = optimizer.register_step_pre_hook(self._hook) if hook else None
+        optimizer._gradient_noise = self  # type: ignore[attr-defined]
 
     @property
     def step(self) -> int:
@@ -135,9 +148,22 @@ class GradientNoise:
         self._step += 1
 
     def remove(self) -> None:
-        """Take the hook off the optimiser, and free its memory."""
-        self._handle.remove()
+        """Take the noise off the optimiser, and free its memory."""
+        if self._handle is not None:
+            self._handle.remove()
+        if getattr(self._optimizer, "_gradient_noise", None) is self:
+            del self._optimizer._gradient_noise  # type: ignore[attr-defined]
         self._layout, self._buffers = [], []
+
+    def add(self) -> None:
+        """Add the noise of one step to the gradients as they are, unscaled; with ``hook=False``.
+
+        Every call counts as a step, one that a scaler skips too.
+        """
+        if self._handle is not None:
+            raise RuntimeError("the noise is added by a hook of the optimiser; to call add() "
+                               "yourself, make it with hook=False")  # fmt: skip
+        self._before_step(self._optimizer)
 
     def state_dict(self) -> dict:
         """t and the generator's state; ``optimizer.state_dict()`` holds neither."""
@@ -154,13 +180,18 @@ class GradientNoise:
         self._generator.set_state(state["generator"].cpu())
         self._step, self._undecided = state["step"], None
 
-    @torch.no_grad()
     def _hook(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         if "grad_scaler" in kwargs or any(callable(a) for a in (*args, *kwargs.values())):
             raise ValueError(
                 "optimizer.step must be called without closure and grad_scaler, which change the "
-                f"gradients after the noise was added; got {args[1:]}, {kwargs}"
+                f"gradients after the noise was added; got {args[1:]}, {kwargs}. Otherwise, as in "
+                "Lightning: GradientNoise(..., hook=False), and its add() when the gradients are "
+                "ready, in on_before_optimizer_step"
             )
+        self._before_step(optimizer)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
@@ -281,8 +312,7 @@ def _copy_to_host(value: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 def _own_generator(optimizer: Optimizer) -> Generator:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise ValueError("generator must be given under torch.distributed, on every rank; got None")
+    _checks.equal_on_ranks(None)
     device = next(p for group in optimizer.param_groups for p in group["params"]).device
     # not the seed itself: the first weights were drawn with it, and the noise would resemble them
     digest = hashlib.sha256(f"{torch.initial_seed()}/gradient noise".encode()).digest()

@@ -48,17 +48,21 @@ class HardBatchSampler(Sampler[list[int]]):
         chosen: ids of the pass in progress, in order; after a restore still the whole round's.
 
     ``len()`` is the length of the next pass. A state counts updates, not yielded batches (workers
-    run ahead): after a restore, the next pass yields what its round still owes.
+    run ahead): after a restore, the next pass yields what its round still owes. So it does where
+    a loop stopped a pass early, and updates of the round's last batches are missing: no batch is
+    passed over.
 
     Under ``DistributedDataParallel`` every rank has an equal sampler (equally seeded generator,
-    the whole batch size), trains on its part of each batch and updates with the whole batch's
-    indices and the mean of the ranks' losses (``all_reduce``): the rounds are those of one process.
+    the whole batch size), trains on its part of each batch (`RankBatchSampler`) and updates with
+    the whole batch's indices and the mean of the ranks' losses (``all_reduce``): the rounds are
+    those of one process.
 
     Raises:
         ValueError: an argument out of range; indices that are no batch (on a GPU raised when the
             next round begins); a loss that is not ``()``; a state of other settings.
         TypeError: an argument of the wrong type.
-        RuntimeError: a round begins while updates of the last one are missing.
+        RuntimeError: a round begins while updates of the last one are missing, other than those
+            of its last batches, or all of them.
 
     Source:
         Algorithm 2. As printed it selects i = 0, ..., δN, which is one batch too many, and mixes
@@ -89,11 +93,7 @@ class HardBatchSampler(Sampler[list[int]]):
         self.batch_size = _checks.integer("batch_size", batch_size)
         self.delta = _checks.fraction("delta", delta)
         self.order = _checks.choice("order", order, ("loss", "index", "random"))
-        self.drop_last = bool(drop_last)
-        if self.drop_last and self.batch_size > self.num_samples:
-            raise ValueError(
-                f"batch_size = {batch_size} with drop_last leaves 0 of {num_samples} samples"
-            )
+        self.drop_last = _checks.drop_last(drop_last, self.batch_size, self.num_samples)
         _checks.cpu_generator(generator)
         _checks.cpu_generator(draws, "draws")
         if (order == "random") != (draws is not None):
@@ -129,39 +129,38 @@ class HardBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         # as a generator, it begins with the first batch: DataLoader makes two iterators a pass
         ids, self._owed = self._owed, []
-        if not ids:
-            ids = self.chosen = self._choose()  # raises before anything changes
+        ranked = list(range(self.num_batches))
+        if not ids and self.round:
+            hardest_first = self._losses[:-1].argsort(descending=True, stable=True)
+            # the one transfer from the device per round
+            both = torch.cat([hardest_first, self._updated.to(hardest_first.dtype)]).tolist()
+            ranked, ids = both[: self.num_batches], self._cut_short(both[self.num_batches :])
+        if not ids:  # a round begins
+            if self.round and self.draws is not None:
+                ranked = torch.randperm(self.num_batches, generator=self.draws).tolist()
+            chosen = ranked[: len(self)]
+            ids = self.chosen = sorted(chosen) if self.order == "index" else chosen
             self.round += 1
             self._updated.zero_()
         for i in ids:
             yield list(self.batches[i])
 
-    def _choose(self) -> list[int]:
-        """Ids of the round that begins, after a look whether the last one is complete."""
-        if self.round == 0:
-            return list(range(self.num_batches))
-        ranked = self._losses[:-1].argsort(descending=True, stable=True)
-        # the one transfer from the device per round
-        both = torch.cat([ranked, self._updated.to(ranked.dtype)]).tolist()
-        self._require_updates(both[self.num_batches :])
-        if self.draws is not None:
-            return torch.randperm(self.num_batches, generator=self.draws)[: len(self)].tolist()
-        chosen = both[: len(self)]
-        return chosen if self.order == "loss" else sorted(chosen)
-
-    def _require_updates(self, updated: Sequence[int]) -> None:
+    def _cut_short(self, updated: Sequence[int]) -> list[int]:
+        """Ids of the round's last batches, if their updates are missing."""
         if updated[-1]:
             raise ValueError(
                 f"indices of an update in round {self.round} were not those of one of the "
                 f"{self.num_batches} batches, in its order"
             )
-        missing = sum(not updated[i] for i in self.chosen)
-        if missing:
+        missing = [i for i in self.chosen if not updated[i]]
+        num_taken = len(self.chosen) - len(missing)
+        if missing and (num_taken == 0 or missing != self.chosen[num_taken:]):
             raise RuntimeError(
-                f"{missing} of {len(self.chosen)} updates of round {self.round} are missing; call "
-                "update(indices, loss) for every batch. To go on with the rest of a pass that was "
-                "broken off: load_state_dict(state_dict())"
+                f"{len(missing)} of {len(self.chosen)} updates of round {self.round} are missing; "
+                "call update(indices, loss) for every batch. To go on with the rest of a pass that "
+                "was broken off: load_state_dict(state_dict())"
             )
+        return missing
 
     def update(self, indices: Tensor | Sequence[int], loss: Tensor | float) -> None:
         """Store the loss of a batch from before its step; call it once for each yielded batch.

@@ -69,14 +69,16 @@ class TrimmedLoss(nn.Module):
 
     Args:
         criterion: ``(logits, targets) -> losses (B,)``, one loss per sample; by default
-            cross-entropy in nats.
+            cross-entropy in nats. Of an ``nn.CrossEntropyLoss(reduction="none")`` the mean is the
+            one that it would take itself: over class weights, without ignored targets, of which
+            none is kept. Label smoothing and soft targets ``(B, K)`` need nothing.
         start: a, the fraction ``keep`` of epoch 0, in ``(0, 1]``.
         end: b, the fraction of epoch ``num_epochs - 1``, in ``(0, 1]``; may exceed ``start``.
         num_epochs: E >= 1; with 1 the only epoch has ``start``.
 
     Shape:
-        ``forward(logits, targets)``: ``(B, K)`` and ``(B,)`` to ``()``. In eval mode it is the
-        mean over all samples.
+        ``forward(logits, targets)``: ``(B, K)`` and ``(B,)`` to ``()``. In eval mode, and with
+        gradients switched off (validation), it is the mean over all samples.
 
     Raises:
         ValueError: a fraction outside (0, 1], ``num_epochs`` < 1, an epoch outside
@@ -111,6 +113,8 @@ class TrimmedLoss(nn.Module):
         num_epochs: int,
     ) -> None:
         super().__init__()
+        if criterion is None:
+            criterion = nn.CrossEntropyLoss(reduction="none")
         self.criterion = as_criterion(criterion)
         self.start, self.end = _checks.fraction("start", start), _checks.fraction("end", end)
         self.num_epochs = _checks.integer("num_epochs", num_epochs)
@@ -135,18 +139,29 @@ class TrimmedLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss ``()`` of logits ``(B, K)`` and targets ``(B,)``."""
         losses = losses_per_sample(self.criterion, logits, targets)
-        if not self.training:
-            return losses.mean()
-        if not self._epoch_is_set and self.num_epochs > 1:
+        trims = self.training and torch.is_grad_enabled()
+        if trims and not self._epoch_is_set and self.num_epochs > 1:
             raise RuntimeError("call set_epoch(epoch) before the first forward in training mode")
-        if not torch.compiler.is_compiling():
-            return trim(losses, self._keep)
-        # the same with k as a tensor: one graph serves all epochs
-        keep = self._keep_at(self.epoch.clamp(min=0).double())
-        k = (keep * len(losses)).round().clamp(min=1)
-        ranked = losses.sort(descending=True).values
-        kept = torch.arange(len(losses), device=losses.device) < k
-        return torch.where(kept, ranked, 0).sum() / k.to(losses.dtype)
+        amounts = self._amounts(targets)
+        if torch.compiler.is_compiling():  # k as a tensor: one graph serves all epochs
+            keep = self._keep_at(self.epoch.clamp(min=0).double()) if trims else 1.0
+            amounts = torch.ones_like(losses) if amounts is None else amounts
+            return _trimmed_mean(losses, amounts, keep)
+        if amounts is not None:
+            return _trimmed_mean(losses, amounts, self._keep if trims else 1.0)
+        return trim(losses, self._keep) if trims else losses.mean()
+
+    def _amounts(self, targets: Tensor) -> Tensor | None:
+        """What cross-entropy's own mean divides by, for each sample: its class's weight, 0 if it is
+        ignored; None if all count alike."""
+        criterion = self.criterion
+        if not isinstance(criterion, nn.CrossEntropyLoss) or targets.is_floating_point():
+            return None
+        counts = targets != criterion.ignore_index
+        if criterion.weight is not None:
+            return criterion.weight[targets.where(counts, 0)] * counts
+        looked = not torch.compiler.is_compiling() and _checks.on_host(targets)
+        return None if looked and bool(counts.all()) else counts.float()
 
     def _keep_at(self, epoch: Epoch) -> Epoch:
         part = epoch / max(1, self.num_epochs - 1)
@@ -155,6 +170,17 @@ class TrimmedLoss(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"start={self.start}, end={self.end}, num_epochs={self.num_epochs}"
+
+
+def _trimmed_mean(losses: Tensor, amounts: Tensor, keep: float | Tensor) -> Tensor:
+    """`trim` of the losses whose amount is not 0, divided by the amounts, without a look at them:
+    k is a tensor."""
+    counts = amounts > 0
+    k = (keep * counts.sum()).round().clamp(min=1)
+    ranked = losses.masked_fill(~counts, -torch.inf).argsort(descending=True)
+    kept = (torch.arange(len(losses), device=losses.device) < k) & counts[ranked]
+    total = torch.where(kept, losses[ranked], 0).sum()
+    return total / torch.where(kept, amounts[ranked], 0).sum().to(losses.dtype)
 
 
 def _take_loaded_epoch(module: TrimmedLoss, incompatible_keys: object) -> None:

@@ -1,4 +1,4 @@
-"""Methods by name, and their options: those of `methods`, and anyone's own.
+"""Methods by name, and their options: those of `methods` and `peers`, and anyone's own.
 
 A method is a function ``name(run, data, model, *, option: type = default, ...) -> Method``, marked
 with the version of its numbers::
@@ -11,7 +11,8 @@ with the version of its numbers::
         ...
         return Method(batches, objective, state=state)
 
-``Run(method="my_module:mine", options={"strength": 0.2})`` trains with it.
+``Run(method="my_module:mine", options={"strength": 0.2})`` trains with it, and
+``Run(method="my_module:mine+gradient_noise")`` with both (see `combination`).
 """
 
 import functools
@@ -23,7 +24,9 @@ from typing import Any
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError, unknown_name
+from hardtrain.training.combination import combined
 
+_MODULES = ("hardtrain.training.methods", "hardtrain.training.peers")
 _OPTION_CHECKS: dict[str, Callable[..., Any]] = {
     "bool": checks.flag,
     "int": partial(checks.integer, low=-checks.MAX_SEED),
@@ -43,27 +46,30 @@ def version(number: int) -> Callable[[Callable], Callable]:
 
 
 def find_method(name: str) -> Any:
-    """The method called ``name``, or ``"module:function"``.
+    """The method called ``name``, or ``"module:function"``, or several, joined by ``+``.
 
     Raises:
         ParameterError: no such method, with the nearest one; no such module; a function without
-            ``VERSION``, or whose arguments are not those of a method.
+            ``VERSION``, or whose arguments are not those of a method; names that do not combine.
     """
-    module_name, colon, function_name = checks.text("method", name).rpartition(":")
+    if "+" in checks.text("method", name):
+        return combined(name, {part: find_method(part) for part in name.split("+")})
+    module_name, colon, function_name = name.rpartition(":")
     try:
-        module = importlib.import_module(module_name if colon else "hardtrain.training.methods")
+        modules = [importlib.import_module(m) for m in ([module_name] if colon else _MODULES)]
     except (ImportError, ValueError, TypeError) as error:  # ValueError: "", TypeError: ".relative"
         raise ParameterError(
             f"method = {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
         ) from error
-    function: Any = getattr(module, function_name, None)
+    functions = {key: value for module in modules for key, value in vars(module).items()}
+    function: Any = functions.get(function_name)
     if colon and callable(function) and not hasattr(function, "VERSION"):
         raise ParameterError(
             f"method = {name!r}: {function_name} has no VERSION; mark it with @version(1) of "
             "hardtrain.training.lookup, and raise the number when its numbers change"
         )
     if not _is_method(function):
-        known = [key for key, value in vars(module).items() if _is_method(value)]
+        known = [key for key, value in functions.items() if _is_method(value)]
         raise unknown_name("method", name, [f"{module_name}{colon}{key}" for key in known])
     checks.integer(f"VERSION of method {name!r}", function.VERSION, low=0)
     _options(name, function)

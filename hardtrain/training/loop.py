@@ -1,6 +1,7 @@
 """One plain training loop."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hardtrain.data.batches import Batches, PairedBatches
 from hardtrain.errors import DivergedError, ParameterError, RecordError
-from hardtrain.training.pieces import endless
+from hardtrain.training.pieces import ChosenBatches, endless
 from hardtrain.training.randomness import global_state, set_global_state
 from hardtrain.training.step import make_step, replays
 
@@ -23,12 +24,26 @@ def nothing(*_: Any) -> None:
 
 
 @dataclass
+class HeldOut:
+    """What a method wants before its first step: of every training sample the loss by a model that
+    has not seen it. Two small trainings give it, plain, on one half each, scoring the other.
+
+    ``network``, ``epochs``: of the two; ``take``: called with the losses ``(N,)``, nats.
+    """
+
+    network: str
+    epochs: int
+    take: Callable[[Tensor], Any]
+
+
+@dataclass
 class Method:
     """What a strategy puts into the loop's sockets.
 
     Attributes:
         batches: who is here; one pass per ``iter()``. Its length at the start of training is
             the number of steps of an epoch, whatever later passes yield.
+        whole_passes: an epoch is one pass instead, of at most that length.
         objective: who counts: ``(model, batch) -> (losses (B,), loss ())``, nats.
         observe: what is remembered: ``(indices (B,), losses (B,) detached) -> None``.
         hooks: functions of the optimiser, called once before training; each returns a handle
@@ -43,9 +58,10 @@ class Method:
             runs the objective anew, as it must if that looks at numbers on the host.
         advance: called before each step, for what a replayed one cannot do by itself.
         generators: on the device, from which a step draws.
+        held_out: see :class:`HeldOut`; who trains gives it before it calls `fit`.
     """
 
-    batches: Batches | PairedBatches
+    batches: Batches | PairedBatches | ChosenBatches
     objective: Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
     observe: Callable[[Tensor, Tensor], None] = nothing
     hooks: Sequence[Callable[[torch.optim.Optimizer], Any]] = ()
@@ -56,6 +72,8 @@ class Method:
     graph_key: Callable[[], Hashable] | None = None
     advance: Callable[[], None] = nothing
     generators: Sequence[torch.Generator] = ()
+    whole_passes: bool = False
+    held_out: HeldOut | None = None
 
 
 def fit(
@@ -108,17 +126,19 @@ def fit(
             f"{len(method.batches.dataset)} training samples, and drop_last is set"
         )
     is_evaluated = _evaluations(run, steps_per_epoch)
-    trace = _Trace(run, steps_per_epoch, device)
+    trace = _Trace(run, device)
     parts = {"model": model, "optimizer": optimizer, "trace": trace}
     history: list[dict] = []
-    first_epoch = 0
+    first_epoch = step = 0  # step: the next one
     # before the checkpoint is loaded, which may hold the hooks' state
     handles = [hook(optimizer) for hook in method.hooks]
     if checkpoint is not None:
         try:
             first_epoch = checkpoint["epoch"]
+            step = checkpoint.get("step", first_epoch * steps_per_epoch)
             history += checkpoint["history"]
             _load_states(parts, checkpoint)
+            trace.starts = trace.starts or [e * steps_per_epoch for e in range(first_epoch + 1)]
             _load_states(method.state, checkpoint["method"])
             set_global_state(checkpoint["rng"], device)
         except Exception as error:
@@ -128,27 +148,40 @@ def fit(
     batches = endless(method.batches)
     take_step = make_step(run, model, method, optimizer)
     model.train()
+
+    def evaluation(epochs: float, rate: float) -> dict:
+        row = {"epoch": epochs, "step": step, "lr": rate} | trace.read(step - 1)
+        scores = dict(evaluate(model))
+        trace.require_finite(sum(scores.values()), step - 1)
+        return row | scores | dict(method.log())
+
     try:
         for epoch in range(first_epoch, run.epochs):
             method.start_epoch(epoch)
-            first_step = epoch * steps_per_epoch
-            for step, batch in enumerate(islice(batches, steps_per_epoch), first_step):
-                rate = learning_rate(run, step, steps_per_epoch)
+            first, is_last = epoch * steps_per_epoch, epoch + 1 == run.epochs
+            one_pass = method.batches if method.whole_passes else islice(batches, steps_per_epoch)
+            for planned, batch in enumerate(one_pass, first):
+                rate = learning_rate(run, planned, steps_per_epoch)
                 values = take_step(batch, rate)  # forward, backward, optimiser
                 method.observe(batch.indices, values[:-1])
                 trace.add(values)
-                if is_evaluated(step + 1):
-                    row = {"epoch": (step + 1) / steps_per_epoch, "step": step + 1}
-                    row["lr"] = rate
-                    row |= trace.read(step)
-                    scores = dict(evaluate(model))
-                    trace.require_finite(sum(scores.values()), step)
-                    history.append(row | scores | dict(method.log()))
-            trace.end_epoch()
-            if save_checkpoint is not None and epoch + 1 < run.epochs:
-                trace.check(step)
-                state = {"epoch": epoch + 1, "history": history, "rng": global_state(device)}
-                save_checkpoint(state | _states(parts) | {"method": _states(method.state)})
+                step += 1
+                is_due = is_evaluated(step)
+                if method.whole_passes:  # whose ends come below
+                    is_due = run.evaluate_unit == "step" and step % run.evaluate_every == 0
+                if is_due:
+                    history.append(evaluation((planned + 1) / steps_per_epoch, rate))
+            is_due = is_last or (
+                run.evaluate_unit == "epoch" and is_evaluated(first + steps_per_epoch)
+            )
+            if method.whole_passes and is_due and trace.values:
+                history.append(evaluation(float(epoch + 1), rate))
+            trace.end_epoch(step)
+            if save_checkpoint is not None and not is_last:
+                trace.check(step - 1)
+                state = {"epoch": epoch + 1, "step": step, "history": history}
+                state |= {"rng": global_state(device), "method": _states(method.state)}
+                save_checkpoint(state | _states(parts))
             if progress is not None:
                 progress(epoch + 1)
     except DivergedError as error:
@@ -224,17 +257,20 @@ class _Trace:
     """Losses since the last evaluation, left on the device until they are read: of each step one
     tensor, its losses and behind them its objective; of finished epochs one for all steps."""
 
-    def __init__(self, run: Any, steps_per_epoch: int, device: torch.device):
-        self.run, self.steps_per_epoch, self.device = run, steps_per_epoch, device
+    def __init__(self, run: Any, device: torch.device):
+        self.run, self.device = run, device
         self.values: list[Tensor] = []
         self.sizes: list[int] = []  # of each step
+        self.starts = [0]  # the first step of each epoch
 
     def add(self, values: Tensor) -> None:
         self.values.append(values)
         self.sizes.append(len(values))
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, step: int) -> None:
+        """``step`` is the first of the next one."""
         self.values = [torch.cat(self.values)] if self.values else []
+        self.starts.append(step)
 
     def read(self, step: int) -> dict[str, float]:
         """Means over what was added up to ``step``, which is then forgotten."""
@@ -262,7 +298,7 @@ class _Trace:
 
     def require_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            epoch = step // self.steps_per_epoch
+            epoch = bisect_right(self.starts, step) - 1
             raise DivergedError(
                 f"{self.run}: the loss is not finite, first in epoch {epoch}, step {step} "
                 "(both from 0)",
@@ -271,9 +307,10 @@ class _Trace:
             )
 
     def state_dict(self) -> dict:
-        return {"values": list(self.values), "sizes": list(self.sizes)}
+        return {name: list(getattr(self, name)) for name in ("values", "sizes", "starts")}
 
     def load_state_dict(self, state: Mapping) -> None:
+        self.starts = list(state.get("starts", ()))
         if "losses" in state:  # two tensors a step, in checkpoints of version 0.1
             for losses, objective in zip(state["losses"], state["objectives"], strict=True):
                 self.add(torch.cat([losses, objective.view(1)]).to(self.device))

@@ -47,6 +47,33 @@ class SumsByPhase:
         self.sums.copy_(state["sums"])
 
 
+class SampleTally:
+    """How many samples went through the backward pass, and if the run keeps ``sample_counts``, how
+    often each of them did, by quarter."""
+
+    def __init__(self, run: Any, data: ImageDataset):
+        self.total = 0
+        self.counts = SumsByPhase("counts", run, data, torch.int32)
+        self.keeps = "sample_counts" in run.keep
+        self.start_epoch = self.counts.start_epoch
+        self.artefacts = {"sample_counts": self.counts.arrays}
+
+    def add(self, indices: Tensor, losses: Tensor) -> None:
+        self.total += len(indices)
+        if self.keeps:
+            self.counts.add(indices, torch.ones_like(indices))
+
+    def log(self) -> dict[str, float]:
+        return {"samples": float(self.total)}
+
+    def state_dict(self) -> dict:
+        return {"total": self.total} | self.counts.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.total = state["total"]
+        self.counts.load_state_dict(state)
+
+
 class Snapshots:
     """Copies of a model's weights on the CPU after given steps of its training.
 

@@ -1,8 +1,9 @@
-"""One short function per method: puts a strategy into the loop's sockets.
+"""The papers' methods, one short function each: puts a strategy into the loop's sockets.
 
 A method is ``name(run, data, model, *, option: type = default, ...) -> Method``; ``Run.method`` is
 the function's name and ``Run.options`` its options (one of your own: see `lookup`). Its version is
-part of a run's key: raise it when a change here or in the strategy changes a run's numbers.
+part of a run's key: raise it when a change here or in the strategy changes a run's numbers. What
+the papers' methods are compared with stands in `peers`.
 """
 
 from typing import Any
@@ -281,7 +282,7 @@ def active_bias(
     draws = generator(run.seed, "draws")
     uniform = torch.full((num_samples,), 1 / num_samples, dtype=torch.float64, device=device)
     drawn = WeightedBatchSampler(uniform, run.batch_size, generator=draws)
-    sampler = BiasedBatchSampler(batches.batch_sampler, drawn)
+    sampler = BiasedBatchSampler(batches.batch_sampler, drawn.tensors)
     if form != "weighted":
         batches.batch_sampler = sampler
     first_epoch = 0 if score is None else max(2, round(burn_in * run.epochs))

@@ -69,6 +69,51 @@ def augmented_batches(
     )
 
 
+class ChosenBatches:
+    """Of batches of candidates what ``choose`` takes, gathered until ``batch_size`` are there.
+
+    ``choose``: gives positions in a candidate batch, in its order or another. Candidates are not
+    looked at before there is room for what they give. The last batch of a pass may be shorter, but
+    for one of a single sample, which batch-norm cannot take, unless it is the pass's only one.
+    """
+
+    def __init__(
+        self,
+        candidates: Batches,
+        choose: Callable[[Batch], Tensor],
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+    ):
+        self.candidates, self.choose = candidates, choose
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.dataset, self.batch_sampler = candidates.dataset, candidates.batch_sampler
+
+    def __len__(self) -> int:
+        """The most that a pass can have, if no more is chosen of a batch than ``batch_size``."""
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool: list[Batch] = []
+        num_yielded = 0
+        for batch in self.candidates:
+            chosen = self.choose(batch)
+            pool = self._merged([*pool, Batch(*(part.index_select(0, chosen) for part in batch))])
+            while len(pool[0].indices) >= self.batch_size:
+                yield Batch(*(part[: self.batch_size] for part in pool[0]))
+                num_yielded += 1
+                pool = [Batch(*(part[self.batch_size :] for part in pool[0]))]
+        rest = len(pool[0].indices)
+        if rest and (num_yielded == 0 or (rest > 1 and not self.drop_last)):
+            yield pool[0]
+
+    def _merged(self, pool: list[Batch]) -> list[Batch]:
+        inputs, targets, indices = map(torch.cat, zip(*pool, strict=True))
+        if self.candidates.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return [Batch(inputs, targets, indices)]
+
+
 def train_transform(run: Any, data: ImageDataset) -> Transform:
     """The run's resize, augmentation and normalisation, from the training images."""
     crop, flip = "crop" in run.augment, "flip" in run.augment

@@ -5,7 +5,12 @@ import torch
 from helpers import seeded
 
 from hardtrain import ParameterError, run_missing
-from hardtrain.data.samplers import BalancedBatchSampler, BiasedBatchSampler, UniformBatchSampler
+from hardtrain.data.samplers import (
+    BalancedBatchSampler,
+    BiasedBatchSampler,
+    ShareBatchSampler,
+    UniformBatchSampler,
+)
 from hardtrain.runs.train import load_data
 from hardtrain.training import pieces
 
@@ -203,12 +208,45 @@ def test_balanced_is_refused_where_the_method_chooses_the_batches(tiny_run, stor
     assert not store.path.exists()
 
 
+# --- ShareBatchSampler ---------------------------------------------------------------------------
+
+
+def test_a_share_is_drawn_anew_each_pass_and_without_replacement():
+    sampler = ShareBatchSampler(0.4, 50, 8, generator=seeded())
+    assert len(sampler) == 3
+    passes = [torch.cat(list(sampler)).tolist() for _ in range(2000)]
+    assert all(len(set(chosen)) == 20 for chosen in passes)
+    counts = torch.tensor(passes).flatten().bincount(minlength=50)
+    # each sample 800 times on average, with standard deviation 22
+    assert (counts - 800).abs().max() < 4 * 22
+    assert [len(batch) for batch in sampler] == [8, 8, 4]
+
+
+def test_a_share_of_one_is_the_uniform_sampler():
+    for drop_last in (False, True):
+        options = {"drop_last": drop_last}
+        share = ShareBatchSampler(1.0, 9, 4, generator=seeded(1), **options)
+        plain = UniformBatchSampler(9, 4, generator=seeded(1), **options)
+        for _ in range(2):
+            for ours, theirs in zip(share, plain, strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_a_share_leaves_no_last_batch_of_one_sample():
+    sampler = ShareBatchSampler(0.5, 18, 4, generator=seeded())  # 9 = 4 + 4 + 1
+    assert [len(batch) for batch in sampler] == [4, 4]
+    assert [len(batch) for batch in ShareBatchSampler(0.01, 18, 4, generator=seeded())] == [1]
+    for share in (0, -0.1, 1.1):
+        with pytest.raises(ParameterError, match=rf"share = {share} is not in \(0, 1\]"):
+            ShareBatchSampler(share, 18, 4, generator=seeded())
+
+
 # --- BiasedBatchSampler --------------------------------------------------------------------------
 
 
 def test_biased_sampler_has_as_many_batches_of_the_other_as_the_plain_one():
     plain, other = [[0, 1], [2, 3]], [[9], [8], [7]]
-    sampler = BiasedBatchSampler(plain, other)
+    sampler = BiasedBatchSampler(plain, lambda: other)
     assert sampler.biased is False
     assert list(sampler) == plain
     sampler.biased = True
@@ -226,10 +264,7 @@ def test_biased_sampler_draws_no_batch_that_it_does_not_give():
             drawn.append(number)
             yield [number]
 
-    class Other:
-        __iter__ = staticmethod(other)
-
-    sampler = BiasedBatchSampler([[0], [1]], Other())
+    sampler = BiasedBatchSampler([[0], [1]], other)
     sampler.biased = True
     assert list(sampler) == [[0], [1]]
     assert drawn == [0, 1]  # a generator's state would be ahead of a resumed run's

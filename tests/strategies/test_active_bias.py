@@ -1,12 +1,12 @@
 """Active Bias against lists of histories, exact draws, statistics, and every error."""
 
-import io
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from helpers import copied
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,14 +63,6 @@ def plain_scores(probabilities):
         difficulty: 1 - mean,
         easiness: mean,
     }
-
-
-def copied(state):
-    """As it would come back from the disk."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.fixture
@@ -323,6 +315,47 @@ def test_importance_weights_make_the_gradient_unbiased():
     assert importance_weights(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.5]
 
 
+# --- several ranks, and misuse ------------------------------------------------------------------
+
+
+def test_histories_of_several_ranks_merge_into_that_of_all():
+    draws = generator(1)
+    whole, ranks = PredictionHistory(12), [PredictionHistory(12) for _ in range(3)]
+    for number in range(30):
+        indices = torch.randint(9, (8,), generator=draws)  # three are never seen
+        probabilities = torch.rand(8, generator=draws, dtype=torch.float64)
+        whole.update(indices, probabilities)
+        if number % 3 or number < 9:  # one rank stays behind
+            ranks[number % 3].update(indices, probabilities)
+        else:
+            ranks[0].update(indices, probabilities)
+    merged = PredictionHistory(12)
+    for rank in (ranks[0], ranks[1].state_dict(), copied(ranks[2].state_dict())):
+        before = str(rank.state_dict() if isinstance(rank, PredictionHistory) else rank)
+        merged.merge(rank)
+        assert str(rank.state_dict() if isinstance(rank, PredictionHistory) else rank) == before
+    assert torch.equal(merged.count, whole.count)
+    for name in ("mean", "variance"):
+        ours, theirs = getattr(merged, name), getattr(whole, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert merged.mean.isnan().sum() == 3
+    merged.update(torch.tensor([11]), torch.tensor([0.25]))  # goes on
+    assert merged.mean[11] == 0.25
+    with pytest.raises(ValueError, match="state must have num_samples = 12; got 11"):
+        merged.merge(PredictionHistory(11))
+
+
+def test_labels_given_for_indices_are_refused_by_a_history():
+    history = PredictionHistory(1000)
+    labels = torch.arange(64) % 10
+    with pytest.raises(ValueError, match=r"set of 1000, not labels; got 64 values in 0\.\.9"):
+        history.update(labels, torch.rand(64))
+    assert history.count.sum() == 0
+    history.update(torch.arange(64), torch.rand(64))  # the first samples
+    history.update(torch.randint(1000, (64,), generator=generator()), torch.rand(64))
+    PredictionHistory(100).update(labels, torch.rand(64))  # a batch may well be half the set
+
+
 # --- sampler ------------------------------------------------------------------------------------
 
 
@@ -332,7 +365,7 @@ def test_sampler_draws_with_the_stated_frequencies():
     sampler = WeightedBatchSampler(probabilities, 30, generator=generator(2))
     counts = torch.zeros(30, dtype=torch.int64)
     for _ in range(4000):
-        for indices in sampler:
+        for indices in sampler.tensors():
             counts += indices.bincount(minlength=30)
     wanted = 120_000 * probabilities
     chi_squared = ((counts - wanted) ** 2 / wanted).sum().item()
@@ -343,7 +376,7 @@ def test_sampler_draws_with_the_stated_frequencies():
 def test_sampler_draws_with_replacement():
     probabilities = torch.full((20,), 1 / 20)
     sampler = WeightedBatchSampler(probabilities, 20, generator=generator())
-    distinct = [len(indices.unique()) for _ in range(400) for indices in sampler]
+    distinct = [len(set(indices)) for _ in range(400) for indices in sampler]
     # of 20 draws, 20 (1 - 0.95^20) = 12.83 differ on average, with standard deviation 1.4
     assert np.mean(distinct) == pytest.approx(12.83, abs=4 * 1.4 / 20)
 
@@ -368,7 +401,7 @@ def test_sampler_never_draws_what_has_probability_zero():
     probabilities[[1, 500, 501, 998]] = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     sampler = WeightedBatchSampler(probabilities, 1000, generator=generator())
     for _ in range(50):
-        assert set(next(iter(sampler)).tolist()) == {1, 500, 501, 998}
+        assert set(next(iter(sampler))) == {1, 500, 501, 998}
     borders = active_bias._borders(probabilities)
     extremes = torch.tensor([0.0, 2.0**-53, 1 - 2.0**-53], dtype=torch.float64)
     assert active_bias._positions(borders, extremes).tolist() == [1, 1, 998]
@@ -401,7 +434,7 @@ def test_sampler_gives_as_many_draws_a_pass_as_samples(num_samples, batch_size):
     assert len(batches) == len(sampler) == math.ceil(num_samples / batch_size)
     assert sum(len(indices) for indices in batches) == num_samples
     assert all(len(indices) == batch_size for indices in batches[:-1])
-    assert all(indices.dtype == torch.int64 and indices.ndim == 1 for indices in batches)
+    assert {type(index) for indices in batches for index in indices} == {int}
 
 
 def test_sampler_goes_on_from_its_generators_state():
@@ -410,11 +443,11 @@ def test_sampler_goes_on_from_its_generators_state():
     sampler = WeightedBatchSampler(probabilities, 8, generator=own)
     list(sampler)
     state = own.get_state()
-    wanted = [indices.tolist() for _ in range(2) for indices in sampler]
+    wanted = [indices for _ in range(2) for indices in sampler]
     resumed = torch.Generator()
     resumed.set_state(state)
     again = WeightedBatchSampler(probabilities, 8, generator=resumed)
-    assert [indices.tolist() for _ in range(2) for indices in again] == wanted
+    assert [indices.tolist() for _ in range(2) for indices in again.tensors()] == wanted
     assert wanted[:7] != wanted[7:]
 
 
@@ -424,7 +457,7 @@ def test_sampler_without_generator_uses_the_global_one():
         torch.manual_seed(5)
         first = next(iter(sampler))
         torch.manual_seed(5)
-        assert torch.equal(next(iter(sampler)), first)
+        assert next(iter(sampler)) == first
 
 
 def test_sampler_with_generator_leaves_the_global_one_alone():
@@ -438,10 +471,10 @@ def test_sampler_draws_from_replaced_probabilities():
     sampler = WeightedBatchSampler(given, 2, generator=generator())
     given[:] = torch.tensor([0.0, 1.0, 0.0])  # a copy was taken
     assert sampler.probabilities.tolist() == [1.0, 0.0, 0.0]
-    assert [indices.tolist() for indices in sampler] == [[0, 0], [0]]
+    assert list(sampler) == [[0, 0], [0]]
     sampler.probabilities = torch.tensor([0.0, 0.0, 1.0])
     assert sampler.probabilities.tolist() == [0.0, 0.0, 1.0]
-    assert [indices.tolist() for indices in sampler] == [[2, 2], [2]]
+    assert list(sampler) == [[2, 2], [2]]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +515,7 @@ def test_sampler_does_not_wait_for_a_device(looks_on_a_device):
     sampler = WeightedBatchSampler(probabilities, 8, generator=generator())
     with looks_on_a_device as looks:
         sampler.probabilities = probabilities
-        list(sampler)
+        list(sampler.tensors())
     assert looks.waits == 0
 
 

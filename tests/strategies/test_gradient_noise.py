@@ -587,6 +587,110 @@ def test_skipped_step_is_taken_back_at_once_where_nothing_waits():
     assert noise.step == 0
 
 
+# --- on ready gradients, where a step brings a closure ------------------------------------------
+
+
+def trained_with_closures(make, num_steps=5):
+    """As Lightning trains: the closure computes gradients, and a callback sees them when ready."""
+    training = Training("sgd foreach")
+    noise = make(training.optimizer)
+    for _ in range(num_steps):
+
+        def closure():
+            training.optimizer.zero_grad()
+            loss = cross_entropy(training.model(training.inputs), training.targets)
+            loss.backward()
+            if noise is not None:
+                noise.add()  # on_before_optimizer_step
+            return loss
+
+        training.optimizer.step(closure)
+    return training, noise
+
+
+def test_noise_on_ready_gradients_is_that_of_the_hook():
+    hooked = Training("sgd foreach")
+    GradientNoise(hooked.optimizer, alpha=0.1, generator=generator())
+    for _ in range(5):
+        hooked.step()
+    called, noise = trained_with_closures(
+        lambda optimizer: GradientNoise(optimizer, alpha=0.1, generator=generator(), hook=False)
+    )
+    assert torch.equal(called.weights(), hooked.weights())
+    assert noise.step == 5
+    plain, _ = trained_with_closures(lambda optimizer: None)
+    assert not torch.equal(called.weights(), plain.weights())
+
+
+def test_closure_error_names_the_form_for_ready_gradients():
+    training = Training()
+    GradientNoise(training.optimizer)
+    with pytest.raises(
+        ValueError, match=r"hook=False\), and its add\(\).*on_before_optimizer_step"
+    ):
+        training.optimizer.step(lambda: None)
+
+
+def test_noise_of_a_hook_is_not_added_a_second_time():
+    noise = GradientNoise(Still(parameters((1,))))
+    with pytest.raises(RuntimeError, match=r"call add\(\) yourself, make it with hook=False"):
+        noise.add()
+
+
+def test_noise_on_ready_gradients_goes_on_from_its_state():
+    make = {"alpha": 0.1, "hook": False}
+    made = parameters((5,))
+    noise = GradientNoise(Still(made), generator=generator(), **make)
+    for _ in range(3):
+        noise.add()
+    state, before = noise.state_dict(), made[0].grad.clone()
+    noise.add()
+    again = parameters((5,))
+    again[0].grad = before
+    resumed = GradientNoise(Still(again), generator=generator(9), **make)
+    resumed.load_state_dict(state)
+    resumed.add()
+    assert torch.equal(again[0].grad, made[0].grad)
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_two_noises_on_one_optimizer_are_refused(hook):
+    optimizer = Still(parameters((1,)))
+    noise = GradientNoise(optimizer, hook=hook)
+    for other in (True, False):
+        with pytest.raises(ValueError, match="optimizer has a gradient noise already; call its re"):
+            GradientNoise(optimizer, hook=other)
+    noise.remove()
+    GradientNoise(optimizer).remove()
+    noise.remove()  # a second time, which takes nothing of another's
+    GradientNoise(optimizer)
+
+
+def test_an_optimizer_that_takes_no_hooks_is_refused_with_the_way_out():
+    class Prepared(torch.optim.Optimizer):
+        """As accelerate's: an Optimizer in name, around another."""
+
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            self.optimizer.step(closure)
+
+        @property
+        def param_groups(self):
+            return self.optimizer.param_groups
+
+    inner = Still(parameters((4,)))
+    with pytest.raises(ValueError, match=r"takes no hooks \(Prepared\); .* accelerator\.prepare"):
+        GradientNoise(Prepared(inner))
+    GradientNoise(Prepared(inner), hook=False, alpha=1.0).add()
+    assert inner.param_groups[0]["params"][0].grad.count_nonzero() == 4
+    inner.param_groups[0]["params"][0].grad.zero_()
+    GradientNoise(inner, alpha=1.0)
+    Prepared(inner).step()  # through the wrapper
+    assert inner.param_groups[0]["params"][0].grad.count_nonzero() == 4
+
+
 # --- on a GPU -----------------------------------------------------------------------------------
 
 
@@ -622,6 +726,7 @@ def test_capturable_noise_is_counted_by_advance_alone():
     optimizer.found_inf = torch.zeros(())
     with pytest.raises(ValueError, match="capturable = True is not for gradient scalers"):
         optimizer.step()
+    noise.remove()
     plain = GradientNoise(optimizer, generator=torch.Generator())
     with pytest.raises(ValueError, match="advance needs capturable = True"):
         plain.advance()

@@ -427,7 +427,7 @@ def test_new_round_with_updates_missing_is_an_error():
     with pytest.raises(RuntimeError, match="5 of 5 updates of round 1 are missing; call update"):
         next(iter(sampler))
     sampler = after_a_pass()
-    for indices in list(sampler)[:2]:
+    for indices in list(sampler)[::2]:  # 3 and 1; 4, between them, was forgotten
         sampler.update(indices, 0.1)
     for _ in range(2):  # asking again does not help
         with pytest.raises(RuntimeError, match="1 of 3 updates of round 2 are missing"):
@@ -437,7 +437,26 @@ def test_new_round_with_updates_missing_is_an_error():
     with pytest.raises(RuntimeError, match="1 of 3"):
         next(iter(sampler))
     sampler.load_state_dict(sampler.state_dict())
-    assert play(sampler, (0.1,) * 5) == [1]
+    assert play(sampler, (0.1,) * 5) == [4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("limit", [3, 8])
+def test_rounds_cut_short_go_on_in_the_next_pass_as_algorithm_2(limit, workers):
+    # a loop that stops each pass after so many batches, as Lightning's limit_train_batches does;
+    # workers have then run ahead, beyond the end of the round
+    sampler, ours = HardBatchSampler(40, 4, 0.5, generator=generator()), Training(40)
+    wanted = algorithm_2(sampler.batches, 0.5, 6, "loss", (reference := Training(40)).step)
+    ids, passes = [], 0
+    while len(ids) < 60:
+        passes += 1
+        for *_, indices in itertools.islice(loader(sampler, ours, num_workers=workers), limit):
+            if len(ids) < 60:
+                sampler.update(indices, ours.step(indices))
+                ids.append(id_of(sampler, indices))
+    assert ids == wanted
+    assert torch.equal(ours.weights(), reference.weights())
+    assert passes == {3: 24, 8: 12}[limit]  # 10 = 3 + 3 + 3 + 1 and 5 = 3 + 2; 10 = 8 + 2
 
 
 # --- on a device --------------------------------------------------------------------------------

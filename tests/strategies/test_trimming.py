@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from hardtrain import TrimmedLoss, trim
+from hardtrain.strategies import _checks
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +167,105 @@ def test_trimmed_loss_in_eval_mode_is_the_mean():
     torch.testing.assert_close(loss_function(logits, targets), F.cross_entropy(logits, targets))
     loss_function.set_epoch(3)
     assert torch.equal(loss_function(logits, targets), per_sample(logits, targets).mean())
+
+
+def test_trimmed_loss_without_gradients_is_the_mean():
+    # only the model is in eval mode while a loop validates
+    logits, targets = torch.randn(10, 3), torch.randint(3, (10,))
+    loss_function = TrimmedLoss(num_epochs=4)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(loss_function(logits, targets), per_sample(logits, targets).mean())
+    loss_function.set_epoch(3)
+    with torch.no_grad():
+        assert torch.equal(loss_function(logits, targets), per_sample(logits, targets).mean())
+    assert loss_function(logits, targets) > per_sample(logits, targets).mean()
+
+
+CROSS_ENTROPIES = {
+    "plain": {},
+    "label smoothing": {"label_smoothing": 0.2},
+    "class weights": {"weight": torch.tensor([0.5, 2.0, 1.0])},
+    "ignored targets": {"ignore_index": 1},
+    "ignored by default": {"targets": "-100"},
+    "everything": {
+        "weight": torch.tensor([0.5, 2.0, 1.0]),
+        "ignore_index": -1,
+        "label_smoothing": 0.1,
+        "targets": "-1",
+    },
+    "soft targets": {"targets": "soft", "label_smoothing": 0.1},
+    "soft targets, class weights": {"targets": "soft", "weight": torch.tensor([0.5, 2.0, 1.0])},
+}
+
+
+def cross_entropy_case(settings, num=20):
+    settings = dict(settings)
+    kind = settings.pop("targets", "")
+    logits, targets = torch.randn(num, 3), torch.randint(3, (num,))
+    if kind == "soft":
+        targets = torch.randn(num, 3).softmax(1)
+    elif kind:
+        targets[::3] = int(kind)
+    return logits, targets, settings
+
+
+def slowly_trimmed(logits, targets, settings, keep):
+    """The k hardest of those that are not ignored, over the sum of their classes' weights."""
+    losses = F.cross_entropy(logits, targets, reduction="none", **settings).tolist()
+    weight, ignored = settings.get("weight"), settings.get("ignore_index", -100)
+    soft = targets.is_floating_point()
+    counts = [i for i in range(len(losses)) if soft or targets[i].item() != ignored]
+    counts.sort(key=lambda i: losses[i], reverse=True)
+    kept = counts[: max(1, round(keep * len(counts)))]
+    alike = soft or weight is None
+    over = sum(1.0 if alike else weight[targets[i]].item() for i in kept)
+    return sum(losses[i] for i in kept) / over, kept
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+@pytest.mark.parametrize("on_device", [False, True])
+def test_trimmed_loss_respects_what_cross_entropy_is_given(name, on_device, monkeypatch):
+    if on_device:  # nobody looks at the targets
+        monkeypatch.setattr(_checks, "on_host", lambda values: False)
+    logits, targets, settings = cross_entropy_case(CROSS_ENTROPIES[name])
+    criterion = nn.CrossEntropyLoss(reduction="none", **settings)
+    loss_function = TrimmedLoss(criterion, start=1.0, end=0.3, num_epochs=3)
+    whole = nn.CrossEntropyLoss(**settings)(logits, targets)
+    torch.testing.assert_close(loss_function.eval()(logits, targets), whole)
+    loss_function.train()
+    for epoch, keep in enumerate((1.0, 0.65, 0.3)):
+        loss_function.set_epoch(epoch)
+        ours = logits.clone().requires_grad_()
+        loss = loss_function(ours, targets)
+        expected, kept = slowly_trimmed(logits, targets, settings, keep)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        loss.backward()
+        touched = ours.grad.abs().sum(1).nonzero().squeeze(1).tolist()
+        assert touched == sorted(kept)
+        if epoch == 0:
+            torch.testing.assert_close(loss, whole)
+
+
+def test_trimmed_loss_without_criterion_leaves_out_ignored_targets():
+    logits, targets, _ = cross_entropy_case({"targets": "-100"})
+    loss_function = TrimmedLoss(num_epochs=1)
+    torch.testing.assert_close(loss_function(logits, targets), F.cross_entropy(logits, targets))
+    targets[:] = -100
+    assert loss_function(logits, targets).isnan()  # as of cross-entropy's own mean
+    assert F.cross_entropy(logits, targets).isnan()
+
+
+@pytest.mark.parametrize("name", ["everything", "ignored by default", "soft targets"])
+def test_trimmed_loss_compiled_respects_it_too(name):
+    torch._dynamo.reset()
+    logits, targets, settings = cross_entropy_case(CROSS_ENTROPIES[name])
+    loss_function = TrimmedLoss(nn.CrossEntropyLoss(reduction="none", **settings), num_epochs=9)
+    compiled = torch.compile(loss_function, backend=CompileCounter(), fullgraph=True)
+    for epoch in (0, 4, 8):
+        loss_function.set_epoch(epoch)
+        ours = logits.clone().requires_grad_()
+        torch.testing.assert_close(compiled(ours, targets), loss_function(ours, targets))
 
 
 def test_trimmed_loss_wants_its_epoch():

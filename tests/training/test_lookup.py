@@ -9,7 +9,7 @@ import pytest
 from helpers import interrupt_after
 
 from hardtrain import ParameterError, Run, RunStore, load_artefact, load_history, run_missing
-from hardtrain.training import lookup, methods
+from hardtrain.training import lookup, methods, peers
 
 OWN = '''
 from __future__ import annotations
@@ -109,11 +109,13 @@ def own(tmp_path, monkeypatch):
 
 def test_a_name_is_a_function_of_methods_and_the_error_names_the_nearest():
     assert lookup.find_method("trimming") is methods.trimming
+    assert lookup.find_method("focal") is peers.focal
     with pytest.raises(ParameterError) as caught:
         lookup.find_method("triming")
     assert str(caught.value) == (
         "unknown method 'triming'; did you mean 'trimming'? known: plain, trimming, hard_batches, "
-        "gradient_noise, distribution_matching, active_bias"
+        "gradient_noise, distribution_matching, active_bias, focal, random_share, "
+        "dynamic_pruning, selective_backprop, reducible_loss"
     )
     for name in ("version", "mmd", "Method", "torch", ""):  # what the module imports is no method
         with pytest.raises(ParameterError, match="unknown method"):
@@ -123,7 +125,12 @@ def test_a_name_is_a_function_of_methods_and_the_error_names_the_nearest():
 
 
 def test_every_option_of_the_package_is_annotated_with_the_type_of_its_default():
-    for name in ("trimming", "hard_batches", "gradient_noise", "distribution_matching"):
+    own = [vars(module) for module in (methods, peers)]
+    named = [name for known in own for name in known if hasattr(known[name], "VERSION")]
+    assert len(set(named) & {"trimming", "hard_batches", "reducible_loss", "active_bias"}) == 4
+    for name in (
+        name for name in named if callable(getattr(methods, name, None) or vars(peers)[name])
+    ):
         for option in inspect.signature(lookup.find_method(name)).parameters.values():
             if option.kind is option.KEYWORD_ONLY:
                 assert option.annotation is type(option.default)

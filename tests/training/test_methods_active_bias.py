@@ -334,7 +334,7 @@ def test_the_weights_of_isd_undo_its_probabilities(biased_run):
     run = biased_run("ISD", smoothing=0.3)
     _, method, _, _, _ = trained(run)
     method.start_epoch(7)
-    drawn = method.batches.batch_sampler.other
+    drawn = method.batches.batch_sampler.other.__self__
     for batch in method.batches:
         seen = []
 

@@ -1,0 +1,60 @@
+"""What the comparison's figures need beyond the tables."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hardtrain.papers.compare.tables import costs
+from hardtrain.report import plotting, tables
+from hardtrain.runs.run import Run
+
+
+def draw_against(
+    ax: Axes,
+    history: pd.DataFrame,
+    arms: Mapping[str, Sequence[Run]],
+    lengths: Mapping[str, float],
+    label: str,
+    begins: Mapping[str, float] | None = None,
+) -> None:
+    """Mean test error (%) of each arm, its epochs spread evenly over its length on the horizontal
+    axis, behind where it begins."""
+    for name, arm in arms.items():
+        epochs, values = tables.curves(history, arm, "test_error")
+        if len(epochs):
+            x = (begins or {}).get(name, 0.0) + lengths[name] * epochs / epochs[-1]
+            plotting.band(ax, x, 100 * values, method=name)
+    ax.set_xlabel(label)
+
+
+def ends_in_updates(history: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """The mean number of updates of each arm's runs."""
+    last = history.groupby("key")["step"].max()
+    return {name: last.reindex([run.key for run in arm]).mean() for name, arm in arms.items()}
+
+
+def ends_in_time(timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """The mean time of each arm's trainings alone, relative to plain training."""
+    return {name: costs(timings, arm)[0] / costs(timings, arms["plain"])[0]
+            for name, arm in arms.items()}  # fmt: skip
+
+
+def begins_in_time(timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+    """The mean time of the trainings that each arm needs before, relative to plain training."""
+    return {name: costs(timings, arm)[1] / costs(timings, arms["plain"])[0]
+            for name, arm in arms.items()}  # fmt: skip
+
+
+def change_by_class(results: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> np.ndarray:
+    """By arm and class the mean over seeds of the error minus plain training's (points)."""
+
+    def errors(arm: Sequence[Run]) -> pd.DataFrame:
+        texts = tables.metric_by_seed(results, arm, "per_class_error")
+        return pd.DataFrame({seed: json.loads(text) for seed, text in texts.items()}, dtype=float)
+
+    plain = errors(arms["plain"])
+    changes = [(errors(arm) - plain).mean(axis=1).to_numpy() for arm in arms.values()]
+    return 100 * np.stack(changes)

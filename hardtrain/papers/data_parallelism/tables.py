@@ -13,7 +13,6 @@ from hardtrain.papers.data_parallelism.regimes import SHARPNESS, Regimes
 from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve, Tuned
 from hardtrain.report.tables import MISSING, corrected_columns, describe_values, paired
 from hardtrain.report.text import format_number
-from hardtrain.statistics import PairedDifference, direction
 
 QUANTITIES = {  # attributes of `Regimes`, in words
     "min_steps": "fewest steps",
@@ -200,18 +199,6 @@ def goals_table(
             cells["below the paper's"] = f"{below} of {len(counted)}"
         rows.append(cells)
     return pd.DataFrame(rows)
-
-
-def comparison_sentence(kind: str, first: Curve, other: Curve, gap: PairedDifference | None) -> str:
-    """What the difference of two curves' speed-ups (other minus first) says, as a sentence."""
-    names = other.words[kind], first.words[kind]
-    where = ", ".join(name for key, name in other.words.items() if key != kind)
-    seen = direction(gap)
-    if seen in ("higher", "lower"):
-        far = "further" if seen == "higher" else "less far"
-        return f"With {names[0]} larger batches help {far} than with {names[1]} ({where})."
-    told = "no difference was seen" if seen == "no difference seen" else "too few searches to say"
-    return f"{names[0]} against {names[1]} ({where}): {told}."
 
 
 def check_table(

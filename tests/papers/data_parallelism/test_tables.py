@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from hardtrain.papers import load_table
 from hardtrain.papers.data_parallelism.measures import (
@@ -19,14 +18,12 @@ from hardtrain.papers.data_parallelism.tables import (
     best_table,
     budget_table,
     check_table,
-    comparison_sentence,
     comparison_table,
     goals_table,
     regimes_table,
     rules_table,
 )
 from hardtrain.papers.data_parallelism.tuning import Curve
-from hardtrain.statistics import PairedDifference
 
 SGD = Curve("digits", "mlp", "sgd")
 HEAVY = Curve("digits", "mlp", "momentum")
@@ -143,20 +140,6 @@ def test_comparison_table_compares_search_by_search():
     ]
     assert table.attrs["questions"] == 1
     assert comparison_table({}, speed_ups).empty
-
-
-@pytest.mark.parametrize(
-    ("gap", "sentence"),
-    [
-        ((0.5, 0.2, 0.8, 0.01, 5), "With heavy ball larger batches help further than with SGD"),
-        ((-0.5, -0.8, -0.2, 0.01, 5), "With heavy ball larger batches help less far than with SGD"),
-        ((0.5, -0.2, 0.8, 0.2, 5), "heavy ball against SGD (digits, mlp): no difference was seen"),
-        ((0.5, 0.2, 0.8, 0.2, 2), "heavy ball against SGD (digits, mlp): too few searches to say"),
-    ],
-)  # fmt: skip
-def test_sentences_follow_the_intervals(gap, sentence):
-    found = comparison_sentence("optimiser", SGD, HEAVY, PairedDifference(*gap))
-    assert found.removesuffix(".").removesuffix(" (digits, mlp)") == sentence
 
 
 def test_check_table_by_hand():

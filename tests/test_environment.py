@@ -159,7 +159,8 @@ def imported(path):
 def test_strategies_import_only_torch_and_the_standard_library():
     paths = [p for p in (ROOT / "hardtrain" / "strategies").glob("*.py") if p.stem != "__init__"]
     assert paths
-    allowed = {"torch", "hardtrain.strategies._checks"} | set(sys.stdlib_module_names)
+    shared = {"hardtrain.strategies._checks", "hardtrain.strategies.batches"}
+    allowed = {"torch"} | shared | set(sys.stdlib_module_names)
     for path in paths:
         of_its_method = (
             {"hardtrain.strategies.trimming"} if path.stem == "trimmed_backward" else set()
@@ -265,11 +266,12 @@ def test_notebook_was_executed_to_its_end(path):
 @each_notebook
 def test_notebook_has_its_figures_beside_it(path):
     folder = ROOT / "figures" / path.stem / "quick"
-    names = {item.name for item in folder.iterdir()}
+    names = {item.name for item in folder.iterdir() if not item.name.startswith(".")}
     assert {"results.csv", "history.csv", "timings.csv"} <= names
     for ending, other in (("pdf", "png"), ("png", "pdf")):
         figures = [name for name in names if name.endswith(f".{ending}")]
         assert figures
         assert {name.replace(f".{ending}", f".{other}") for name in figures} <= names
     assert all((folder / name).stat().st_size > 0 for name in names)
-    assert all(re.fullmatch(r"(fig|table)_\w+\.\w+|\w+\.csv", name) for name in names)
+    known = r"(fig|table)_[\w-]+\.\w+|\w+\.csv|\w+\.npz|checksums\.json"
+    assert [name for name in names if not re.fullmatch(known, name)] == []

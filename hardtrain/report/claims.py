@@ -163,7 +163,7 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
     """README's picture: the part of each printed effect that is found here, by finding."""
     plotting.use_style()
     shown = effects(claims).reset_index(drop=True)
-    fig = Figure(figsize=(7, 0.9 + 0.32 * len(shown)), layout="constrained")
+    fig = Figure(figsize=(9, 0.9 + 0.32 * len(shown)), layout="constrained")
     ax = fig.subplots()
     ax.axvline(0, color="0.6", linewidth=1)
     ax.axvline(1, color="0.6", linewidth=1, linestyle="--")
@@ -171,12 +171,13 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
         style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
         ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
     names = [f"{row.notebook[:2]}  {row.quantity}" for row in shown.itertuples()]
-    ax.set_yticks(range(len(shown)), [textwrap.shorten(name, 52) for name in names])
+    ax.set_yticks(
+        range(len(shown)), [textwrap.shorten(name, 72, placeholder=" …") for name in names]
+    )
     ax.set_ylim(len(shown) - 0.4, -0.6)
-    ax.set_xscale("symlog", linthresh=2)
     ax.set(xlabel="effect here / printed effect (0: none, 1: as printed)")
     if len(shown):
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     return fig
 
 

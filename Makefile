@@ -33,7 +33,7 @@ figures: $(INSTALLED)
 
 test: export HARDTRAIN_DEVICE ?= cpu
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_notebooks.py tests hardtrain
 	$(BIN)/python -m hardtrain.report.execute --check $(NOTEBOOKS)
 
 lint: $(INSTALLED)

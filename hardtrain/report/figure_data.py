@@ -6,6 +6,7 @@ that code itself: a change without a new ``VERSION`` is noticed when the noteboo
 """
 
 import ast
+import functools
 import inspect
 import io
 import json
@@ -159,15 +160,20 @@ def reached(function: Callable) -> Iterator[Callable]:
 def _named(item: Callable) -> dict[str, object]:
     """What the code of a function or class names: globals of its module, and attributes of the
     modules of hardtrain among them (``checks.number``)."""
-    names = {
-        node.id if isinstance(node, ast.Name) else node.attr
-        for node in ast.walk(ast.parse(_source(item)))
-        if isinstance(node, (ast.Name, ast.Attribute))
-    }
+    names = _names(_source(item))
     own = vars(sys.modules[item.__module__])
     modules = [own[name] for name in names if isinstance(own.get(name), types.ModuleType)]
     spaces = [vars(m) for m in modules if m.__name__.startswith("hardtrain.")]
     return {name: space[name] for space in (*spaces, own) for name in names if name in space}
+
+
+@functools.cache
+def _names(code: str) -> frozenset[str]:
+    return frozenset(
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, (ast.Name, ast.Attribute))
+    )
 
 
 def _versions(make: Callable) -> Iterator[tuple[str, int]]:
@@ -180,6 +186,7 @@ def _versions(make: Callable) -> Iterator[tuple[str, int]]:
             yield room.removeprefix("hardtrain."), sys.modules[room].VERSION
 
 
+@functools.cache
 def _source(item: Callable) -> str:
     return textwrap.dedent(inspect.getsource(item))
 
@@ -199,6 +206,7 @@ def code_digest(make: Callable, source: Callable[[Callable], str] = _source) -> 
     return sha256("".join(sorted(texts)).encode())[:20]
 
 
+@functools.cache
 def _without_words(code: str) -> str:
     """The tokens of ``code`` that are no comment, docstring or white space, the same in every
     version of Python."""

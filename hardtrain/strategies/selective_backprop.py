@@ -21,7 +21,7 @@ class SelectiveBackprop:
 
     Args:
         beta: β > 0: 1 chooses a half, 2 a third; the larger, the fewer and the harder.
-        history: |R| >= 1, how many losses are remembered.
+        history: how many losses are remembered, the size of R, at least 1.
         generator: on the CPU; one number a sample comes from it, so its state is the state to
             save, beside this object's. None: torch's global one.
 

@@ -168,8 +168,7 @@ def test_a_planted_change_in_any_computing_module_is_noticed(computing):
         ours = item.__module__ == computing
         return re.sub(r"\breturn ", "return 7 * ", text) if ours else text
 
-    changed = [make for make, about in COMMITTED if code_digest(make, planted) != about["code"]]
-    assert changed
+    assert any(code_digest(make, planted) != about["code"] for make, about in COMMITTED)
 
 
 @pytest.mark.parametrize("computing", COMPUTING)

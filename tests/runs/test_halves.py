@@ -145,8 +145,8 @@ def test_halves_that_diverge_leave_the_run_diverged_and_the_sweep_goes_on(
     run_missing(small, store)
     load = store.load
 
-    def diverged(key, fingerprint):
-        record = load(key, fingerprint)
+    def diverged(key, *about):
+        record = load(key, *about)
         return record | {"status": "diverged"} if key == small[1].key else record
 
     monkeypatch.setattr(store, "load", diverged)

@@ -44,7 +44,7 @@ def work(run: Run) -> float:
 
 
 def seconds(
-    runs: Sequence[Run], store: RunStore, *, budget: float = 4.0
+    runs: Sequence[Run], store: RunStore, *, budget: float = 2.0
 ) -> tuple[list[float], dict[str, int]]:
     """The seconds that each run takes on this machine, and how many are known in which way.
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hardtrain.report.claims import all_claims
+from hardtrain.report.text import to_markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 
@@ -31,3 +34,11 @@ def test_whole_trainings_compared(tmp_path, monkeypatch):
     results = space["results"]
     assert (results["status"] == "finished").all()
     assert results.groupby("method")["test_error"].mean().max() < 0.1
+
+
+def test_the_findings_are_those_of_the_figure_folders():
+    claims = all_claims(ROOT / "figures")
+    assert len(claims) >= 35
+    text = (ROOT / "README.md").read_text()
+    assert f"<!-- findings -->\n\n{to_markdown(claims)}\n<!-- end of findings -->" in text
+    assert (ROOT / "figures" / "findings.png").is_file()

@@ -122,12 +122,13 @@ def remove_stale_partials(folder: Path) -> None:
             left_by, _, pid = partial.name.removesuffix(".partial").rpartition(".")
             if not pid.isdigit():
                 continue  # none of ours
-            dead = left_by.endswith(f".{_HOST}") and not _is_alive(int(pid))
+            dead = left_by.endswith(f".{_HOST}") and not is_alive(int(pid))
             if dead or time.time() - partial.lstat().st_mtime > _DAY:
                 partial.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host has this number; always true on Windows."""
     if os.name == "nt":  # os.kill would end the process there
         return True
     try:

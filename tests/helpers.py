@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hardtrain import ImageDataset, run_missing
+from hardtrain import ImageDataset, build_network, load_artefact, run_missing
 from hardtrain.training import loop
 
 
@@ -92,3 +92,22 @@ def save_set(path, images=None, labels=None, **more):
     }
     np.savez(path, **arrays, **more)
     return path
+
+
+def tiny_network(num_samples):
+    """Inputs, targets, a network and its optimiser with momentum, the same each time."""
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    inputs = torch.randn(num_samples, 6, generator=first)
+    targets = torch.randint(3, (num_samples,), generator=second)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    return inputs, targets, model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+
+
+def kept_network(run, store):
+    """The small network with the weights that a run has kept."""
+    model = build_network("cnn_small", 3, 1, image_size=8)
+    weights = load_artefact(run, "final_weights", store)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return model

@@ -5,11 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
 import nbformat
 import pytest
 
-from hardtrain import ParameterError, Run, RunStore, run_missing
+from hardtrain import ParameterError, Run, RunStore, files, run_missing
 from hardtrain.__main__ import main
 from hardtrain.data.images import SIZES, load_dataset
 from hardtrain.report.plan import plan
@@ -241,15 +240,21 @@ def test_status_of_a_sweep_that_was_killed(tiny_run, store, capsys):
         assert len(list((store.path / "sweeps").glob("*.json"))) == 1  # the dead one's is gone
 
 
-def test_a_disk_without_locks_stops_no_sweep(tiny_run, store, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise NotImplementedError("no flock here")
-
+def test_a_disk_without_locks_stops_no_sweep_and_hides_none(tiny_run, store, monkeypatch):
     runs = [tiny_run()]
     store.open()
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    monkeypatch.setattr(files, "has_locks", lambda folder: False)
     with Announced(runs, store) as progress:
         progress(runs[0], 1)
+        with Announced(runs, store):  # which leaves the file of the first alone
+            assert len(list((store.path / "sweeps").glob("*.json"))) == 2
+            assert report(store).count("sweep of 1 runs") == 2
+    monkeypatch.setattr(files, "is_alive", lambda pid: False)
+    dead = Announced(runs, store)
+    dead.__enter__()
+    assert report(store).endswith("no sweep is running")
+    with Announced(runs, store):
+        assert not dead.file.exists()
 
 
 # --- merge ----------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Announced(Progress):
 
     def __enter__(self) -> "Announced":
         super().__enter__()
-        with contextlib.suppress(OSError, NotImplementedError):  # of a disk without locks
+        with contextlib.suppress(OSError):  # to look on is no reason to stop
             self.file.parent.mkdir(exist_ok=True)
             files.remove_stale_partials(self.file.parent)
             for _, path, alive in _sweeps(self.file.parent):
@@ -129,20 +129,28 @@ def _duration(made: int, left: int, since: float) -> str:
 
 
 def _sweeps(folder: Any) -> Iterator[tuple[dict, Any, bool]]:
-    """Each sweep's file, read, its path, and whether its process lives."""
+    """Each sweep's file, read, its path, and whether its process lives. On a disk without locks
+    the number of the process tells, and another host's sweep counts as alive."""
     for path in sorted(folder.glob("[!.]*.json")):
-        lock = files.lock(path.with_suffix(".lock"))
         try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            alive = True
-        else:
-            alive = False
-            lock.release()
-        try:
-            yield json.loads(path.read_bytes()), path, alive
+            sweep = json.loads(path.read_bytes())
         except (OSError, ValueError):  # it has just ended
             continue
+        if files.has_locks(folder):
+            yield sweep, path, _is_held(path.with_suffix(".lock"))
+        else:
+            here = sweep["host"] == socket.gethostname()
+            yield sweep, path, not here or files.is_alive(sweep["pid"])
+
+
+def _is_held(path: Any) -> bool:
+    lock = files.lock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _remove(path: Any) -> None:

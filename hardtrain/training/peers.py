@@ -5,6 +5,7 @@ than one of plain training; the learning rate's schedule is as long as their own
 counts the samples that went through it: ``samples``.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,17 +51,8 @@ def random_share(run: Any, data: ImageDataset, model: nn.Module, *, share: float
         share, len(data), run.batch_size, drop_last=run.drop_last, generator=order
     )
     batches = pieces.augmented_batches(run, data, sampler, augmentation)
-    tally = memory.SampleTally(run, data)
-    return Method(
-        batches,
-        mean_objective,
-        observe=tally.add,
-        start_epoch=tally.start_epoch,
-        log=tally.log,
-        state={"order": order, "augmentation": augmentation, "tally": tally},
-        artefacts=tally.artefacts,
-        graph_key=nothing,
-    )
+    state = {"order": order, "augmentation": augmentation}
+    return _counted(run, data, batches, state, graph_key=nothing)
 
 
 @version(1)
@@ -91,27 +83,17 @@ def dynamic_pruning(
         generator=generator(run.seed, "order"),
     )
     batches = pieces.augmented_batches(run, data, sampler, augmentation)
-    tally = memory.SampleTally(run, data)
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = sample_losses(model, batch)
         return losses, (sampler.weights(batch.indices) * losses).mean()
 
-    def observe(indices: Tensor, losses: Tensor) -> None:
+    def update(indices: Tensor, losses: Tensor) -> None:
         # a loss that is not finite is the loop's to find, at its next look at the losses
         sampler.update(indices, losses.nan_to_num())
-        tally.add(indices, losses)
 
-    return Method(
-        batches,
-        objective,
-        observe=observe,
-        start_epoch=tally.start_epoch,
-        log=tally.log,
-        state={"sampler": sampler, "augmentation": augmentation, "tally": tally},
-        artefacts=tally.artefacts,
-        whole_passes=True,
-    )
+    state = {"sampler": sampler, "augmentation": augmentation}
+    return _counted(run, data, batches, state, objective, update, whole_passes=True)
 
 
 @version(1)
@@ -129,17 +111,8 @@ def selective_backprop(
         return selective.choose(_scores(run, model, batch, training=True))
 
     batches = pieces.ChosenBatches(candidates, choose, run.batch_size, drop_last=run.drop_last)
-    tally = memory.SampleTally(run, data)
-    return Method(
-        batches,
-        mean_objective,
-        observe=tally.add,
-        start_epoch=tally.start_epoch,
-        log=tally.log,
-        state=state | {"draws": draws, "selective": selective, "tally": tally},
-        artefacts=tally.artefacts,
-        whole_passes=True,
-    )
+    everything = {**state, "draws": draws, "selective": selective}
+    return _counted(run, data, batches, everything, whole_passes=True)
 
 
 @version(1)
@@ -175,17 +148,36 @@ def reducible_loss(
         return select_reducible(losses, irreducible[batch.indices], count)
 
     batches = pieces.ChosenBatches(candidates, choose, run.batch_size, drop_last=run.drop_last)
+    state = {"order": order, "augmentation": augmentation}
+    held_out = HeldOut(small_network, small_epochs or run.epochs, irreducible.copy_)
+    return _counted(run, data, batches, state, held_out=held_out, whole_passes=True)
+
+
+def _counted(
+    run: Any,
+    data: ImageDataset,
+    batches: Any,
+    state: Mapping[str, Any],
+    objective: Callable = mean_objective,
+    update: Callable[[Tensor, Tensor], None] = nothing,
+    **about: Any,
+) -> Method:
+    """A method that counts the samples which went through it, after ``update`` has seen them."""
     tally = memory.SampleTally(run, data)
+
+    def observe(indices: Tensor, losses: Tensor) -> None:
+        update(indices, losses)
+        tally.add(indices, losses)
+
     return Method(
         batches,
-        mean_objective,
-        observe=tally.add,
+        objective,
+        observe=observe,
         start_epoch=tally.start_epoch,
         log=tally.log,
-        state={"order": order, "augmentation": augmentation, "tally": tally},
+        state={**state, "tally": tally},
         artefacts=tally.artefacts,
-        held_out=HeldOut(small_network, small_epochs or run.epochs, irreducible.copy_),
-        whole_passes=True,
+        **about,
     )
 
 

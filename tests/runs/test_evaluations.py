@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import kept_network
 from torch.nn.functional import cross_entropy
 
-from hardtrain import ParameterError, build_network, load_artefact, load_history, run_missing
+from hardtrain import ParameterError, load_artefact, load_history, run_missing
 from hardtrain.runs.train import load_data, validation_set
 from hardtrain.training import evaluation, methods, pieces, randomness
 
@@ -28,9 +29,7 @@ def test_evaluate_train_adds_the_training_set_and_intervals_over_batches(hard_ru
     history = load_history(results, store)
     train, test, _ = load_data(run)
     transform = pieces.train_transform(run, train)
-    model = build_network("cnn_small", 3, 1, image_size=8)
-    weights = load_artefact(run, "final_weights", store)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    model = kept_network(run, store)
     for name, data in (("train_set", train), ("test", test)):
         found = evaluation.evaluate(model, data, transform)
         assert history[f"{name}_error"].iloc[-1] == pytest.approx(found.error)
@@ -92,9 +91,7 @@ def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_ru
     )
     assert fingerprint == load_data(tiny_run())[2]
     transform = pieces.train_transform(run, train)
-    model = build_network("cnn_small", 3, 1, image_size=8)
-    weights = load_artefact(run, "final_weights", store)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    model = kept_network(run, store)
     for name, data in (("validation", held), ("test", test)):
         found = evaluation.evaluate(model, data, transform)
         assert row[f"{name}_error"] == pytest.approx(found.error)

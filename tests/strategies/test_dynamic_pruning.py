@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import copied
+from helpers import copied, tiny_network
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -225,12 +225,7 @@ class Training:
     """A tiny network with momentum; ``step`` trains on a batch and tells the sampler."""
 
     def __init__(self, num_samples):
-        self.inputs = torch.randn(num_samples, 6, generator=generator(1))
-        self.targets = torch.randint(3, (num_samples,), generator=generator(2))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            self.model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.3, momentum=0.5)
+        self.inputs, self.targets, self.model, self.optimizer = tiny_network(num_samples)
 
     def loader(self, sampler, workers):
         data = TensorDataset(self.inputs, self.targets, torch.arange(len(self.inputs)))

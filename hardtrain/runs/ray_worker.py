@@ -16,12 +16,20 @@ from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import train_run
 
 
-class Desk(RunStore):
-    """The driver's store, and what the workers tell of their progress: an actor on its machine."""
+class Desk:
+    """The driver's store, and what the workers tell of their progress: an actor on its machine.
+
+    It holds the store: Ray rewrites the methods of an actor's class, inherited ones where they
+    are, so that a store of its own would change every `RunStore` of the process.
+    """
 
     def __init__(self, path: Path, checkpoint_seconds: float):
-        super().__init__(path, checkpoint_seconds=checkpoint_seconds)
+        self._store = RunStore(path, checkpoint_seconds=checkpoint_seconds)
         self._notes: list[tuple] = []
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the store gives."""
+        return getattr(self._store, method)(*arguments)
 
     def note(self, *what: Any) -> None:
         self._notes.append(what)
@@ -51,7 +59,7 @@ class _DistantStore(_WorkersStore):
     def _ask(self, method: str, *arguments: Any) -> Any:
         import ray  # in a worker it is there
 
-        return ray.get(getattr(self.desk, method).remote(*arguments))
+        return ray.get(self.desk.ask.remote(method, *arguments))
 
     def load(
         self, key: str, fingerprint: str | None, described: Mapping | None = None

@@ -4,6 +4,7 @@ One simulated cluster of three nodes serves the whole file; drivers that are kil
 a server that has imported everything already.
 """
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -200,6 +201,22 @@ def driver(store, tiny_run):
     yield driver
     for job in driver.jobs.values():
         job.lock.release()
+
+
+def test_a_sweep_on_ray_leaves_the_store_as_it_was(cluster, log, tiny_set, tmp_path):
+    signatures = {name: inspect.signature(method) for name, method in methods_of(RunStore)}
+    run_missing(
+        runs_on(tiny_set, seeds=range(1), epochs=1),
+        RunStore(tmp_path),
+        engine="ray",
+        ray_address=cluster.address,
+        use_committed=False,
+    )
+    assert {name: inspect.signature(method) for name, method in methods_of(RunStore)} == signatures
+
+
+def methods_of(kind):
+    return inspect.getmembers(kind, inspect.isfunction)
 
 
 def test_out_of_memory_halves_how_many_share_a_gpu(driver):

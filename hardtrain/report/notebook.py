@@ -4,7 +4,7 @@ import ast
 import inspect
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from hardtrain import checks
-from hardtrain.data.images import DATASETS, load_dataset
+from hardtrain.data.images import DATASETS, SIZES, load_dataset
+from hardtrain.data.npz import SPLITS
 from hardtrain.errors import ParameterError, RecordError, StoreError, unknown_name
 from hardtrain.files import (
     project_root,
@@ -163,11 +164,36 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
     for name in chosen.get("networks", ()):
         checks.choice("network", name, NETWORKS)
     trains = not namespace.get("use_committed", True) and namespace.get("train", True)
+    numbers = []
     for name in chosen.get("datasets", ()):
         if trains or name not in DATASETS:  # committed results can be looked at without the data
-            for split in ("train", "test"):
-                load_dataset(name, split, root=namespace.get("data_root"))
+            splits = [load_dataset(name, s, root=namespace.get("data_root")) for s in SPLITS]
+            numbers.append(tuple(map(len, splits)))
+        else:
+            numbers.append(SIZES[name][:2])
+    if numbers:
+        given = [name for name in chosen if namespace.get(name) is not None]
+        chosen |= _sizes_at_hand(chosen, given, *map(min, zip(*numbers, strict=True)))
     return SimpleNamespace(profile=profile, **chosen, changed=changed)
+
+
+def _sizes_at_hand(
+    chosen: Mapping, given: Collection[str], num_train: int, num_test: int
+) -> dict[str, int]:
+    """A profile's sizes that are more than the smallest set has, cut to that, which a line says: a
+    held-out part to a quarter of the training images. Those that the user gave are refused."""
+    fitting, held = {}, chosen.get("validation_size", 0)
+    needed = held + (chosen.get("train_size", 0) or held)  # at least half is for training
+    if held and needed > num_train and "validation_size" not in given:
+        held = fitting["validation_size"] = num_train // 4
+    for name, most in {"train_size": num_train - held, "test_size": num_test}.items():
+        if chosen.get(name, 0) > most and name in given:
+            raise ParameterError(f"{name} = {chosen[name]} is more than the {most} there are")
+        if chosen.get(name, 0) > most:
+            fitting[name] = most
+    for name, size in fitting.items():
+        print(f"{name}: {size} in place of the profile's {chosen[name]}; there are no more images")
+    return fitting
 
 
 class Notebook:

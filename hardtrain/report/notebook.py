@@ -28,6 +28,7 @@ from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.claims import Claim, claims_table, findings_text
 from hardtrain.report.figure_data import figure_data
+from hardtrain.report.tables import one_class
 from hardtrain.report.text import to_markdown
 from hardtrain.runs.committed import CHANGES, seal_folder
 from hardtrain.runs.results import environments, load_history, write_results
@@ -293,6 +294,8 @@ class Notebook:
         distinct = results.drop_duplicates("key")
         diverged = (distinct["status"] == "diverged").sum()
         print(f"{len(distinct)} runs, of which {diverged} diverged")
+        if num := one_class(distinct).sum():
+            print(f"{num} of the networks say one class only, whatever they are shown")
         if (note := environments(results, self.store)) and note not in self.caption:
             self.caption += f"; {note}"
         return results, load_history(results, self.store)

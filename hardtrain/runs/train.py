@@ -1,5 +1,6 @@
 """From a run to its record: its data, its network and method, the training, what is kept."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -352,6 +353,8 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     classes, channels = train.num_classes, train.in_channels
     model = build_network(run.network, classes, channels, stem=run.stem, image_size=size)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
+    if sizes == {1} and run.batch_size > 1 and _normalises_one(model, channels, size):
+        sizes = set()
     if run.batch_norm == "batch":
         sizes |= {len(test) % run.batch_size}
         sizes |= {len(train) % run.batch_size} if run.evaluate_train else set()
@@ -386,6 +389,15 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         elif name not in ("final_weights", "features", "logits", "train_losses", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
+
+
+def _normalises_one(model: nn.Module, channels: int, size: int) -> bool:
+    """Whether every batch-norm layer sees several values a channel in one image."""
+    try:
+        copy.deepcopy(model).to("meta").train()(torch.zeros(1, channels, size, size, device="meta"))
+    except ValueError:  # torch's
+        return False
+    return True
 
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:

@@ -1,21 +1,28 @@
 """What is compared: the arms, at equal numbers of samples through the backward pass, and the three
 settings, as CurBench (Zhou et al., ICML 2024) has them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from hardtrain import checks
 from hardtrain.data.images import load_dataset
+from hardtrain.data.npz import SPLITS
 from hardtrain.data.stratify import pick_per_class
+from hardtrain.errors import ParameterError
 from hardtrain.report import plotting
+from hardtrain.report.notebook import Notebook
+from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
 
-# by settings: the time of all arms, relative to plain training's on the data as it is; about
-ALL_ARMS, ALL_SETTINGS = 19.0, 2.5
-SETTINGS = ("as it is", "wrong labels", "unbalanced")
+ALL_SETTINGS = 2.5  # the time of all settings, relative to the data as it is; about
+DRAWING = 15.0  # seconds for the start, the tables and the figures
+MARGIN = 0.9  # of the time that is left for training
+ENOUGH = 200  # updates in which a network learns something
+SMALLER = 32  # pixels of a side of images that are made smaller
 BASELINES = ("plain", "random_share")
 
 
@@ -87,40 +94,80 @@ def planned(
     return arms
 
 
-def within(minutes: float, seconds_per_epoch: float) -> tuple[int, list[int]]:
-    """Epochs and seeds with which the whole comparison takes about so long.
+def within(
+    seconds: float, seconds_per_epoch: float, updates_per_epoch: int
+) -> tuple[int, list[int]]:
+    """Epochs and seeds with which all arms in all settings take about so long.
 
-    Five seeds, as long as each then has ten epochs; fewer seeds, but three, so that each has; and
-    beyond thirty epochs more seeds. Never less than three seeds of two epochs.
+    Five seeds, and up to ten as long as each then has enough epochs: 10, and `ENOUGH` updates.
+    Beyond that more epochs, up to three times enough. Never less than five seeds of two epochs.
 
     Args:
-        minutes: > 0, for all arms and settings, trained one after the other.
-        seconds_per_epoch: of plain training on the data as it is.
+        seconds_per_epoch: of plain training, for all arms in one setting.
+        updates_per_epoch: of plain training.
 
     Example:
-        >>> within(5, 0.05), within(60, 0.05), within(0.1, 0.05)
-        ((25, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
+        >>> within(300, 1, 13), within(3600, 1, 13), within(1, 1, 13)
+        ((24, [0, 1, 2, 3, 4]), (48, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2, 3, 4]))
+    """
+    affordable = max(0, seconds / (ALL_SETTINGS * seconds_per_epoch))  # epochs of all seeds
+    enough = max(10, math.ceil(ENOUGH / updates_per_epoch))
+    num_seeds = min(10, max(5, int(affordable / enough)))
+    return min(3 * enough, max(2, int(affordable / num_seeds))), list(range(num_seeds))
+
+
+def chosen_for(
+    minutes: float, book: Notebook, base: Mapping, num_train: int, side: int, small_network: str
+) -> dict[str, Any]:
+    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here,
+    by two epochs of every arm; prints what they are. Large images are made smaller where time
+    would not suffice otherwise, unless the user gave ``image_size``. Nothing where nothing is to
+    be trained, and those two epochs were not.
     """
     checks.number("minutes", minutes, low=0, above=True)
-    affordable = 60 * minutes / (ALL_ARMS * ALL_SETTINGS * seconds_per_epoch)  # epochs of all seeds
-    num_seeds = min(10, max(3, min(5, int(affordable / 10)), int(affordable / 30)))
-    epochs = min(30, max(2, int(affordable / num_seeds)))
-    return epochs, list(range(num_seeds))
+    if given := {"epochs", "seeds"}.intersection(book.p.changed):
+        raise ParameterError(f"minutes = {minutes:g} chooses {min(given)}: give one of the two")
+    left, updates = MARGIN * (60 * minutes - DRAWING), math.ceil(num_train / base["batch_size"])
+    sizes = [base["image_size"]]
+    sizes += [SMALLER] if side > SMALLER and not book.p.image_size else []
+    for size in sizes:
+        arms = planned(base | {"image_size": size}, [0], 2, small_network=small_network)
+        measured = book.run(run for arm in arms.values() for run in arm)
+        if measured["key"].nunique() < len(arms):
+            return {}
+        timings = load_timings(measured, book.store)
+        spent = float(timings.filter(["seconds", "seconds_before"]).sum().sum())
+        left -= spent
+        epochs, seeds = within(left, spent / 2, updates)
+        if epochs * updates >= ENOUGH:
+            break
+    before, after = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds", f"{len(seeds)} seeds"
+    book.caption = book.caption.replace(before, f"for {minutes:g} minutes {epochs} epochs, {after}")
+    book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
+    needed = ALL_SETTINGS * spent / 2 * epochs * len(seeds)
+    if needed > 1.2 * max(left, 0):
+        print(f"{minutes:g} minutes are too few: this takes about {1 + needed / 60:.0f}")
+    return {"epochs": epochs, "seeds": seeds, "image_size": size}
 
 
 def long_tailed_indices(
-    *, datasets: Sequence[str], train_size: int, ratio: float, data_root: str | None = None
+    *,
+    datasets: Sequence[str],
+    train_size: int,
+    test_size: int = 0,
+    ratio: float,
+    data_root: str | None = None,
 ) -> dict[str, np.ndarray]:
     """A part of a training set whose classes get rarer, each by the same factor.
 
     Args:
         datasets: of which the first is meant.
-        train_size: of the training set, as of a `Run`.
+        train_size, test_size: as of a `Run`.
         ratio: how many times as many samples as the last class the first has, if both have enough.
 
     Returns:
-        ``indices (n,)``, ``counts (K,)``, ``num_samples ()``. The classes are in their order; each
-        keeps at least one sample.
+        ``indices (n,)``, ``counts (K,)``, ``num_samples ()``; of the test set, which stays as it
+        is, ``test_counts (K,)``. Classes are in their order; each keeps a sample if it has one.
 
     Example:
         >>> found = long_tailed_indices(datasets=["digits"], train_size=200, ratio=10.0)
@@ -128,13 +175,16 @@ def long_tailed_indices(
         [20, 15, 12, 9, 7, 6, 4, 3, 3, 2]
     """
     checks.number("ratio", ratio, low=1)
-    labels = load_dataset(datasets[0], "train", root=data_root).subset(train_size).labels.numpy()
-    counts = np.bincount(labels)
+    train, test = (load_dataset(datasets[0], split, root=data_root) for split in SPLITS)
+    num_classes, tests = train.num_classes, test.subset(test_size).labels.numpy()
+    labels = train.subset(train_size).labels.numpy()
+    counts = np.bincount(labels, minlength=num_classes)
     falls = ratio ** -np.linspace(0, 1, len(counts))
     quota = np.minimum(counts, np.maximum(1, np.round(counts.max() * falls))).astype(int)
     indices = pick_per_class(labels, quota)
     return {
         "indices": indices,
-        "counts": np.bincount(labels[indices], minlength=len(counts)),
+        "counts": np.bincount(labels[indices], minlength=num_classes),
         "num_samples": np.array(len(labels)),
+        "test_counts": np.bincount(tests, minlength=num_classes),
     }

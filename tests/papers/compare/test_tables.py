@@ -204,8 +204,8 @@ def test_pure_noise_has_a_winner_in_at_most_one_of_twenty_comparisons(num_test):
         drawn = 20 + 4 * rng.normal(size=(len(settings), len(plan.ARMS), len(seeds)))
         drawn = np.round(drawn * num_test / 100) * 100 / num_test if num_test else drawn
         errors = {
-            setting: {name: pd.Series(row, index=seeds) for name, row in zip(plan.ARMS, rows)}
-            for setting, rows in zip(settings, drawn)
+            setting: dict(zip(plan.ARMS, map(pd.Series, rows), strict=True))
+            for setting, rows in zip(settings, drawn, strict=True)
         }
         said = compare_tables.answer(errors, errors, timings, cells)
         assert said.startswith("On the data as it is, ")

@@ -22,6 +22,7 @@ ALL_SETTINGS = 2.5  # the time of all settings, relative to the data as it is; a
 DRAWING = 15.0  # seconds for the start, the tables and the figures
 MARGIN = 0.9  # of the time that is left for training
 ENOUGH = 200  # updates in which a network learns something
+SHORT = 30  # updates that say how long one takes
 SMALLER = 32  # pixels of a side of images that are made smaller
 BASELINES = ("plain", "random_share")
 
@@ -119,32 +120,33 @@ def within(
 def chosen_for(
     minutes: float, book: Notebook, base: Mapping, num_train: int, side: int, small_network: str
 ) -> dict[str, Any]:
-    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here,
-    by two epochs of every arm; prints what they are. Large images are made smaller where time
-    would not suffice otherwise, unless the user gave ``image_size``. Nothing where nothing is to
-    be trained, and those two epochs were not.
+    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here, by
+    a short training of every arm; the caption says which. Large images are made smaller where time
+    would not suffice otherwise, unless the user gave ``image_size``. Nothing where nothing is to be
+    trained, and the short ones were not.
     """
     checks.number("minutes", minutes, low=0, above=True)
     if given := {"epochs", "seeds"}.intersection(book.p.changed):
         raise ParameterError(f"minutes = {minutes:g} chooses {min(given)}: give one of the two")
     left, updates = MARGIN * (60 * minutes - DRAWING), math.ceil(num_train / base["batch_size"])
+    short = max(2, math.ceil(SHORT / updates))  # epochs
     sizes = [base["image_size"]]
     sizes += [SMALLER] if side > SMALLER and not book.p.image_size else []
     for size in sizes:
-        arms = planned(base | {"image_size": size}, [0], 2, small_network=small_network)
+        arms = planned(base | {"image_size": size}, [0], short, small_network=small_network)
         measured = book.run(run for arm in arms.values() for run in arm)
         if measured["key"].nunique() < len(arms):
             return {}
         timings = load_timings(measured, book.store)
         spent = float(timings.filter(["seconds", "seconds_before"]).sum().sum())
         left -= spent
-        epochs, seeds = within(left, spent / 2, updates)
+        epochs, seeds = within(left, spent / short, updates)
         if epochs * updates >= ENOUGH:
             break
     before, after = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds", f"{len(seeds)} seeds"
     book.caption = book.caption.replace(before, f"for {minutes:g} minutes {epochs} epochs, {after}")
     book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
-    needed = ALL_SETTINGS * spent / 2 * epochs * len(seeds)
+    needed = ALL_SETTINGS * spent / short * epochs * len(seeds)
     if needed > 1.2 * max(left, 0):
         print(f"{minutes:g} minutes are too few: this takes about {1 + needed / 60:.0f}")
     return {"epochs": epochs, "seeds": seeds, "image_size": size}

@@ -307,10 +307,12 @@ class Notebook:
 
     def claims(self, claims: Sequence[Claim], scale: str | None = None):
         """Judge the paper's claims: write ``claims.csv``, give the table, and show its sentences
-        where `findings` stands. ``scale`` says on what; default: the caption."""
+        where `findings` stands. ``scale`` says on what, behind the data sets; default: the
+        caption."""
         from IPython.display import Markdown, update_display
 
-        table = claims_table(claims, self.caption if scale is None else scale)
+        names = " and ".join(Path(name).stem for name in self.p.datasets)
+        table = claims_table(claims, f"{names}, {self.caption if scale is None else scale}")
         write_atomically(self.out / "claims.csv", table.to_csv(index=False).encode())
         self._written.add("claims.csv")
         update_display(Markdown(findings_text(table)), display_id="findings")

@@ -319,7 +319,12 @@ class Notebook:
         return Markdown(to_markdown(table.drop(columns="scale")))
 
     def save_figure(self, fig, name: str, note: str | None = None) -> None:
-        """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it."""
+        """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it. One without any
+        data is neither written nor shown; a line says so."""
+        if not plotting.has_data(fig):
+            plotting.close(fig)
+            print(f"{name}: not drawn, nothing of it was run")
+            return
         plotting.save(fig, self.out, name, self.caption if note is None else note)
         self._written |= {f"{name}.pdf", f"{name}.png"}
 

@@ -148,7 +148,8 @@ def chosen_for(
     book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
     needed = ALL_SETTINGS * spent / short * epochs * len(seeds)
     if needed > 1.2 * max(left, 0):
-        print(f"{minutes:g} minutes are too few: this takes about {1 + needed / 60:.0f}")
+        whole = 60 * minutes - left + needed / MARGIN
+        print(f"{minutes:g} minutes are too few: this takes about {math.ceil(whole / 60)}")
     return {"epochs": epochs, "seeds": seeds, "image_size": size}
 
 

@@ -2,28 +2,30 @@
 settings, as CurBench (Zhou et al., ICML 2024) has them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from hardtrain import checks
 from hardtrain.data.images import load_dataset
 from hardtrain.data.npz import SPLITS
 from hardtrain.data.stratify import pick_per_class
-from hardtrain.errors import ParameterError
+from hardtrain.errors import DataError, ParameterError
+from hardtrain.networks import build_network
 from hardtrain.report import plotting
 from hardtrain.report.notebook import Notebook
 from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
 
-ALL_SETTINGS = 2.5  # the time of all settings, relative to the data as it is; about
 DRAWING = 15.0  # seconds for the start, the tables and the figures
 MARGIN = 0.9  # of the time that is left for training
-ENOUGH = 200  # updates in which a network learns something
-SHORT = 30  # updates that say how long one takes
-SMALLER = 32  # pixels of a side of images that are made smaller
+ALL_ARMS = 19.0  # the time of all arms, relative to plain training's; about
+ENOUGH = 150  # updates in which a network learns something
+SHORT = 20  # updates that say how long one takes
+SIDES = (32, 16)  # pixels, of images that are made smaller
 BASELINES = ("plain", "random_share")
 
 
@@ -104,53 +106,77 @@ def within(
     Beyond that more epochs, up to three times enough. Never less than five seeds of two epochs.
 
     Args:
-        seconds_per_epoch: of plain training, for all arms in one setting.
+        seconds_per_epoch: of plain training, for all arms in all settings.
         updates_per_epoch: of plain training.
 
     Example:
-        >>> within(300, 1, 13), within(3600, 1, 13), within(1, 1, 13)
+        >>> within(300, 2.5, 13), within(3600, 2.5, 13), within(1, 2.5, 13)
         ((24, [0, 1, 2, 3, 4]), (48, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2, 3, 4]))
     """
-    affordable = max(0, seconds / (ALL_SETTINGS * seconds_per_epoch))  # epochs of all seeds
+    affordable = max(0, seconds / seconds_per_epoch)  # epochs of all seeds
     enough = max(10, math.ceil(ENOUGH / updates_per_epoch))
     num_seeds = min(10, max(5, int(affordable / enough)))
     return min(3 * enough, max(2, int(affordable / num_seeds))), list(range(num_seeds))
 
 
 def chosen_for(
-    minutes: float, book: Notebook, base: Mapping, num_train: int, side: int, small_network: str
+    minutes: float,
+    book: Notebook,
+    base: Mapping,
+    num_train: Mapping[str, int],
+    side: int,
+    small_network: str,
 ) -> dict[str, Any]:
-    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here, by
-    a short training of every arm; the caption says which. Large images are made smaller where time
-    would not suffice otherwise, unless the user gave ``image_size``. Nothing where nothing is to be
-    trained, and the short ones were not.
+    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here.
+
+    A short plain training says whether the images must be smaller for time to suffice, one of every
+    arm how long all take; the caption says what was chosen. Nothing is where nothing is trained.
+
+    Args:
+        num_train: training images by setting, first of the data as it is.
+        side: of the images, which may become smaller; 0: may not.
     """
     checks.number("minutes", minutes, low=0, above=True)
     if given := {"epochs", "seeds"}.intersection(book.p.changed):
         raise ParameterError(f"minutes = {minutes:g} chooses {min(given)}: give one of the two")
-    left, updates = MARGIN * (60 * minutes - DRAWING), math.ceil(num_train / base["batch_size"])
+    whole = next(iter(num_train.values()))
+    settings, updates = sum(num_train.values()) / whole, math.ceil(whole / base["batch_size"])
     short = max(2, math.ceil(SHORT / updates))  # epochs
-    sizes = [base["image_size"]]
-    sizes += [SMALLER] if side > SMALLER and not book.p.image_size else []
-    for size in sizes:
-        arms = planned(base | {"image_size": size}, [0], short, small_network=small_network)
-        measured = book.run(run for arm in arms.values() for run in arm)
-        if measured["key"].nunique() < len(arms):
-            return {}
-        timings = load_timings(measured, book.store)
-        spent = float(timings.filter(["seconds", "seconds_before"]).sum().sum())
-        left -= spent
-        epochs, seeds = within(left, spent / short, updates)
-        if epochs * updates >= ENOUGH:
+
+    def measured(fields: Mapping, names: Iterable[str]) -> float:
+        arms = planned(fields, [0], short, small_network=small_network)
+        rows = book.run(run for name in names for run in arms[name])
+        times = load_timings(rows, book.store).filter(["seconds", "seconds_before"])
+        return float(times.sum().sum())
+
+    left = MARGIN * (60 * minutes - DRAWING)
+    if (spent := measured(base, ["plain"])) == 0:  # not trained
+        return {}
+    smaller = [s for s in SIDES if s < side and _takes(base["network"], s)]
+    for size in (base["image_size"], *smaller):
+        part = ((size or side) / side) ** 2 if side else 1.0  # of the pixels
+        per_epoch = ALL_ARMS * settings * part * spent / short
+        if within(left, per_epoch, updates)[0] * updates >= ENOUGH:
             break
+    left -= (spent := measured(base | {"image_size": size}, ARMS))
+    epochs, seeds = within(left, settings * spent / short, updates)
     before, after = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds", f"{len(seeds)} seeds"
     book.caption = book.caption.replace(before, f"for {minutes:g} minutes {epochs} epochs, {after}")
     book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
-    needed = ALL_SETTINGS * spent / short * epochs * len(seeds)
+    needed = settings * spent / short * epochs * len(seeds)
     if needed > 1.2 * max(left, 0):
-        whole = 60 * minutes - left + needed / MARGIN
-        print(f"{minutes:g} minutes are too few: this takes about {math.ceil(whole / 60)}")
+        needed = 60 * minutes - left + needed / MARGIN
+        print(f"{minutes:g} minutes are too few: this takes about {math.ceil(needed / 60)}")
     return {"epochs": epochs, "seeds": seeds, "image_size": size}
+
+
+def _takes(network: str, side: int) -> bool:
+    try:
+        with torch.device("meta"):
+            build_network(network, 2, 1, image_size=side)
+    except DataError:
+        return False
+    return True
 
 
 def long_tailed_indices(

@@ -238,7 +238,8 @@ def answer(errors: Errors, in_time: Errors, timings: pd.DataFrame, cells: Cells)
         return ", ".join(texts)
 
     sentences = []
-    for where, place in enumerate(("On the data as it is", "On average over the settings")):
+    places = ("On the data as it is", "On average over the settings")[: len(errors)]
+    for where, place in enumerate(places):
         better, worse = those("better", where), those("worse", where)
         text = f"better than plain training by more than chance: {better}"
         text = text if better else "no strategy beat plain training by more than chance"

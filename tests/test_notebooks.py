@@ -419,6 +419,28 @@ def test_notebook_again_trains_nothing_and_writes_the_same(executed):
             assert again[name] == files[name], name
 
 
+def test_the_comparison_answers_for_little_data_of_ones_own_in_a_given_time(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("IPython.display.display", lambda what: print(what.data))
+    monkeypatch.setattr("hardtrain.papers.compare.plan.within", lambda *_: (2, [0, 1]))
+    images = np.random.default_rng(0).integers(0, 99, (45, 8, 10), dtype=np.uint8)
+    labels = np.array(3 * (8 * ["ant"] + 4 * ["bee"] + 3 * ["cat"]))
+    images[labels == "bee"] += 99
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    place = Place(tmp_path)
+    given = {"datasets": [str(tmp_path / "mine.npz")], "minutes": 0.05, "batch_size": 12}
+    given |= dict.fromkeys(("epochs", "seeds", "train_size", "test_size"))
+    assert END_MARKER in place.execute_here("08_compare", **given)
+    said = capsys.readouterr().out
+    assert "train_size: 36 in place of the profile's 400; there are no more images" in said
+    assert "8x10 is no square: images are resized to 8x8" in said
+    assert "0.05 minutes are too few: this takes about 1" in said
+    assert "On the data as it is, " in said
+    assert "Test classes have 2 to 5 images, so that errors here are balanced" in said
+    assert "for 0.05 minutes 2 epochs, 2 seeds" in (place.out / "table_4_ranking.md").read_text()
+
+
 @pytest.mark.parametrize("stem", ["03_gradient_noise", "04_distribution_matching"])
 def test_notebook_with_train_false_shows_what_there_is(stem, tmp_path):
     """Here nothing: tables say so, figures stay empty or are left out, claims are not run."""

@@ -27,6 +27,7 @@ def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
         1 images of test are of one colour: the first is number 0
         label 1 occurs in neither train nor test
         label 2 has one training image
+        test classes have 1 to 3 images: look at the balanced error, the mean over classes
     """
     splits = [*_constant(train), *_constant(test)]
     return [*_shared(train, test), *splits, *_shapes(train), *_classes(train, test)]
@@ -38,7 +39,8 @@ def summary(train: ImageDataset, test: ImageDataset) -> list[str]:
     Example:
         >>> from hardtrain.data.images import load_dataset
         >>> lines = summary(*(load_dataset("digits", split) for split in ("train", "test")))
-        >>> print(*lines[:3], sep="\n")
+        >>> for line in lines[:3]:
+        ...     print(line)
         digits: 1438 training and 359 test images, 1x8x8, 10 classes
              train      test  class
                142        36  0: 0

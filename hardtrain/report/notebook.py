@@ -4,7 +4,7 @@ import ast
 import inspect
 import os
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.claims import Claim, claims_table, findings_text
 from hardtrain.report.figure_data import figure_data
+from hardtrain.report.sizes import sizes_at_hand
 from hardtrain.report.tables import one_class
 from hardtrain.report.text import to_markdown
 from hardtrain.runs.committed import CHANGES, seal_folder
@@ -174,27 +175,8 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
             numbers.append(SIZES[name][:2])
     if numbers:
         given = [name for name in chosen if namespace.get(name) is not None]
-        chosen |= _sizes_at_hand(chosen, given, *map(min, zip(*numbers, strict=True)))
+        chosen |= sizes_at_hand(chosen, given, *map(min, zip(*numbers, strict=True)))
     return SimpleNamespace(profile=profile, **chosen, changed=changed)
-
-
-def _sizes_at_hand(
-    chosen: Mapping, given: Collection[str], num_train: int, num_test: int
-) -> dict[str, int]:
-    """A profile's sizes that are more than the smallest set has, cut to that, which a line says: a
-    held-out part to a quarter of the training images. Those that the user gave are refused."""
-    fitting, held = {}, chosen.get("validation_size", 0)
-    needed = held + (chosen.get("train_size", 0) or held)  # at least half is for training
-    if held and needed > num_train and "validation_size" not in given:
-        held = fitting["validation_size"] = num_train // 4
-    for name, most in {"train_size": num_train - held, "test_size": num_test}.items():
-        if chosen.get(name, 0) > most and name in given:
-            raise ParameterError(f"{name} = {chosen[name]} is more than the {most} there are")
-        if chosen.get(name, 0) > most:
-            fitting[name] = most
-    for name, size in fitting.items():
-        print(f"{name}: {size} in place of the profile's {chosen[name]}; there are no more images")
-    return fitting
 
 
 class Notebook:

@@ -1,6 +1,5 @@
 """From a run to its record: its data, its network and method, the training, what is kept."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hardtrain import networks
 from hardtrain.data.images import DATASETS, ImageDataset, load_dataset, resolve_device
 from hardtrain.data.quality import findings, unpublished
 from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
 from hardtrain.files import sha256
-from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import halves, subsets
 from hardtrain.runs.environment import environment as environment
 from hardtrain.runs.environment import merged
@@ -351,20 +350,20 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         raise DataError(f"{run.dataset}: {splits[0]} in train, {splits[1]} in test")
     size = run.image_size or train.image_size
     classes, channels = train.num_classes, train.in_channels
-    model = build_network(run.network, classes, channels, stem=run.stem, image_size=size)
+    model = networks.build_network(run.network, classes, channels, stem=run.stem, image_size=size)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
-    if sizes == {1} and run.batch_size > 1 and _normalises_one(model, channels, size):
+    if sizes == {1} and run.batch_size > 1 and networks.normalises_one(model, size):
         sizes = set()
     if run.batch_norm == "batch":
         sizes |= {len(test) % run.batch_size}
         sizes |= {len(train) % run.batch_size} if run.evaluate_train else set()
-    if has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
+    if networks.has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
         raise ParameterError(
             f"batch_size = {run.batch_size} gives a batch of one sample, which {run.network} "
             "cannot normalise; change batch_size, or set drop_last"
         )
     if run.ghost_batch_size:
-        use_ghost_batch_norm(model, run.ghost_batch_size)
+        networks.use_ghost_batch_norm(model, run.ghost_batch_size)
         parts = {size % run.ghost_batch_size for size in (run.batch_size, *sizes)}
         if run.ghost_batch_size == 1 or 1 in parts:
             raise ParameterError(
@@ -389,15 +388,6 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         elif name not in ("final_weights", "features", "logits", "train_losses", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
-
-
-def _normalises_one(model: nn.Module, channels: int, size: int) -> bool:
-    """Whether every batch-norm layer sees several values a channel in one image."""
-    try:
-        copy.deepcopy(model).to("meta").train()(torch.zeros(1, channels, size, size, device="meta"))
-    except ValueError:  # torch's
-        return False
-    return True
 
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:

@@ -110,8 +110,8 @@ def within(
         updates_per_epoch: of plain training.
 
     Example:
-        >>> within(300, 2.5, 13), within(3600, 2.5, 13), within(1, 2.5, 13)
-        ((24, [0, 1, 2, 3, 4]), (48, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2, 3, 4]))
+        >>> within(100, 1, 13), within(3600, 1, 13), within(1, 1, 13)
+        ((12, [0, 1, 2, 3, 4, 5, 6, 7]), (36, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2, 3, 4]))
     """
     affordable = max(0, seconds / seconds_per_epoch)  # epochs of all seeds
     enough = max(10, math.ceil(ENOUGH / updates_per_epoch))

@@ -294,7 +294,14 @@ def cautions(results: pd.DataFrame, cells: Cells, errors: Errors, test_counts: n
             named = [f"{plotting.method_label(name)} {count}"
                      for name, count in counts.items() if count]  # fmt: skip
             said.append(f"Of {total} trainings each, these {what}: {', '.join(named)}.")
-    said.append(tables.sampling_note(results, arms["plain"], int(test_counts.sum())))
+    alike = [plotting.method_label(name) for name, (_, gap) in judged(errors).items()
+             if gap and all(errors[s][name].equals(errors[s]["plain"]) for s in cells)]  # fmt: skip
+    if alike:
+        said.append(
+            f"As plain training in every one: {', '.join(alike)}; some begin after two epochs only."
+        )
+    if metric.column == "test_error":
+        said.append(tables.sampling_note(results, arms["plain"], int(test_counts.sum())))
     return " ".join(filter(None, said))
 
 

@@ -252,6 +252,13 @@ def test_networks_that_predict_one_class_only_are_said():
     assert "one class" not in cautions(lambda *_: 0.1, [10, 10], classes=[0.9, 0.0])
 
 
+def test_arms_that_did_as_plain_training_are_said():
+    seeds = np.random.default_rng(0).random((len(NAMES), 5))
+    seeds[NAMES.index("trimming")] = seeds[NAMES.index("plain")]
+    said = cautions(lambda _, name, seed: seeds[NAMES.index(name), seed], [10, 10])
+    assert "As plain training in every one: Mini-batch trimming; some begin after" in said
+
+
 def test_arms_that_diverged_are_said():
     said = cautions(lambda *_: 0.1, [10, 10], status="diverged")
     assert "Of 5 trainings each, these diverged: Plain training 5, Random share 5, Focal" in said

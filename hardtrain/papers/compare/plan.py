@@ -160,8 +160,9 @@ def chosen_for(
             break
     left -= (spent := measured(base | {"image_size": size}, ARMS))
     epochs, seeds = within(left, settings * spent / short, updates)
-    before, after = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds", f"{len(seeds)} seeds"
-    book.caption = book.caption.replace(before, f"for {minutes:g} minutes {epochs} epochs, {after}")
+    before = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds"
+    after = f"{epochs} epochs, {len(seeds)} seeds (in {minutes:g} minutes)"
+    book.caption = book.caption.replace(before, after)
     book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
     needed = settings * spent / short * epochs * len(seeds)
     if needed > 1.2 * max(left, 0):

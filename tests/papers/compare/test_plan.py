@@ -91,7 +91,7 @@ def test_minutes_are_kept_and_said(monkeypatch):
     assert 400 < planned + plan.DRAWING + tried < 600
     assert found["image_size"] == 0
     count = f"{found['epochs']} epochs, {len(found['seeds'])} seeds"
-    assert book.caption == f"quick profile: for 10 minutes {count}, all"
+    assert book.caption == f"quick profile: {count} (in 10 minutes), all"
 
 
 def test_large_images_are_made_smaller_where_time_does_not_suffice(monkeypatch):

@@ -13,7 +13,12 @@ from hardtrain.papers.compare.plan import BASELINES
 from hardtrain.report import plotting, tables
 from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import PairedDifference, detectable, holm_corrected
+from hardtrain.statistics import (
+    PairedDifference,
+    detectable,
+    holm_corrected,
+    sampling_deviation,
+)
 
 Cells = Mapping[str, Mapping[str, Sequence[Run]]]  # runs by setting and arm
 Errors = Mapping[str, Mapping[str, pd.Series]]  # by setting and arm, by seed (%)
@@ -257,52 +262,62 @@ def answer(errors: Errors, in_time: Errors, timings: pd.DataFrame, cells: Cells)
     return " ".join(sentences)
 
 
-def cautions(results: pd.DataFrame, cells: Cells, errors: Errors, test_counts: np.ndarray) -> str:
-    """What a reader must know before believing the answer: by what it judges, whether plain
-    training learned anything, which networks predict one class or diverged, how small the test set
-    is.
+def hardly_learned(errors: Errors, test_counts: np.ndarray) -> str:
+    """A sentence where plain training, on the data as it is, is hardly better than guessing."""
+    plain = next(iter(errors.values()))["plain"].dropna()
+    if plain.empty or plain.mean() <= LEARNED * _by_guess(test_counts):
+        return ""
+    return (
+        "**Plain training is hardly better than guessing here:** before any of this counts, give "
+        "more minutes, epochs or images, or another lr."
+    )
+
+
+def cautions_table(
+    results: pd.DataFrame, cells: Cells, errors: Errors, test_counts: np.ndarray
+) -> pd.DataFrame:
+    """What to know before believing the answer.
 
     Args:
         test_counts: test images of each class ``(K,)``.
     """
-    said, present = [], test_counts[test_counts > 0]
-    setting, arms = next(iter(cells.items()))
-    metric = judged_by(test_counts)
-    if metric.column == "balanced_error":
-        said.append(
-            f"Test classes have {present.min()} to {present.max()} images, so that errors here are "
-            "balanced, the mean over classes; those at equal time are not."
-        )
-    by_guess = 100 * (1 - 1 / len(present))
-    if metric.column == "test_error":
-        by_guess = 100 * (1 - present.max() / present.sum())
-    plain = errors[setting]["plain"].dropna()
-    if len(plain) and plain.mean() > LEARNED * by_guess:
-        said.append(
-            f"**Plain training is hardly better than guessing** ({tables.describe_values(plain)} % "
-            "error): before any of this counts, give more minutes, epochs or images, or another lr."
-        )
-    for what, chosen in {
-        "diverged": results["status"] == "diverged",
-        "ended predicting one class only": tables.one_class(results),
-    }.items():
+    arms, present = next(iter(cells.values())), test_counts[test_counts > 0]
+    plain = next(iter(errors.values()))["plain"].dropna()
+    metric, total = judged_by(test_counts), sum(len(arms["plain"]) for arms in cells.values())
+    by = "the balanced error (at equal time: the test error)"
+    moved = tables.metric_by_seed(results, arms["plain"], "test_error").mean()
+    moved = 100 * sampling_deviation(moved, present.sum()) if moved >= 0 else math.nan
+
+    def counted(chosen: pd.Series) -> str:
         keys = set(results.loc[chosen, "key"])
-        counts = {name: sum(run.key in keys for arms in cells.values() for run in arms[name])
+        counts = {name: sum(run.key in keys for other in cells.values() for run in other[name])
                   for name in arms}  # fmt: skip
-        if any(counts.values()):
-            total = sum(len(others["plain"]) for others in cells.values())
-            named = [f"{plotting.method_label(name)} {count}"
-                     for name, count in counts.items() if count]  # fmt: skip
-            said.append(f"Of {total} trainings each, these {what}: {', '.join(named)}.")
-    alike = [plotting.method_label(name) for name, (_, gap) in judged(errors).items()
-             if gap and all(errors[s][name].equals(errors[s]["plain"]) for s in cells)]  # fmt: skip
-    if alike:
-        said.append(
-            f"As plain training in every one: {', '.join(alike)}; some begin after two epochs only."
-        )
-    if metric.column == "test_error":
-        said.append(tables.sampling_note(results, arms["plain"], int(test_counts.sum())))
-    return " ".join(filter(None, said))
+        named = [
+            f"{plotting.method_label(name)} {count}" for name, count in counts.items() if count
+        ]
+        return f"of {total} each: {', '.join(named)}" if named else "none"
+
+    alike = [plotting.method_label(name) for name in arms if name != "plain" and len(plain)
+             and all(own[name].equals(own["plain"]) for own in errors.values())]  # fmt: skip
+    rows = {
+        "judged by": by if metric.column == "balanced_error" else "the test error",
+        "test images of a class": f"{present.min()} to {present.max()}",
+        "error of plain training, as it is (%)": tables.describe_values(plain, 2),
+        "error of always guessing one class (%)": format_number(_by_guess(test_counts), 2),
+        f"what another {present.sum()} test images would move it by (points, one standard "
+        "deviation); seeds share this part": format_number(moved, 2),
+        "trainings that diverged": counted(results["status"] == "diverged"),
+        "that ended predicting one class only": counted(tables.one_class(results)),
+        "as plain training in every one (some begin after two epochs)": ", ".join(alike) or "none",
+    }
+    return pd.DataFrame({"before believing it": rows.keys(), "here": rows.values()})
+
+
+def _by_guess(test_counts: np.ndarray) -> float:
+    """The error (%) of always saying one class, the largest."""
+    if judged_by(test_counts).column == "balanced_error":
+        return float(100 * (1 - 1 / np.count_nonzero(test_counts)))
+    return float(100 * (1 - test_counts.max() / test_counts.sum()))
 
 
 def _word(gap: PairedDifference | None) -> str:

@@ -218,50 +218,63 @@ def test_pure_noise_has_a_winner_in_at_most_one_of_twenty_comparisons(num_test):
 
 
 def cautions(error, counts, classes=None, metric=tables.TEST_ERROR, status="finished"):
-    cells = cells_of()
+    """The table by its questions, and the sentence."""
+    cells, counts = cells_of(), np.array(counts)
     results = results_of(cells, error).assign(status=status)
     if classes:
         focal = {run.key for run in cells["as it is"]["focal"][:2]}
         texts = [json.dumps(classes) if key in focal else "[0.1, 0.2]" for key in results["key"]]
         results = results.assign(per_class_error=texts)
     errors = compare_tables.errors_by_seed(results, cells, metric)
-    return compare_tables.cautions(results, cells, errors, np.array(counts))
+    table = compare_tables.cautions_table(results, cells, errors, counts)
+    found = dict(zip(table["before believing it"], table["here"], strict=True))
+    return found, compare_tables.hardly_learned(errors, counts)
 
 
 def test_unequal_test_classes_are_judged_by_the_balanced_error():
     assert compare_tables.judged_by(np.array([30, 16, 0])).column == "test_error"
     metric = compare_tables.judged_by(np.array([30, 15]))
     assert (metric.column, metric.scale) == ("balanced_error", 100)
-    said = cautions(lambda *_: 0.1, [30, 15], metric=metric)
-    assert said.startswith("Test classes have 15 to 30 images, so that errors here are balanced")
-    cells = cells_of()
-    errors = compare_tables.errors_by_seed(results_of(cells, lambda *_: 0.1), cells, metric)
-    assert errors["as it is"]["plain"].tolist() == pytest.approx([20.0] * 5)  # of 10 and 30 %
+    found, _ = cautions(lambda *_: 0.1, [30, 15, 0], metric=metric)
+    assert found["judged by"].startswith("the balanced error")
+    assert found["test images of a class"] == "15 to 30"
+    # of 10 and 30 %, as `results_of` has it
+    assert found["error of plain training, as it is (%)"].startswith("20.00 ±")
+    assert found["error of always guessing one class (%)"] == "50.00"
 
 
 def test_plain_training_that_learned_nothing_is_said():
-    assert "hardly better than guessing" in cautions(lambda *_: 0.75, [10] * 10)
-    assert "guessing" not in cautions(lambda *_: 0.6, [10] * 10)
-    # always the first class: 40 % wrong
-    assert "hardly better than guessing" in cautions(lambda *_: 0.35, [60, 40])
+    for error, counts, is_said in ((0.75, [10] * 10, True), (0.6, [10] * 10, False),
+                                   (0.35, [60, 40], True), (0.3, [60, 40], False)):  # fmt: skip
+        found, said = cautions(lambda *_, error=error: error, counts)
+        assert ("hardly better than guessing" in said) == is_said
+        assert found["judged by"] == "the test error"
+    assert found["error of always guessing one class (%)"] == "40.00"
+    moved = next(here for question, here in found.items() if "another 100 test images" in question)
+    assert moved == "4.58"  # sqrt(0.3 * 0.7 / 100)
 
 
-def test_networks_that_predict_one_class_only_are_said():
-    said = cautions(lambda *_: 0.1, [10, 10], classes=[1.0, 0.0])
-    assert "Of 5 trainings each, these ended predicting one class only: Focal loss 2." in said
-    assert "one class" not in cautions(lambda *_: 0.1, [10, 10], classes=[0.9, 0.0])
+def test_networks_that_predict_one_class_only_are_counted():
+    question = "that ended predicting one class only"
+    found, _ = cautions(lambda *_: 0.1, [10, 10], classes=[1.0, 0.0, None])
+    assert found[question] == "of 5 each: Focal loss 2"
+    assert cautions(lambda *_: 0.1, [10, 10], classes=[0.9, 0.0])[0][question] == "none"
 
 
-def test_arms_that_did_as_plain_training_are_said():
+def test_arms_that_did_as_plain_training_are_named():
     seeds = np.random.default_rng(0).random((len(NAMES), 5))
     seeds[NAMES.index("trimming")] = seeds[NAMES.index("plain")]
-    said = cautions(lambda _, name, seed: seeds[NAMES.index(name), seed], [10, 10])
-    assert "As plain training in every one: Mini-batch trimming; some begin after" in said
+    found, _ = cautions(lambda _, name, seed: seeds[NAMES.index(name), seed], [10, 10])
+    question = "as plain training in every one (some begin after two epochs)"
+    assert found[question] == "Mini-batch trimming"
 
 
-def test_arms_that_diverged_are_said():
-    said = cautions(lambda *_: 0.1, [10, 10], status="diverged")
-    assert "Of 5 trainings each, these diverged: Plain training 5, Random share 5, Focal" in said
+def test_arms_that_diverged_are_counted():
+    found, said = cautions(lambda *_: 0.1, [10, 10], status="diverged")
+    assert found["trainings that diverged"].startswith(
+        "of 5 each: Plain training 5, Random share 5"
+    )
+    assert (found["error of plain training, as it is (%)"], said) == ("not run", "")
 
 
 def test_changes_by_class_are_paired_differences_in_points():

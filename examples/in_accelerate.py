@@ -22,7 +22,7 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5)
     criterion = nn.CrossEntropyLoss(reduction="none")
     scores = ht.predictive_entropy(ENSEMBLE)  # + subset
-    data = Subset(data, ht.select_subset(scores, 96).tolist())  # + subset
+    data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
     loader = DataLoader(data, 16, shuffle=True)
     half = RandomSampler(data, num_samples=len(data) // 2)  # + share
     loader = DataLoader(data, 16, sampler=half)  # + share

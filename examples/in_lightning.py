@@ -41,12 +41,12 @@ class Classifier(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader:
         data, order = DATA, self.order
         scores = ht.predictive_entropy(ENSEMBLE)  # + subset
-        data = Subset(data, ht.select_subset(scores, 96).tolist())  # + subset
+        data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
         loader = DataLoader(data, 16, shuffle=True, generator=order)
         half = RandomSampler(data, num_samples=len(data) // 2, generator=order)  # + share
         loader = DataLoader(data, 16, sampler=half)  # + share
         sampler = self.sampler = ht.HardBatchSampler(len(data), 16, 0.5, generator=order)  # + hard
-        sampler = self.sampler = ht.PruningBatchSampler(128, 16, num_epochs=4)  # + pruning
+        sampler = self.sampler = ht.PruningBatchSampler(96, 16, num_epochs=4)  # + pruning
         loader = DataLoader(data, batch_sampler=sampler)  # + hard, pruning
         self.keep("sampler", sampler)  # state: hard, pruning
         return loader

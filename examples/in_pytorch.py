@@ -23,7 +23,7 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
     criterion = nn.CrossEntropyLoss(reduction="none")
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     scores = ht.predictive_entropy(ENSEMBLE)  # + subset
-    data = Subset(data, ht.select_subset(scores, 96).tolist())  # + subset
+    data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
     loader = DataLoader(data, 16, shuffle=True, generator=order, num_workers=2)
     half = RandomSampler(data, num_samples=len(data) // 2, generator=order)  # + share
     loader = DataLoader(data, 16, sampler=half, num_workers=2)  # + share

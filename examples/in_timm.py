@@ -28,7 +28,7 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
     criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     scores = ht.predictive_entropy(ENSEMBLE)  # + subset
-    data = Subset(data, ht.select_subset(scores, 96).tolist())  # + subset
+    data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
     loader = DataLoader(data, 16, shuffle=True)
     half = RandomSampler(data, num_samples=len(data) // 2)  # + share
     loader = DataLoader(data, 16, sampler=half)  # + share

@@ -19,12 +19,12 @@ import hardtrain as ht  # + all
 
 def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None) -> nn.Module:
     torch.manual_seed(0)
-    data = StackDataset(inputs=INPUTS, labels=TARGETS, indices=range(128))
+    data = StackDataset(inputs=INPUTS, labels=TARGETS, indices=range(96))
     model, parts = Network(), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5)
     criterion = nn.CrossEntropyLoss(reduction="none")
     scores = ht.predictive_entropy(ENSEMBLE)  # + subset
-    data = Subset(data, ht.select_subset(scores, 96).tolist())  # + subset
+    data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
     loader = DataLoader(data, 16, shuffle=True)
     half = RandomSampler(data, num_samples=len(data) // 2)  # + share
     loader = DataLoader(data, 16, sampler=half)  # + share
@@ -70,32 +70,38 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
         bf16=True,
         use_cpu=True,
         save_strategy="epoch",
+        ignore_data_skip=True,
         resume_from_checkpoint=get_last_checkpoint(checkpoint) if checkpoint.is_dir() else None,
         report_to=[],
         disable_tqdm=True,
     )
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    kept = Kept(parts, pause_after)
+    kept = Kept(parts, pause_after or num_epochs)
     trainer = OwnTrainer(model, arguments, optimizers=(optimizer, constant), callbacks=[kept])
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     return model
 
 
 class Kept(TrainerCallback):
-    """Saves and restores the state of these parts; stops after an epoch."""
+    """Saves and restores the state of these parts, and stops after so many passes: Trainer takes
+    all to be as long as the first, which those of batch samplers are not."""
 
-    def __init__(self, parts: dict[str, Any], pause_after: int | None) -> None:
-        self.parts, self.pause_after = parts, pause_after
+    def __init__(self, parts: dict[str, Any], num_passes: int) -> None:
+        self.parts, self.num_passes, self.passes = parts, num_passes, 0
 
     def on_save(self, args, state, control, **_) -> None:
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save(states, Path(args.output_dir) / f"checkpoint-{state.global_step}" / "parts.pt")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        torch.save(states | {"passes": self.passes}, folder / "parts.pt")
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if args.resume_from_checkpoint:
             states = torch.load(Path(args.resume_from_checkpoint) / "parts.pt")
+            self.passes = states["passes"]
             for name, part in self.parts.items():
                 part.load_state_dict(states[name])
 
-    def on_epoch_end(self, args, state, control, **_) -> None:
-        control.should_training_stop |= state.epoch == self.pause_after
+    def on_epoch_end(self, args, state, control, model, **_) -> None:
+        model.zero_grad()  # a shorter pass may leave some that wait for another batch
+        self.passes += 1
+        control.should_training_stop |= self.passes == self.num_passes

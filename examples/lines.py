@@ -21,18 +21,20 @@ MARK = re.compile(r"  # (\+|state:) (.*)")
 
 def added(framework: str, strategy: str, kind: str = "+") -> list[str]:
     """The lines that a strategy adds; of the kind "state:", those that save its state."""
-    lines = (FOLDER / f"in_{framework}.py").read_text().splitlines()
-    marked = [(MARK.sub("", line).strip(), MARK.search(line)) for line in lines]
-    return [line for line, mark in marked
-            if mark and mark[1] == kind and strategy in mark[2].split(", ")]  # fmt: skip
+    return [line.strip() for line, its_kind, names in marked(framework)
+            if its_kind == kind and strategy in names]  # fmt: skip
 
 
-def source(framework: str, strategy: str | None = None) -> str:
-    """The example with this strategy's lines only; with none, plain training."""
-    kept = []
-    for line in (FOLDER / f"in_{framework}.py").read_text().splitlines():
-        mark = MARK.search(line)
-        names = mark[2].split(", ") if mark else []
-        if not names or strategy in names or (strategy and names == ["all"]):
-            kept.append(MARK.sub("", line))
+def source(framework: str, *strategies: str) -> str:
+    """The example with the lines of these strategies only; with none, plain training."""
+    wanted = {*strategies, "all"} if strategies else set()
+    kept = [line for line, _, names in marked(framework) if not names or wanted & names]
     return "\n".join(kept) + "\n"
+
+
+def marked(framework: str) -> list[tuple[str, str, set[str]]]:
+    """The lines of an example without their marks, and of each the mark's kind and names."""
+    lines = (FOLDER / f"in_{framework}.py").read_text(encoding="utf-8").splitlines()
+    marks = [MARK.search(line) for line in lines]
+    return [(MARK.sub("", line), *((mark[1], set(mark[2].split(", "))) if mark else ("", set())))
+            for line, mark in zip(lines, marks, strict=True)]  # fmt: skip

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 digits = load_digits()
-INPUTS = torch.tensor(digits.data[:128], dtype=torch.float32) / 16
-TARGETS = torch.tensor(digits.target[:128])
+INPUTS = torch.tensor(digits.data[:96], dtype=torch.float32) / 16
+TARGETS = torch.tensor(digits.target[:96])
 # of a data set that gives no indices: StackDataset(dataset, range(len(dataset)))
-DATA = TensorDataset(INPUTS, TARGETS, torch.arange(128))
+DATA = TensorDataset(INPUTS, TARGETS, torch.arange(96))
 
 
 class Network(nn.Module):
@@ -32,7 +32,7 @@ def logits_of(members: Tensor) -> Tensor:
 
 # what reducible loss and subset search need beforehand: losses by a model that has not seen the
 # sample, and the probabilities (M, N, K) of an ensemble
-HALF = torch.arange(128) % 2 == 0
+HALF = torch.arange(96) % 2 == 0
 UNSEEN = torch.where(HALF[:, None], logits_of(~HALF), logits_of(HALF))
 IRREDUCIBLE = nn.functional.cross_entropy(UNSEEN, TARGETS, reduction="none")
-ENSEMBLE = torch.stack([logits_of(torch.arange(128) % 3 != i).softmax(1) for i in range(3)])
+ENSEMBLE = torch.stack([logits_of(torch.arange(96) % 3 != i).softmax(1) for i in range(3)])

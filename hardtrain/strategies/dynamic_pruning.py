@@ -35,8 +35,8 @@ class PruningBatchSampler(Sampler[list[int]]):
     yields what is owed. Samples that a broken off pass did not reach keep their older losses.
 
     Raises:
-        ValueError, TypeError: a bad argument; indices not due in the pass, or twice in it, as labels
-            are; a loss that is not finite (on a GPU when the next pass begins).
+        ValueError, TypeError: a bad argument; indices that are not due in the pass, as labels are,
+            or twice in it; a loss that is not finite (on a GPU when the next pass begins).
         RuntimeError: the last pass had no update. ``load_state_dict(state_dict())`` undoes a look.
 
     Source:
@@ -74,10 +74,11 @@ class PruningBatchSampler(Sampler[list[int]]):
         self._settings = dict(vars(self))
         self.generator = _checks.own_generator(generator)
         self.passes = self.updates = 0  # begun, and in the pass in progress
-        self.order: list[int] = []  # of the pass in progress
-        self._owed: list[int] = []  # what a restored pass still has to yield
-        # replaced, never changed, so that states stay. NaN: no loss yet; not in this pass
-        self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)
+        self.order, self._owed = (
+            list[int](),
+            list[int](),
+        )  # the pass, and what is left of a restored
+        self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)  # NaN: none yet
         self.due, self.strange, self.coins = self.losses > 0, torch.tensor(False), self._tossed()
 
     def __len__(self) -> int:
@@ -93,9 +94,11 @@ class PruningBatchSampler(Sampler[list[int]]):
             if self.passes and not self.updates:
                 raise RuntimeError(f"pass {self.passes} had no update(indices, losses)")
             self.pass_weights = self._next_weights()
-            self.due = self.pass_weights.isfinite()
             permutation = torch.randperm(self.num_samples, generator=self.generator)
-            order = self.order = permutation[self.due[permutation]].tolist()
+            left = permutation[self.pass_weights.isfinite()[permutation]].tolist()
+            whole = len(left) // self.batch_size * self.batch_size if self.drop_last else 0
+            order = self.order = left[: whole or None]  # what is dropped is not due
+            self.due = torch.zeros(self.num_samples).index_fill(0, torch.tensor(order), 1) > 0
             self.coins, self.passes, self.updates = self._tossed(), self.passes + 1, 0
         yield from divided(order, self.batch_size, self.drop_last)
 
@@ -136,7 +139,7 @@ class PruningBatchSampler(Sampler[list[int]]):
         return self.weights(given)
 
     def state_dict(self) -> dict:
-        """Tensors, numbers, texts and lists; with the generator's state."""
+        """Tensors (replaced, never changed), numbers, texts, lists; with the generator's state."""
         state = {name: getattr(self, name) for name in _STATE}
         return self._settings | state | {"generator": self.generator.get_state()}
 

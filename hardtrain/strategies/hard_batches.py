@@ -48,10 +48,10 @@ class HardBatchSampler(Sampler[list[int]]):
         chosen: ids of the pass in progress, in order; after a restore still the whole round's.
 
     ``len()`` is the length of the next pass; of one that has begun, how many batches it still owes
-    (so it is right where workers begin a pass early). A state counts updates, not yielded batches (workers
-    run ahead): after a restore, the next pass yields what its round still owes. So it does where
-    a loop stopped a pass early, and updates of the round's last batches are missing: no batch is
-    passed over.
+    (so it is right where workers begin a pass early). A state counts updates, not yielded batches
+    (workers run ahead): after a restore, the next pass yields what its round still owes. So it does
+    where a loop stopped a pass early, and updates of the round's last batches are missing: no batch
+    is passed over.
 
     Under ``DistributedDataParallel`` every rank has an equal sampler (equally seeded generator,
     the whole batch size), trains on its part of each batch (`RankBatchSampler`) and updates with
@@ -122,7 +122,7 @@ class HardBatchSampler(Sampler[list[int]]):
         return self._losses[:-1].clone()
 
     def __len__(self) -> int:
-        # of a pass that has begun, what it still owes: workers begin one early, loops stop one early
+        # of a pass that has begun, what it owes: workers begin one early, loops stop one early
         return max(0, len(self.chosen) - self._num_updates) or self._num_chosen()
 
     def _num_chosen(self) -> int:

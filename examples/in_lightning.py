@@ -21,7 +21,6 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.num_epochs, self.network = num_epochs, Network()
         self.criterion = nn.CrossEntropyLoss(reduction="none")
-        self.order = torch.Generator().manual_seed(0)
         self.parts, self.loaded = {}, {}
         self.trimmed = ht.TrimmedLoss(end=0.2, num_epochs=num_epochs)  # + trimming
 
@@ -39,16 +38,16 @@ class Classifier(lightning.LightningModule):
         self.noise.add()  # + noise
 
     def train_dataloader(self) -> DataLoader:
-        data, order = DATA, self.order
+        data = DATA
         scores = ht.predictive_entropy(ENSEMBLE)  # + subset
         data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
-        loader = DataLoader(data, 16, shuffle=True, generator=order)
-        half = RandomSampler(data, num_samples=len(data) // 2, generator=order)  # + share
+        loader = DataLoader(data, 16, shuffle=True)
+        half = RandomSampler(data, num_samples=len(data) // 2)  # + share
         loader = DataLoader(data, 16, sampler=half)  # + share
-        sampler = self.sampler = ht.HardBatchSampler(len(data), 16, 0.5, generator=order)  # + hard
-        sampler = self.sampler = ht.PruningBatchSampler(96, 16, num_epochs=4)  # + pruning
-        loader = DataLoader(data, batch_sampler=sampler)  # + hard, pruning
-        self.keep("sampler", sampler)  # state: hard, pruning
+        self.chosen = ht.HardBatchSampler(len(data), 16, 0.5, generator=torch.Generator())  # + hard
+        self.chosen = ht.PruningBatchSampler(len(data), 16, num_epochs=self.num_epochs)  # + pruning
+        loader = DataLoader(data, batch_sampler=self.chosen)  # + hard, pruning
+        self.keep("sampler", self.chosen)  # state: hard, pruning
         return loader
 
     def training_step(self, batch: list[Tensor], number: int) -> Tensor:
@@ -64,8 +63,8 @@ class Classifier(lightning.LightningModule):
         loss = losses[self.selective.choose(losses)].mean()  # + selective
         hardest = ht.select_reducible(losses, IRREDUCIBLE[indices], 8)  # + reducible
         loss = losses[hardest].mean()  # + reducible
-        loss = (self.sampler.update(indices, losses) * losses).mean()  # + pruning
-        self.sampler.update(indices, loss)  # + hard
+        loss = (self.chosen.update(indices, losses) * losses).mean()  # + pruning
+        self.chosen.update(indices, loss)  # + hard
         return loss
 
     def keep(self, name: str, part: Any) -> None:
@@ -76,11 +75,10 @@ class Classifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
-        checkpoint["order"], checkpoint["random"] = self.order.get_state(), torch.get_rng_state()
+        checkpoint["random"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.loaded = checkpoint["parts"]
-        self.order.set_state(checkpoint["order"])
         torch.set_rng_state(checkpoint["random"])
 
 

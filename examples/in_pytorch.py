@@ -16,7 +16,6 @@ import hardtrain as ht  # + all
 
 def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None) -> nn.Module:
     torch.manual_seed(0)
-    order = torch.Generator().manual_seed(0)
     data, model = DATA, Network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -24,10 +23,10 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
     scores = ht.predictive_entropy(ENSEMBLE)  # + subset
     data = Subset(data, ht.select_subset(scores, 64).tolist())  # + subset
-    loader = DataLoader(data, 16, shuffle=True, generator=order, num_workers=2)
-    half = RandomSampler(data, num_samples=len(data) // 2, generator=order)  # + share
+    loader = DataLoader(data, 16, shuffle=True, num_workers=2)
+    half = RandomSampler(data, num_samples=len(data) // 2)  # + share
     loader = DataLoader(data, 16, sampler=half, num_workers=2)  # + share
-    sampler = ht.HardBatchSampler(len(data), 16, delta=0.5, generator=order)  # + hard
+    sampler = ht.HardBatchSampler(len(data), 16, 0.5, generator=torch.Generator())  # + hard
     sampler = ht.PruningBatchSampler(len(data), 16, num_epochs=num_epochs)  # + pruning
     loader = DataLoader(data, batch_sampler=sampler, num_workers=2)  # + hard, pruning
     parts["sampler"] = sampler  # state: hard, pruning
@@ -39,7 +38,7 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
     parts["seen"] = seen  # state: bias
     selective = ht.SelectiveBackprop(beta=1)  # + selective
     parts["selective"] = selective  # state: selective
-    for epoch in range(restore(checkpoint, parts, order), num_epochs):
+    for epoch in range(restore(checkpoint, parts), num_epochs):
         trimmed.set_epoch(epoch)  # + trimming
         num_batches = len(loader)
         for number, (inputs, targets, indices) in enumerate(loader, start=1):
@@ -63,24 +62,22 @@ def train(checkpoint: Path, num_epochs: int = 4, pause_after: int | None = None)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-        save(checkpoint, parts, order, epoch + 1)
+        save(checkpoint, parts, epoch + 1)
         if epoch + 1 == pause_after:
             break
     return model
 
 
-def save(checkpoint: Path, parts: dict, order: torch.Generator, epoch: int) -> None:
+def save(checkpoint: Path, parts: dict, epoch: int) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    random = {"order": order.get_state(), "random": torch.get_rng_state()}
-    torch.save(state | random | {"epoch": epoch}, checkpoint)
+    torch.save(state | {"random": torch.get_rng_state(), "epoch": epoch}, checkpoint)
 
 
-def restore(checkpoint: Path, parts: dict, order: torch.Generator) -> int:
+def restore(checkpoint: Path, parts: dict) -> int:
     if not checkpoint.is_file():
         return 0
     state = torch.load(checkpoint)
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    order.set_state(state["order"])
     torch.set_rng_state(state["random"])
     return state["epoch"]

@@ -123,8 +123,8 @@ def test_workers_change_nothing_of_a_strategy(tmp_path):
 # --- Lightning's own ways ------------------------------------------------------------------------
 
 NOTED = (
-    "self.sampler.update(indices",
-    "taken.append(indices.tolist()), self.sampler.update(indices",
+    "self.chosen.update(indices",
+    "taken.append(indices.tolist()), self.chosen.update(indices",
 )
 
 
@@ -132,7 +132,7 @@ def test_lightning_takes_whole_rounds_with_workers_too(tmp_path):
     """Its loop asks for the length when workers have begun a pass already."""
     needed("lightning")
     taken, without = [], train("lightning", ["hard"], tmp_path / "without")
-    workers = (("batch_sampler=sampler)", "batch_sampler=sampler, num_workers=2)"), NOTED)
+    workers = (("batch_sampler=self.chosen)", "batch_sampler=self.chosen, num_workers=2)"), NOTED)
     ours = train("lightning", ["hard"], tmp_path / "with", workers, names={"taken": taken})
     assert torch.equal(ours, without)
     assert len(taken) == 6 + 3 + 3
@@ -172,10 +172,10 @@ def test_noise_after_accelerates_prepare_is_refused_with_the_way_out(tmp_path):
 FLOAT32 = ('precision="bf16-mixed"', 'precision="32-true"')
 IN_LIGHTNING = (
     FLOAT32,
-    ("DataLoader(data, batch_sampler=sampler)",
-     "DataLoader(data, batch_sampler=ht.RankBatchSampler(sampler))"),
-    ("self.sampler.update(indices, loss)",
-     "self.sampler.update(self.all_gather(indices).flatten(), self.all_gather(losses).mean())"),
+    ("DataLoader(data, batch_sampler=self.chosen)",
+     "DataLoader(data, batch_sampler=ht.RankBatchSampler(self.chosen))"),
+    ("self.chosen.update(indices, loss)",
+     "self.chosen.update(self.all_gather(indices).flatten(), self.all_gather(losses).mean())"),
     ("accelerator=", 'devices=2, strategy="ddp", use_distributed_sampler=False, accelerator='),
 )  # fmt: skip
 

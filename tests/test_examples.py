@@ -6,15 +6,10 @@ import logging
 import multiprocessing
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.append(str(EXAMPLES))
-
-from lines import STRATEGIES, added, marked, source  # noqa: E402
+from lines import STRATEGIES, added, marked, source
 
 NEEDS = {
     "pytorch": (),
@@ -196,6 +191,12 @@ def work(rank, folder, with_lightning):
     ends["neutral"] = train("ddp", ["noise"], folder / "neutral", (("alpha=1e-3", "alpha=0"),))
     if with_lightning:
         ends["lightning"] = train("lightning", ["hard"], folder / "lightning", IN_LIGHTNING)
+        *others, (old, new) = IN_LIGHTNING
+        forgotten = (*others, (old, new.replace("use_distributed_sampler=False, ", "")))
+        try:
+            train("lightning", ["hard"], folder / "forgotten", forgotten)
+        except TypeError as error:
+            ends["forgotten"] = str(error)
     torch.save(ends, folder / f"ends {rank}")
 
 
@@ -238,3 +239,4 @@ def test_hard_batches_of_ranks_in_lightning_are_those_of_one_process(ranks, tmp_
     for ends in ranks:
         torch.testing.assert_close(ends["lightning"], alone, rtol=1e-4, atol=1e-5)
     assert torch.equal(ranks[0]["lightning"], ranks[1]["lightning"])
+    assert all("use_distributed_sampler=False" in ends["forgotten"] for ends in ranks)

@@ -1,7 +1,7 @@
 """DistributedDataParallel: all ranks have equal samplers, which see the losses of all ranks.
 
 Lines that end in ``# + NAME`` are what a strategy adds, ``# state: NAME`` what saves its state;
-without them it is plain training. To be started by torchrun.
+without them it is plain training. Every process calls it, once torch.distributed is initialised.
 """
 
 from pathlib import Path

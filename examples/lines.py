@@ -1,6 +1,10 @@
-"""The examples' lines: of each file the plain training, or that with one strategy's lines."""
+"""The examples' lines: of each file the plain training, or that with one strategy's lines.
+
+``python examples/lines.py lightning hard`` prints an example with the lines of one strategy.
+"""
 
 import re
+import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -38,3 +42,7 @@ def marked(framework: str) -> list[tuple[str, str, set[str]]]:
     marks = [MARK.search(line) for line in lines]
     return [(MARK.sub("", line), *((mark[1], set(mark[2].split(", "))) if mark else ("", set())))
             for line, mark in zip(lines, marks, strict=True)]  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(source(*sys.argv[1:]), end="")

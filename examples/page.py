@@ -18,10 +18,13 @@ from torch.nn.functional import cross_entropy
 NEEDS = {"lightning": "lightning", "timm": "timm", "accelerate": "accelerate",
          "trainer": "transformers"}  # fmt: skip
 
+TITLES = {"pytorch": "bare PyTorch", "lightning": "Lightning", "ddp": "DDP"}
+
 
 def overview(first: str, *others: str) -> Markdown:
     """A table of strategies: the lines in one framework, and those that differ in others."""
-    rows = [["strategy", first, *others], ["---"] * (2 + len(others))]
+    heads = [f"{TITLES[framework]}, where it differs" for framework in others]
+    rows = [["strategy", TITLES[first], *heads], ["---"] * (2 + len(others))]
     for strategy, title in STRATEGIES.items():
         lines = added(first, strategy)
         rows.append([f"{title} (`{strategy}`)", _code(lines)])

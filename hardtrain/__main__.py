@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hardtrain.data.images import load_dataset
-from hardtrain.data.npz import SPLITS
-from hardtrain.data.quality import summary
 from hardtrain.errors import HardtrainError, ParameterError
-from hardtrain.files import project_root
-from hardtrain.runs.engines import ended_by_sigterm
-from hardtrain.runs.merge import merge
-from hardtrain.runs.status import report, spoken
-from hardtrain.runs.store import RunStore
+
+try:
+    import yaml
+
+    from hardtrain.data.images import load_dataset
+    from hardtrain.data.npz import SPLITS
+    from hardtrain.data.quality import summary
+    from hardtrain.files import project_root
+    from hardtrain.runs.engines import ended_by_sigterm
+    from hardtrain.runs.merge import merge
+    from hardtrain.runs.status import report, spoken
+    from hardtrain.runs.store import RunStore
+except ModuleNotFoundError as error:
+    sys.exit(f"hardtrain: this command needs {error.name}: pip install 'hardtrain[notebooks]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What a paper claims, and what is found here: ``claims.csv``, and README's table of findings."""
 
+import io
 import math
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hardtrain import checks
-from hardtrain.files import project_root, write_atomically
+from hardtrain.errors import ParameterError
+from hardtrain.files import project_root, store_errors, write_atomically
 from hardtrain.report import plotting
 from hardtrain.report.tables import MISSING, Protocol
 from hardtrain.report.text import format_interval, format_number, to_markdown
+from hardtrain.runs.committed import sealed_content
 from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
 
 PROFILES = ("paper", "reduced", "quick")  # README shows the first that there is
@@ -138,12 +140,17 @@ def findings_text(table: pd.DataFrame) -> str:
 
 def all_claims(figures: Path) -> pd.DataFrame:
     """The claims of every notebook at the largest scale that was run, a column ``notebook``
-    before those of `claims_table`."""
+    before those of `claims_table`.
+
+    Raises:
+        RecordError: some are not as their notebook wrote them.
+    """
     tables = [pd.DataFrame(columns=["notebook", *COLUMNS])]
-    for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
+    for notebook in sorted(path for path in figures.glob("*") if path.is_dir()):
         files = [notebook / profile / "claims.csv" for profile in PROFILES]
         for path in [file for file in files if file.is_file()][:1]:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            content = io.BytesIO(sealed_content(path))
+            table = pd.read_csv(content, dtype=str, keep_default_na=False)
             table.insert(0, "notebook", notebook.name)
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -182,13 +189,20 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
 
 
 def refresh(readme: Path, figures: Path) -> None:
-    """Write the table of findings between its marks in README, and its picture."""
-    begin, end = _MARKS
+    """Write the table of findings between its marks in README, and its picture.
+
+    Raises:
+        ParameterError: it has no marks. RecordError: see `all_claims`.
+    """
     claims = all_claims(figures)
-    text = readme.read_text(encoding="utf-8")
-    new = f"{begin}\n{to_markdown(claims)}\n{end}"
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
+    with store_errors(f"read {readme}"):
+        text = readme.read_bytes().decode(errors="surrogateescape")
+    above, begin, rest = text.partition(_MARKS[0])
+    _, end, below = rest.partition(_MARKS[1])
+    if not end:
+        raise ParameterError(f"{readme} has no {_MARKS[0]!r} with {_MARKS[1]!r} behind it")
+    new = f"{above}{begin}\n{to_markdown(claims)}\n{end}{below}"
+    write_atomically(readme, new.encode(errors="surrogateescape"))
     draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})
 
 

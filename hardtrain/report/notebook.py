@@ -211,6 +211,7 @@ class Notebook:
         self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
+        self.is_profiles_own = not (p.changed or namespace["out_dir"])
         self.name, self.out = name, self._folder(name, namespace["out_dir"])
         self.store = RunStore()
         changes = f" (changed: {', '.join(p.changed)})" if p.changed else ""
@@ -253,7 +254,9 @@ class Notebook:
 
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
-        written to ``results.csv``, ``history.csv`` and ``timings.csv``."""
+        written to ``results.csv``, ``history.csv`` and ``timings.csv``. Rows of runs that the
+        profile no longer has leave its folder."""
+        keys = None
         if not isinstance(runs, pd.DataFrame):
             runs = list(runs)
             keys, results = {run.key for run in runs}, self.run(runs)
@@ -262,7 +265,8 @@ class Notebook:
                 print(f"{absent} of {len(keys)} runs not run; {command} trains them")
         else:
             results = runs
-        write_results(results, self.store, self.out)
+        # a profile's own folder holds its own runs; elsewhere those of many programs gather
+        write_results(results, self.store, self.out, beside=keys if self.is_profiles_own else None)
         self._written |= {"results.csv", "history.csv", "timings.csv"}
         distinct = results.drop_duplicates("key")
         diverged = (distinct["status"] == "diverged").sum()

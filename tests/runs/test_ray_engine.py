@@ -1,12 +1,14 @@
 """Sweeps on Ray: the same records as in one process, whatever dies meanwhile.
 
 One simulated cluster of three nodes serves the whole file; drivers that are killed are forked from
-a server that has imported everything already.
+a server that has imported everything already. For more kills, four a round:
+``HARDTRAIN_RAY_ROUNDS=13 pytest ...``.
 """
 
 import inspect
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -24,6 +26,7 @@ from hardtrain.runs.ray_engine import _Driver
 from hardtrain.runs.status import Announced
 
 TESTS = Path(__file__).resolve().parents[1]
+ROUNDS = int(os.environ.get("HARDTRAIN_RAY_ROUNDS", "1"))
 PATIENCE = 300  # seconds until a sweep that does not end counts as hanging
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
 ray = pytest.importorskip("ray")
@@ -97,18 +100,35 @@ def wait_for(log, number, process=None):
     return lines[-1]
 
 
+@pytest.fixture(scope="module")
+def expected(cluster, tiny_set, tmp_path_factory):
+    """The tables of the sweep that is killed below, made in one process."""
+    folder = tmp_path_factory.mktemp("local")
+    runs = runs_on(tiny_set, "ray_methods:logged")
+    return tables(runs, RunStore(folder / "runs"), folder / "out")
+
+
 @needs_kill
-def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, tmp_path):
+@pytest.mark.parametrize("round_", range(ROUNDS))
+def test_killed_drivers_workers_and_nodes_lose_nothing(
+    cluster, log, tiny_set, tmp_path, expected, round_
+):
     runs, folder = runs_on(tiny_set, "ray_methods:logged"), tmp_path / "ray"
-    expected = tables(runs, RunStore(tmp_path / "local"), tmp_path / "out_local")
-    (Path(os.environ["HARDTRAIN_TEST_LOG"]) / "log").write_bytes(b"")
+    rng = random.Random(round_)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "hardtrain.runs.sweep", "torch._dynamo"])
-    for number, (sent, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
+
+    def wait(least, process=None):
+        """Until a few more epochs have begun, and then anywhere in one; gives the last line."""
+        line = wait_for(log, len(log()) + least + rng.randrange(2), process)
+        time.sleep(rng.random() * 0.1)
+        return line
+
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         arguments = (folder, tiny_set, cluster.address)
         process = context.Process(target=drive, args=arguments)
         process.start()
-        wait_for(log, len(log()) + 4 + number, process)
+        wait(4, process)
         os.kill(process.pid, sent)
         process.join(PATIENCE)
         assert process.exitcode == code
@@ -117,10 +137,10 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     killed = []
 
     def kill():
-        *_, pid, _ = wait_for(log, len(log()) + 3)
+        *_, pid, _ = wait(3)
         os.kill(pid, signal.SIGKILL)
         killed.append("worker")
-        wait_for(log, len(log()) + 3)
+        wait(3)
         cluster.remove_node(cluster.others.pop(), allow_graceful=False)
         killed.append("node")
 
@@ -129,6 +149,7 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     store = RunStore(folder, checkpoint_seconds=0)
     options = {"engine": "ray", "ray_address": cluster.address}
     assert tables(runs, store, tmp_path / "out", **options) == expected
+    killer.join(PATIENCE)
     assert killed == ["worker", "node"]
     for path in folder.glob("records/*.json"):
         times = [at for key, _, _, at in log() if path.name.startswith(key)]
@@ -141,6 +162,8 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     assert not (folder / "quarantine").exists()
     store.open()  # sweeps away what the killed were writing
     assert not list(folder.glob("checkpoints/*"))
+    if round_ + 1 < ROUNDS:
+        cluster.others.append(cluster.add_node(num_cpus=1))
 
 
 @needs_kill

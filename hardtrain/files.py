@@ -226,6 +226,8 @@ def user_path(name: str, value: str | os.PathLike) -> Path:
         Traceback (most recent call last):
         hardtrain.errors.ParameterError: out_dir = '~nobody-here/x' can be no path: Could not ...
     """
+    if not isinstance(value, (str, os.PathLike)):
+        raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not a path")
     shown = repr(os.fspath(value))
     shown = shown if len(shown) < 80 else f"{shown[:80]}…"
     try:

@@ -55,6 +55,12 @@ def test_names_that_can_be_no_path_are_refused_by_the_name_of_the_parameter(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("value", [5, None, b"folder", ["a"]])
+def test_what_is_no_path_is_refused(value):
+    with pytest.raises(ParameterError, match=r"out_dir = .* is \w+, not a path"):
+        user_path("out_dir", value)
+
+
 def test_a_path_is_shown_shortened():
     with pytest.raises(ParameterError) as error:
         user_path("out_dir", "x" * 5000)
@@ -162,10 +168,10 @@ def test_a_file_system_without_locks_works_and_says_so_once(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(files, "_warned", set())
-    with pytest.warns(UserWarning, match=r"runs/locks lies on a file system without locks") as seen:
-        runs = [tiny_run(seed=seed, epochs=1) for seed in (0, 1)]
-        frames = [run_missing([run], RunStore(tmp_path / "runs")) for run in runs]
-        write_results(frames[0], RunStore(tmp_path / "runs"), tmp_path / "figures")
+    store = RunStore(tmp_path / "runs")
+    with pytest.warns(UserWarning, match="locks lies on a file system without") as seen:
+        frames = [run_missing([tiny_run(seed=s, epochs=1)], store) for s in (0, 1)]
+    write_results(frames[0], store, tmp_path / "figures")
     assert [frame["status"].item() for frame in frames] == ["finished"] * 2
     assert len(seen) == 1  # of one disk, whatever is written there
 

@@ -198,6 +198,9 @@ class Notebook:
         *,
         allowed: Mapping[str, Callable] = types.MappingProxyType({}),
     ):
+        for common in ("profile", "device", "data_root", "out_dir", "use_committed"):
+            if common not in namespace:
+                raise ParameterError(f"the parameters lack {common!r}, which every notebook has")
         changed = check_parameters(namespace)
         self.p = p = choose_profile(profiles, namespace)
         for setting, check in allowed.items():

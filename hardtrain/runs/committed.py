@@ -166,13 +166,14 @@ def _checked(
 ) -> tuple[Sequence[Entry], str]:
     """The runs in the files with these ``contents``, and what is wrong with others."""
     sums, tables = _checksums(contents[-1]), dict(zip(TABLES, contents, strict=False))
+    ours = sums is not None and "results.csv" in sums["files"]
     try:
         header, rows, num_bad = _parsed(folder / "results.csv", tables["results.csv"] or b"")
     except RecordError:
-        if sums is None:  # another program's
+        if not ours:  # another program's
             return (), ""
         raise
-    if sums is None and not {"key", "fingerprint", "status"} <= set(header):
+    if not ours and not {"key", "fingerprint", "status"} <= set(header):
         return (), ""
     wrong = [n for n, c in tables.items() if sums and sha256(c or b"") != sums["files"].get(n)]
     intact = not wrong and (sums is not None or "digest" not in header)

@@ -364,6 +364,14 @@ def test_notebook_works_where_cells_leave_no_history(book, monkeypatch):
     assert Notebook("01_a", SETTINGS, namespace).p.epochs == 20
 
 
+@pytest.mark.parametrize("name", ["profile", "device", "data_root", "out_dir", "use_committed"])
+def test_a_notebook_that_lacks_a_common_parameter_says_so(book, name):
+    namespace = run_cells(BOOK)
+    del namespace[name]
+    with pytest.raises(ParameterError, match=f"the parameters lack '{name}'"):
+        Notebook("01_a", SETTINGS, namespace)
+
+
 def test_parameters_of_an_unknown_type_are_refused():
     with pytest.raises(ParameterError, match="unknown type of epochs 'exit'"):
         run_cells(PARAMETERS.replace("epochs: int", "epochs: exit"), "", CHECK)

@@ -252,9 +252,11 @@ def test_tables_of_another_program_are_ignored(tmp_path, monkeypatch, content):
     path = tmp_path / "exp1" / "run1" / "results.csv"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert committed.committed_results() == {}
+    for sums in ("", "[1]", '{"files": {"model.pt": "x"}, "runs": 3}'):
+        (path.parent / committed.CHECKSUMS).write_text(sums)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert committed.committed_results() == {}
 
 
 def test_files_that_no_notebook_wrote_are_noticed(folder):

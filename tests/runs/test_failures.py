@@ -20,6 +20,7 @@ from hardtrain import (
     RunStore,
     StoreError,
     SweepError,
+    load_history,
     load_timings,
     run_missing,
 )
@@ -74,6 +75,14 @@ def logs_nan(run, data, model):
     """A method whose log is no number."""
     method = methods.plain(run, data, model)
     method.log = lambda: {"gap": float("nan")}
+    return method
+
+
+@version(1)
+def logs(run, data, model):
+    """A method that logs what a test says."""
+    method = methods.plain(run, data, model)
+    method.log = lambda: LOGGED  # noqa: F821
     return method
 
 
@@ -157,6 +166,35 @@ def test_too_little_memory_names_the_batch_size(store, tiny_run, failing, error)
     failing({0: raising(error)})
     with pytest.raises(SweepError, match="batch_size = 16 needs more memory than the device has"):
         run_missing([tiny_run(seed=0), tiny_run(seed=1)], store)
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ({"gap": "wide"}, "logs gap = 'wide', which is no number"),
+        ({"gap": None}, "logs gap = None, which is no number"),
+        ({"gap": float("inf")}, "logs gap = inf, which is no number"),
+        ({"gap": torch.tensor(float("nan"))}, "logs gap = nan, which is no number"),
+        ({"test_error": 0.0}, "logs 'test_error', which is taken"),
+        ({"key": 1.0}, "logs 'key', which is taken"),
+    ],
+)
+def test_what_a_method_logs_are_numbers_under_names_of_its_own(
+    store, tiny_run, monkeypatch, logged, said
+):
+    monkeypatch.setitem(sys.modules, "odd_methods", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules[__name__], "LOGGED", logged, raising=False)
+    with pytest.raises(SweepError, match=said):
+        run_missing([tiny_run(method="odd_methods:logs", epochs=1)], store)
+
+
+def test_numbers_of_numpy_and_torch_are_logged(store, tiny_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd_methods", sys.modules[__name__])
+    logged = {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3}
+    monkeypatch.setattr(sys.modules[__name__], "LOGGED", logged, raising=False)
+    run = tiny_run(method="odd_methods:logs", epochs=1)
+    history = load_history(run_missing([run], store), store)
+    assert history[["a", "b", "c"]].iloc[0].tolist() == [0.5, 2, 3]
 
 
 def test_an_error_that_is_kept_holds_no_tensors(store, tiny_run, monkeypatch):
@@ -249,6 +287,11 @@ def test_features_that_matching_cannot_measure_are_a_divergence(store, tiny_run,
     )
     row = run_missing([tiny_run(method="distribution_matching")], store).iloc[0]
     assert (row["status"], row["diverged_epoch"], row["diverged_step"]) == ("diverged", 0, 0)
+
+
+def test_held_out_images_that_leave_none_are_named(store, tiny_run):
+    with pytest.raises(ParameterError, match=r"validation_size = 60 leaves none of the 60 .*tiny"):
+        run_missing([tiny_run(validation_size=60)], store)
 
 
 def test_a_training_size_that_the_set_does_not_have_is_named(store, tiny_run):

@@ -616,7 +616,15 @@ def sealed(record):
         lambda r: r["artefacts"]["final_weights"].update(file=".."),
         lambda r: r["artefacts"]["final_weights"].update(file="C:weights.npz"),
         lambda r: r["artefacts"]["final_weights"].update(file=3),
+        lambda r: r["artefacts"]["final_weights"].update(file="x" * 5000),
         lambda r: r.update(artefacts=["final_weights"]),
+        lambda r: r.update(schema=0),
+        lambda r: r["metrics"].clear(),
+        lambda r: r["metrics"].update(test_error=10**400),
+        lambda r: r["metrics"].update(per_class_error=[0.1]),
+        lambda r: r["timings"].update(seconds=[1]),
+        lambda r: r["timings"].pop("device"),
+        lambda r: r["run"].clear(),
     ],
 )
 def test_a_record_with_malformed_parts_is_set_aside_before_anything_is_touched(

@@ -23,6 +23,7 @@ from hardtrain import (
     load_history,
     load_timings,
     run_missing,
+    write_results,
 )
 from hardtrain.runs import progress, train
 from hardtrain.runs.progress import Progress
@@ -131,9 +132,13 @@ def test_a_sweep_of_twenty_of_which_six_fail_finishes_fourteen(
     assert isinstance(error.value, HardtrainError)
 
 
-def test_a_program_ends_with_status_1_and_names_what_failed(tmp_path, tiny_set):
+@pytest.fixture(scope="module")
+def program(tiny_set, tmp_path_factory):
+    """A program of another locale, time zone and hash seed that trains three runs of which one
+    fails: what it said, and its folder, with the tables of the other two."""
+    folder = tmp_path_factory.mktemp("program")
     code = (
-        "from hardtrain import Run, RunStore, run_missing\n"
+        "from hardtrain import Run, RunStore, run_missing, write_results\n"
         "from hardtrain.training import loop\n"
         "fit = loop.fit\n"
         "def broken(run, *a, **k):\n"
@@ -141,16 +146,33 @@ def test_a_program_ends_with_status_1_and_names_what_failed(tmp_path, tiny_set):
         "    return fit(run, *a, **k)\n"
         "loop.fit = broken\n"
         f"runs = [Run({tiny_set!r}, 'cnn_small', device='cpu', seed=s) for s in range(3)]\n"
-        f"run_missing(runs, RunStore({str(tmp_path / 'runs')!r}), use_committed=False)"
+        f"store = RunStore({str(folder / 'runs')!r})\n"
+        "try: run_missing(runs, store, use_committed=False)\n"
+        "finally: write_results(run_missing(runs[::2], store, use_committed=False), store, "
+        f"{str(folder / 'out')!r})"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[2])}
+    environment |= {"LC_ALL": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
+    return done, folder
+
+
+def test_a_program_ends_with_status_1_and_names_what_failed(program):
+    done, folder = program
     assert done.returncode == 1
     assert "SweepError: 1 of 3 runs failed" in done.stderr
     assert "3 of 3 runs" in done.stderr  # no terminal: a line a finished run
-    assert len(list((tmp_path / "runs").glob("records/*.json"))) == 2
+    assert len(list((folder / "runs").glob("records/*.json"))) == 2
+
+
+def test_tables_do_not_depend_on_locale_time_zone_and_hash_seed(program, tiny_set, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    runs = [Run(tiny_set, "cnn_small", device="cpu", seed=seed) for seed in (0, 2)]
+    write_results(run_missing(runs, store), store, tmp_path / "out")
+    for name in ("results.csv", "history.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (program[1] / "out" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

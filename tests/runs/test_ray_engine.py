@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from hardtrain import ParameterError, Run, RunStore, SweepError, run_missing, write_results
-from hardtrain.runs import ray_engine
+from hardtrain.runs import ray_engine, ray_worker
 from hardtrain.runs.ray_engine import _Driver
 from hardtrain.runs.status import Announced
 
@@ -272,6 +272,25 @@ def test_a_run_whose_worker_dies_again_and_again_is_given_up(driver):
         assert driver.failed == []
     driver._take_back(job, lost)
     assert "its worker died 3 times" in str(driver.failed[0][1])
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="an older torch")
+def test_a_worker_that_has_lost_its_gpu_ends_so_that_another_goes_on(
+    store, tiny_run, monkeypatch, capfd
+):
+    def lost(*_):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(ray_worker, "train_run", lost)
+    monkeypatch.setattr(os, "_exit", leave)
+    desk = SimpleNamespace(note=SimpleNamespace(remote=lambda *_: None))
+    place = (Path.cwd(), store.path, 0.0, 1)
+    with pytest.raises(SystemExit, match="1"):
+        ray_worker.train_task(tiny_run().as_dict(), tiny_run().key, place, desk)
+    assert "unspecified launch failure" in capfd.readouterr().err
 
 
 def test_another_nodes_data_are_not_mixed_in(driver, store):

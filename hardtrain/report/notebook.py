@@ -32,7 +32,7 @@ from hardtrain.runs.committed import CHANGES, seal_folder
 from hardtrain.runs.results import environments, load_history, write_results
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.sweep import run_missing
+from hardtrain.runs.sweep import engine_options, run_missing
 from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
@@ -211,7 +211,9 @@ class Notebook:
                 check(setting, value)
         p.changed += [key for key in changed if key not in (*vars(p), *_ELSEWHERE)]
         self.use_committed = namespace["use_committed"]
-        self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
+        given = {name: namespace[name] for name in _ENGINE if name in namespace}
+        engine = given.pop("engine", "local")
+        self.engine = {"engine": engine, **engine_options(engine, given)}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
         self.is_profiles_own = not (p.changed or namespace["out_dir"])

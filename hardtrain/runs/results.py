@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hardtrain import files
-from hardtrain.errors import RecordError
+from hardtrain.errors import ParameterError, RecordError, StoreError
 from hardtrain.files import store_errors
 from hardtrain.runs import committed, subsets
 from hardtrain.runs.committed import read_csv as read_csv
@@ -152,6 +152,10 @@ def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLi
         How many runs have several results.
     """
     sources = [files.user_path("folders", folder) for folder in folders]
+    if bad := [folder for folder in sources if not (folder / "results.csv").is_file()]:
+        raise StoreError(f"{bad[0]} has no results.csv")
+    if not sources:
+        raise ParameterError("folders is empty; give at least one")
     merged: dict[tuple[str, str], committed.Entry] = {}
     for folder in sources:
         for entry in committed.read_folder(folder):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hardtrain import files
+from hardtrain import checks, files
 from hardtrain.errors import ParameterError, RecordError
 from hardtrain.files import sha256, store_errors
 
@@ -53,7 +53,7 @@ class RunStore:
     def __init__(self, path: str | os.PathLike | None = None, *, checkpoint_seconds: float = 5.0):
         given = path or os.environ.get("HARDTRAIN_RUNS") or files.project_root() / ".runs"
         self.path = files.user_path("path of the run store", given)
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds, low=0)
 
     def __repr__(self) -> str:
         return f"RunStore({str(self.path)!r})"

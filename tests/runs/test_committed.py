@@ -19,6 +19,7 @@ import pytest
 
 from hardtrain import (
     HardtrainError,
+    ParameterError,
     RecordError,
     Run,
     RunStore,
@@ -394,6 +395,14 @@ def test_results_of_two_machines_merge_and_keep_both_numbers(original, elsewhere
     assert len(read_folder(out)) == 6
     write_results(run_missing(runs[1:2], store), store, out)  # which keeps both, too
     assert len(read_folder(out)) == 6
+
+
+def test_what_holds_no_results_is_not_merged(original, tmp_path):
+    with pytest.raises(StoreError, match=r"none has no results\.csv"):
+        merge_results([original[2], tmp_path / "none"], tmp_path / "out")
+    with pytest.raises(ParameterError, match="folders is empty"):
+        merge_results([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_table_of_several_environments_says_so(original, elsewhere, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import inspect
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -336,6 +337,8 @@ def test_largest_runs_first(tiny_run):
         ({"max_runs_at_once": 0}, "max_runs_at_once = 0 is less than 1"),
         ({"max_runs_at_once": 1.5}, "max_runs_at_once = 1.5 is float, not int"),
         ({"ray_address": "ray://head:10001"}, "start the sweep on a node of the cluster"),
+        ({"gpus_per_run": [1]}, "gpus_per_run = [1] is list, not float"),
+        ({"ray_address": 5}, "ray_address = 5 is int, not text"),
         ({"gpu_per_run": 1}, "unknown option of engine 'ray' 'gpu_per_run'; did you mean"),
     ],
 )
@@ -343,7 +346,7 @@ def test_options_are_checked_before_anything_is_started(
     options, text, tiny_run, store, monkeypatch
 ):
     monkeypatch.setattr(ray, "init", None)
-    with pytest.raises(ParameterError, match=text.replace("(", r"\(")):
+    with pytest.raises(ParameterError, match=re.escape(text)):
         run_missing([tiny_run()], store, engine="ray", use_committed=False, **options)
 
 

@@ -533,6 +533,20 @@ def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(store, tin
     assert len(built) == 1 + len(others)
 
 
+@pytest.mark.parametrize("runs", [5, None, "run", [None], [{}]])
+def test_run_missing_refuses_what_are_no_runs(runs, store):
+    with pytest.raises(ParameterError, match=r"runs hold .*, which is no Run"):
+        run_missing(runs, store)
+
+
+def test_run_missing_refuses_what_is_no_store(tiny_run, tmp_path):
+    with pytest.raises(ParameterError, match=r"is no RunStore; write RunStore\(path\)"):
+        run_missing([tiny_run()], str(tmp_path))
+    for seconds in (-1.0, float("nan"), "5"):
+        with pytest.raises(ParameterError, match="checkpoint_seconds = "):
+            RunStore(tmp_path, checkpoint_seconds=seconds)
+
+
 def test_run_missing_refuses_no_runs_and_unknown_engines(store, tiny_run):
     with pytest.raises(ParameterError, match="runs is empty"):
         run_missing([], store)

@@ -36,7 +36,7 @@ from hardtrain.runs import committed
 from hardtrain.runs.committed import damaged, read_csv, read_folder, seal_folder
 from hardtrain.runs.results import environments, merge_results
 
-EDITS = int(os.environ.get("HARDTRAIN_EDITS", "150"))
+EDITS = int(os.environ.get("HARDTRAIN_EDITS", "120"))
 FOLDER = Path("01_notebook", "quick")
 TABLES = ("results.csv", "history.csv", "timings.csv")
 

@@ -176,21 +176,6 @@ def test_tables_do_not_depend_on_locale_time_zone_and_hash_seed(program, tiny_se
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=["Python", "GPU", "CPU"],
-)
-def test_too_little_memory_names_the_batch_size(store, tiny_run, failing, error):
-    failing({0: raising(error)})
-    with pytest.raises(SweepError, match="batch_size = 16 needs more memory than the device has"):
-        run_missing([tiny_run(seed=0), tiny_run(seed=1)], store)
-
-
-@pytest.mark.parametrize(
     ("logged", "said"),
     [
         ({"gap": "wide"}, "logs gap = 'wide', which is no number"),
@@ -292,6 +277,16 @@ def test_options_that_only_the_strategy_knows_are_refused_before_training(
 def test_numbers_that_float32_cannot_hold_are_refused(tiny_run, field):
     with pytest.raises(ParameterError, match=f"{field} = 1e\\+39 is not less than 3.4"):
         tiny_run(**{field: 1e39})
+
+
+def test_batches_of_one_sample_with_batch_norm_are_refused_before_training(
+    store, tiny_run, failing
+):
+    tried = failing({})
+    runs = [tiny_run(network="cnn_small_bn", batch_size=size) for size in (16, 1)]
+    with pytest.raises(ParameterError, match="batch_size = 1 gives a batch of one sample"):
+        run_missing(runs, store)
+    assert tried == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 59])

@@ -154,7 +154,7 @@ def fit(
         scores = dict(evaluate(model))
         trace.require_finite(sum(scores.values()), step - 1)
         logged = dict(method.log())
-        if taken := sorted(logged.keys() & {"key", *row, *scores}):
+        if taken := sorted(logged.keys() & {"key", "digest", *row, *scores}):
             raise ParameterError(f"method {run.method!r} logs {taken[0]!r}, which is taken")
         return row | scores | logged
 

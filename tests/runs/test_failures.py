@@ -184,6 +184,7 @@ def test_tables_do_not_depend_on_locale_time_zone_and_hash_seed(program, tiny_se
         ({"gap": torch.tensor(float("nan"))}, "logs gap = nan, which is no number"),
         ({"test_error": 0.0}, "logs 'test_error', which is taken"),
         ({"key": 1.0}, "logs 'key', which is taken"),
+        ({"digest": 1.0}, "logs 'digest', which is taken"),
     ],
 )
 def test_what_a_method_logs_are_numbers_under_names_of_its_own(

@@ -1,4 +1,4 @@
-"""The command ``hardtrain``: plan, run, status, merge. Also ``python -m hardtrain``."""
+"""The command ``hardtrain``: check, plan, run, status, merge. Also ``python -m hardtrain``."""
 
 import argparse
 import math
@@ -6,18 +6,26 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hardtrain.errors import HardtrainError, ParameterError, StoreError
-from hardtrain.files import project_root, user_path
-from hardtrain.runs.engines import ended_by_sigterm
-from hardtrain.runs.merge import merge
-from hardtrain.runs.status import report, spoken
-from hardtrain.runs.store import RunStore
+
+try:
+    import yaml
+
+    from hardtrain.data.images import load_dataset
+    from hardtrain.data.npz import SPLITS
+    from hardtrain.data.quality import summary
+    from hardtrain.files import project_root, user_path
+    from hardtrain.runs.engines import ended_by_sigterm
+    from hardtrain.runs.merge import merge
+    from hardtrain.runs.status import report, spoken
+    from hardtrain.runs.store import RunStore
+except ModuleNotFoundError as error:
+    sys.exit(f"hardtrain: this command needs {error.name}: pip install 'hardtrain[notebooks]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hardtrain: interrupted; the same command goes on", file=sys.stderr)
         return 130
+
+
+def _check(options: argparse.Namespace) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        splits = [load_dataset(options.data, split, download=False) for split in SPLITS]
+    first, *others = summary(*splits)
+    changed = dict.fromkeys(f"changed: {warning.message}" for warning in caught)
+    print(first, *changed, *others, sep="\n")
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -126,7 +144,11 @@ def _notebook(text: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hardtrain", description="Papers on hard samples, as runs.")
-    commands = parser.add_subparsers(required=True, metavar="plan | run | status | merge")
+    commands = parser.add_subparsers(required=True, metavar="check | plan | run | status | merge")
+
+    checking = commands.add_parser("check", help="read an image set, and say what is odd about it")
+    checking.set_defaults(command=_check)
+    checking.add_argument("data", metavar="PATH", help="a file, prefix, folder or name")
 
     planning = commands.add_parser("plan", help="which runs are missing, and their hours here")
     running = commands.add_parser("run", help="execute notebooks whole")

@@ -1,5 +1,6 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -132,6 +133,16 @@ def has_batch_norm(model: nn.Module) -> bool:
         (True, False)
     """
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def normalises_one(model: Network, side: int) -> bool:
+    """Whether every batch-norm layer sees several values a channel in one image of this side."""
+    try:
+        image = torch.zeros(1, model.in_channels, side, side, device="meta")
+        copy.deepcopy(model).to("meta").train()(image)
+    except ValueError:  # torch's
+        return False
+    return True
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -197,10 +197,11 @@ def holm_corrected(
     ]
 
 
-def detectable(difference: PairedDifference, power: float = 0.8) -> float:
-    r"""The true difference that so many pairs of this spread would tell from 0, with this power.
+def detectable(difference: PairedDifference, power: float = 0.8, questions: int = 1) -> float:
+    r"""The true difference that so many pairs of this spread would tell from 0, with about this
+    power, at 5 % shared among so many questions (k).
 
-    .. math:: (t_{0.975,\, n-1} + t_{power,\, n-1}) \, s_d / \sqrt n
+    .. math:: (t_{1 - 0.025/k,\, n-1} + t_{power,\, n-1}) \, s_d / \sqrt n
 
     nan where the spread is not known.
 
@@ -208,8 +209,9 @@ def detectable(difference: PairedDifference, power: float = 0.8) -> float:
         >>> round(detectable(PairedDifference(mean=0.1, low=-0.4, high=0.6, p=0.6, n=5)), 2)
         0.67
     """
-    t = _t_quantile(difference.n)
-    return difference.half_width * (1 + float(stdtrit(difference.n - 1, power)) / t)
+    t, shared = _t_quantile(difference.n), (1 - CONFIDENCE) / 2 / questions
+    needed = stdtrit(difference.n - 1, 1 - shared) + stdtrit(difference.n - 1, power)
+    return difference.half_width * float(needed) / t
 
 
 def sampling_deviation(error: float, num_images: int) -> float:

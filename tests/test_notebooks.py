@@ -226,7 +226,10 @@ NOTEBOOKS = {
         num_runs=3 * 13 * 2,  # settings x arms x seeds
         needed=3 * 2 * 2,  # for reducible loss, on the halves of each setting
         figures=("fig_1_samples", "fig_2_differences", "fig_3_curves", "fig_4_classes"),
-        tables=("table_1_arms", "table_2_equal_samples", "table_3_equal_time", "table_4_ranking"),
+        tables=(
+            "table_1_arms", "table_2_equal_samples", "table_3_equal_time", "table_4_ranking",
+            "table_5_cautions",
+        ),
         arrays=("fig_1_samples", "fig_1_unbalanced"),
         run=Run(
             dataset="digits", network="cnn_small_bn", seed=1, epochs=2, batch_size=32, lr=0.05,
@@ -418,6 +421,28 @@ def test_notebook_again_trains_nothing_and_writes_the_same(executed):
             assert_same_arrays(again[name], files[name])
         else:
             assert again[name] == files[name], name
+
+
+def test_the_comparison_answers_for_little_data_of_ones_own_in_a_given_time(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("IPython.display.display", lambda what: print(what.data))
+    monkeypatch.setattr("hardtrain.papers.compare.plan.within", lambda *_: (2, [0, 1]))
+    images = np.random.default_rng(0).integers(0, 99, (45, 8, 10), dtype=np.uint8)
+    labels = np.array(3 * (8 * ["ant"] + 4 * ["bee"] + 3 * ["cat"]))
+    images[labels == "bee"] += 99
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    place = Place(tmp_path)
+    given = {"datasets": [str(tmp_path / "mine.npz")], "minutes": 0.05, "batch_size": 12}
+    given |= dict.fromkeys(("epochs", "seeds", "train_size", "test_size"))
+    assert END_MARKER in place.execute_here("08_compare", **given)
+    said = capsys.readouterr().out
+    assert "train_size: 36 in place of the profile's 400; there are no more images" in said
+    assert "8x10 is no square: images are resized to 8x8" in said
+    assert "0.05 minutes are too few: this takes about 1" in said
+    assert "On the data as it is, " in said
+    assert "balanced" in (place.out / "table_5_cautions.csv").read_text()
+    assert "2 epochs, 2 seeds (in 0.05 minutes)" in (place.out / "table_4_ranking.md").read_text()
 
 
 @pytest.mark.parametrize("stem", ["03_gradient_noise", "04_distribution_matching"])

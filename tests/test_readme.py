@@ -1,14 +1,27 @@
-"""The snippets of README.md, run as they stand."""
+"""The snippets and commands of README.md, run as they stand: trainings of hours as far as their
+first runs."""
 
+import itertools
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from click.testing import CliRunner
+from helpers import colours, save_set
+from papermill.cli import papermill
 
+from hardtrain import RunStore
+from hardtrain.__main__ import _parameters, _parser, main
 from hardtrain.report.claims import all_claims, findings_markdown
+from hardtrain.report.plan import plan
 
 ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 
 
@@ -41,3 +54,81 @@ def test_the_findings_are_those_of_the_figure_folders():
     text = (ROOT / "README.md").read_text()
     assert f"<!-- findings -->\n\n{findings_markdown(claims)}\n<!-- end of findings -->" in text
     assert (ROOT / "figures" / "findings.png").is_file()
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def commands(name):
+    """The words of each command of this name, a line in README each."""
+    lines = itertools.chain(*(block.replace("\\\n", " ").splitlines() for block in BLOCKS))
+    words = [shlex.split(line, comments=True) for line in lines if not line.startswith("#")]
+    return [line[line.index(name) :] for line in words if name in line[:2]]
+
+
+def planned(path, parameters, asked={}):  # noqa: B006
+    """Execute a notebook up to its first runs, once: its parameters are allowed, there are runs."""
+    key = (path, repr(sorted(parameters.items())))
+    if key not in asked:
+        asked[key] = plan(path, parameters)
+        assert asked[key].finished or asked[key].missing, parameters
+
+
+@pytest.fixture
+def own_set(tmp_path, monkeypatch):
+    """Small data of one's own, and stores that are nobody else's."""
+    for name in ("RUNS", "FIGURES", "DATA"):
+        monkeypatch.setenv(f"HARDTRAIN_{name}", str(tmp_path / name.lower()))
+    return str(save_set(tmp_path / "mine.npz", *colours(num=60)))
+
+
+def test_blocks_are_shell_and_name_what_there_is():
+    known = {"make", "papermill", "hardtrain", "export", "ray", "srun", "sleep", "exec"}
+    for block in BLOCKS:
+        subprocess.run(["sh", "-n"], input=block, text=True, check=True)
+        assert set(re.findall(r"^([a-z]+) ", block, re.M)) <= known
+    assert commands("make")
+    for _, target in commands("make"):
+        if shutil.which("make"):
+            subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_papermill_takes_the_parameters(own_set, tmp_path):
+    assert len(commands("papermill")) >= 3
+    for _, *words in commands("papermill"):
+        words = [own_set.join(word.split("PATH")) for word in words]
+        words[:2] = [str(ROOT / words[0]), str(tmp_path / words[1])]
+        result = CliRunner().invoke(papermill, [*words, "--prepare-only"])
+        assert result.exit_code == 0, result.output
+        prepared = nbformat.read(words[1], 4).cells
+        (cell,) = (c for c in prepared if "injected-parameters" in c.metadata.get("tags", []))
+        given = {}
+        exec(cell.source, given)
+        del given["__builtins__"]
+        planned(Path(words[0]), given)
+
+
+def test_hardtrain_takes_what_it_is_told(own_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("theirs", "others"):
+        RunStore(tmp_path / name).open()
+    done = set()
+    for _, command, *words in commands("hardtrain"):
+        words = [own_set if word == "PATH" else word for word in words]
+        words = [word.replace("/media", str(tmp_path)) for word in words]
+        if command in ("plan", "run"):
+            notebooks = sorted(ROOT.glob(words[0]))
+            assert notebooks, words
+            options = _parser().parse_args([command, *map(str, notebooks), *words[1:]])
+            planned(notebooks[0], _parameters(options))
+        else:
+            assert main([command, *words]) == 0
+        done.add(command)
+    assert done == {"check", "plan", "run", "status", "merge"}
+    assert "mine: 48 training and 12 test images, 3x8x8, 4 classes" in capsys.readouterr().out
+
+
+def test_extras_that_readme_installs_are_there():
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"hardtrain\[(\w+)\]", (ROOT / "README.md").read_text()):
+        assert re.search(rf"^{extra} = \[", project, re.M), extra

@@ -26,8 +26,8 @@ def class_folders(folder: Path) -> list[Path]:
 
 def read_folder(folder: Path, split: str) -> Arrays | None:
     """One split of ``folder/train/CLASS/*.png`` and ``folder/test/CLASS/*.png`` (or ``val``), or
-    of ``folder/CLASS/*.png``, which is split 80/20 per class by its content alone. ``None`` where
-    the folder is neither.
+    of ``folder/CLASS/*.png``, which is split 80/20 per class by its content alone, as is ``train``
+    where it stands alone. ``None`` where the folder is neither.
 
     Pictures may be grey, RGB, with a palette, with alpha (which is dropped) or of 16 bits. Those of
     several sizes are scaled to the smallest one's shorter side (128 at most) and cut to a
@@ -38,7 +38,10 @@ def read_folder(folder: Path, split: str) -> Arrays | None:
     """
     parts = {name: folder / name for name in ("train", "test", "val")}
     other = parts["test"] if parts["test"].is_dir() else parts["val"]
-    if class_folders(parts["train"]):
+    if class_folders(parts["train"]) and not other.is_dir():
+        warnings.warn(f"{folder}: neither test nor val; train is split 80/20", stacklevel=2)
+        folder = parts["train"]
+    elif class_folders(parts["train"]):
         folders = {"train": class_folders(parts["train"]), "test": class_folders(other)}
         names = {part: _names(paths) for part, paths in folders.items()}
         if names["train"] != names["test"]:

@@ -192,8 +192,8 @@ class ImageDataset:
         height, width = self.images.shape[2:]
         if height != width:
             raise DataError(
-                f"{self.name}: images are {height}x{width}, not square; Transform(size=...) "
-                "makes them so"
+                f"{self.name}: images are {height}x{width}, not square; image_size (of a Run) or "
+                "Transform(size=...) makes them so"
             )
         return height
 

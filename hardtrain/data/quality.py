@@ -9,6 +9,9 @@ import torch
 
 from hardtrain.data.images import SIZES, ImageDataset
 
+LISTED = 50  # classes that a summary lists
+UNEQUAL = 2  # times as many test images of a class as of another: errors are to be balanced
+
 _OWN_SPLITS = ("digits", "caltech101")  # published without a test set
 # MD5 of the published files, unpacked: training images and labels, test images and labels
 _PUBLISHED = {
@@ -28,8 +31,8 @@ _PUBLISHED = {
 
 
 def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
-    """What deserves a look in an image set, a sentence each: images that occur twice or are one
-    colour, classes of one sample or none.
+    """What deserves a look in an image set, a sentence each: images that occur twice, are one
+    colour or no squares, classes of one sample or none, or of unequal sizes.
 
     Example:
         >>> images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 0, 0, 2])
@@ -42,8 +45,36 @@ def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
         1 images of test are of one colour: the first is number 0
         label 1 occurs in neither train nor test
         label 2 has one training image
+        test classes have 1 to 3 images: look at the balanced error, the mean over classes
     """
-    return [*_shared(train, test), *_constant(train), *_constant(test), *_classes(train, test)]
+    splits = [*_constant(train), *_constant(test)]
+    return [*_shared(train, test), *splits, *_shapes(train), *_classes(train, test)]
+
+
+def summary(train: ImageDataset, test: ImageDataset) -> list[str]:
+    """The sizes and classes of an image set, and what `findings` says of it, a line each.
+
+    Example:
+        >>> from hardtrain.data.images import load_dataset
+        >>> lines = summary(*(load_dataset("digits", split) for split in ("train", "test")))
+        >>> for line in lines[:3]:
+        ...     print(line)
+        digits: 1438 training and 359 test images, 1x8x8, 10 classes
+             train      test  class
+               142        36  0: 0
+    """
+    shape = "x".join(map(str, train.images.shape[1:]))
+    lines = [f"{train.name}: {len(train)} training and {len(test)} test images, {shape}, "
+             f"{train.num_classes} classes"]  # fmt: skip
+    counts = [split.labels.bincount(minlength=train.num_classes).tolist()
+              for split in (train, test)]  # fmt: skip
+    rarest = sorted(range(train.num_classes), key=lambda k: counts[0][k])[:LISTED]
+    lines.append(f"{'train':>10}{'test':>10}  class")
+    lines += [f"{counts[0][k]:10}{counts[1][k]:10}  {k}: {train.class_names[k]}"
+              for k in sorted(rarest)]  # fmt: skip
+    if others := train.num_classes - len(rarest):
+        lines.append(f"{others} more classes, each with as many training images or more")
+    return lines + [f"note: {text}" for text in findings(train, test)]
 
 
 def unpublished(train: ImageDataset, test: ImageDataset) -> list[str]:
@@ -98,6 +129,12 @@ def _constant(split: ImageDataset) -> Iterator[str]:
         yield f"{count} are of one colour: the first is number {same[0]}"
 
 
+def _shapes(split: ImageDataset) -> Iterator[str]:
+    height, width = split.images.shape[2:]
+    if height != width:
+        yield f"images are {height}x{width}, no squares: give image_size, or cut them"
+
+
 def _classes(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
     counts, others = (
         np.bincount(split.labels.cpu().numpy(), minlength=train.num_classes)
@@ -114,3 +151,9 @@ def _classes(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
     single = np.flatnonzero(counts == 1).tolist()
     if single:
         yield f"label {', '.join(map(str, single[:5]))} has one training image"
+    some = others[others > 0]
+    if some.size and some.max() >= UNEQUAL * some.min():
+        yield (
+            f"test classes have {some.min()} to {some.max()} images: look at the balanced error, "
+            "the mean over classes"
+        )

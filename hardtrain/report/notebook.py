@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 
 from hardtrain import checks
-from hardtrain.data.images import DATASETS, load_dataset
+from hardtrain.data.images import DATASETS, SIZES, load_dataset
+from hardtrain.data.npz import SPLITS
 from hardtrain.errors import ParameterError, RecordError, StoreError, unknown_name
 from hardtrain.files import (
     project_root,
@@ -27,6 +28,8 @@ from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.claims import Claim, claims_table, findings_text
 from hardtrain.report.figure_data import figure_data
+from hardtrain.report.sizes import sizes_at_hand
+from hardtrain.report.tables import one_class
 from hardtrain.report.text import to_markdown
 from hardtrain.runs.committed import CHANGES, seal_folder
 from hardtrain.runs.results import environments, load_history, write_results
@@ -163,10 +166,16 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
     for name in chosen.get("networks", ()):
         checks.choice("network", name, NETWORKS)
     trains = not namespace.get("use_committed", True) and namespace.get("train", True)
+    numbers = []
     for name in chosen.get("datasets", ()):
         if trains or name not in DATASETS:  # committed results can be looked at without the data
-            for split in ("train", "test"):
-                load_dataset(name, split, root=namespace.get("data_root"))
+            splits = [load_dataset(name, s, root=namespace.get("data_root")) for s in SPLITS]
+            numbers.append(tuple(map(len, splits)))
+        else:
+            numbers.append(SIZES[name][:2])
+    if numbers:
+        given = [name for name in chosen if namespace.get(name) is not None]
+        chosen |= sizes_at_hand(chosen, given, *map(min, zip(*numbers, strict=True)))
     return SimpleNamespace(profile=profile, **chosen, changed=changed)
 
 
@@ -276,6 +285,8 @@ class Notebook:
         distinct = results.drop_duplicates("key")
         diverged = (distinct["status"] == "diverged").sum()
         print(f"{len(distinct)} runs, of which {diverged} diverged")
+        if num := one_class(distinct).sum():
+            print(f"{num} of the networks say one class only, whatever they are shown")
         if (note := environments(results, self.store)) and note not in self.caption:
             self.caption += f"; {note}"
         return results, load_history(results, self.store)
@@ -331,7 +342,9 @@ class Notebook:
         """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it. One without any
         data is neither written nor shown; a line says so."""
         if not plotting.has_data(fig):
-            plotting.close(fig)
+            import matplotlib.pyplot as plt  # here: it looks for a display
+
+            plt.close(fig)
             print(f"{name}: not drawn, nothing of it was run")
             return
         plotting.save(fig, self.out, name, self.caption if note is None else note)

@@ -3,6 +3,7 @@
 An *arm* is a list of runs that differ in their seed alone; arms are compared seed by seed.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -65,6 +66,17 @@ def per_run(
     own = dict(list(history[history["key"].isin([run.key for run in arm])].groupby("key")))
     found = {run.seed: number(run, own[run.key]) for run in arm if run.seed in finished}
     return pd.Series(found, dtype=float)
+
+
+def one_class(results: pd.DataFrame) -> pd.Series:
+    """Of each run whether its network says one class, whatever it is shown."""
+
+    def is_so(text: object) -> bool:
+        errors = json.loads(text) if isinstance(text, str) else []
+        found = sorted(error for error in errors if error is not None)
+        return len(found) > 1 and found[0] == 0 and found[1] == 1
+
+    return results["per_class_error"].map(is_so)
 
 
 def curves(history: pd.DataFrame, arm: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:

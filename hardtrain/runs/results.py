@@ -39,7 +39,7 @@ _WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
 _WITH_VALIDATION = ("validation_error", "validation_loss")  # of runs with ``validation_size``
 METRICS = _ALWAYS + _WITH_TRAINING_SET + _WITH_VALIDATION
 # fields of ``Run`` since the first results: columns if they are used
-_LATER = {"evaluate_last": 0, "validation_size": 0}
+_LATER = {"evaluate_last": 0, "validation_size": 0, "compiled": False}
 _ENVIRONMENT = ("device", "threads", "cpu_capability", "torch")  # on what last bits depend
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hardtrain import networks
 from hardtrain.data.images import DATASETS, ImageDataset, load_dataset, resolve_device
 from hardtrain.data.quality import findings, unpublished
 from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
 from hardtrain.files import sha256
-from hardtrain.networks import build_network, has_batch_norm, use_ghost_batch_norm
 from hardtrain.runs import halves, subsets
 from hardtrain.runs.environment import environment as environment
 from hardtrain.runs.environment import merged
@@ -356,18 +356,20 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         raise DataError(f"{run.dataset}: {splits[0]} in train, {splits[1]} in test")
     size = run.image_size or train.image_size
     classes, channels = train.num_classes, train.in_channels
-    model = build_network(run.network, classes, channels, stem=run.stem, image_size=size)
+    model = networks.build_network(run.network, classes, channels, stem=run.stem, image_size=size)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
+    if sizes == {1} and run.batch_size > 1 and networks.normalises_one(model, size):
+        sizes = set()
     if run.batch_norm == "batch":
         sizes |= {len(test) % run.batch_size}
         sizes |= {len(train) % run.batch_size} if run.evaluate_train else set()
-    if has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
+    if networks.has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
         raise ParameterError(
             f"batch_size = {run.batch_size} gives a batch of one sample, which {run.network} "
             "cannot normalise; change batch_size, or set drop_last"
         )
     if run.ghost_batch_size:
-        use_ghost_batch_norm(model, run.ghost_batch_size)
+        networks.use_ghost_batch_norm(model, run.ghost_batch_size)
         parts = {size % run.ghost_batch_size for size in (run.batch_size, *sizes)}
         if run.ghost_batch_size == 1 or 1 in parts:
             raise ParameterError(

@@ -56,6 +56,14 @@ def test_one_folder_is_split_by_content_alone(tmp_path):
     assert load_dataset(tmp_path / "same", "test").fingerprint == test.fingerprint
 
 
+def test_train_alone_is_split_with_a_warning(tmp_path):
+    fill(tmp_path / "train", 10)
+    with pytest.warns(UserWarning, match="neither test nor val; train is split 80/20"):
+        train, test = (load_dataset(tmp_path, split) for split in ("train", "test"))
+    assert (len(train), len(test), train.class_names) == (24, 6, CLASSES)
+    assert test.fingerprint == load_dataset(tmp_path / "train", "test").fingerprint
+
+
 def test_val_stands_for_test(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "val", 1)

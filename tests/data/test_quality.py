@@ -59,8 +59,9 @@ def test_images_of_one_colour_are_named():
     ],
 )
 def test_odd_labels_are_named(labels, text):
-    (said,) = findings(*pair(labels=labels))
+    said, *others = findings(*pair(labels=labels))
     assert text in said
+    assert all("balanced" in other for other in others)
 
 
 def test_a_class_without_training_images_is_named():
@@ -69,6 +70,18 @@ def test_a_class_without_training_images_is_named():
         train.images[:, 0].numpy(), np.arange(6) % 2, class_names=["a", "b", "c"]
     )
     assert findings(train, test) == ["label 2 has test images, but no training image"]
+
+
+def test_images_that_are_no_squares_are_named():
+    wide = np.random.default_rng(1).integers(0, 256, (6, 8, 10), dtype=np.uint8)
+    (said,) = findings(*pair(train=wide, test=wide[::-1] // 2 + 1))
+    assert said == "images are 8x10, no squares: give image_size, or cut them"
+
+
+def test_test_classes_of_unequal_sizes_are_named():
+    said = findings(*pair(labels=[0, 0, 0, 0, 1, 1]))
+    assert said == ["test classes have 2 to 4 images: look at the balanced error, the mean over "
+                    "classes"]  # fmt: skip
 
 
 def test_a_known_set_of_another_size_is_named():

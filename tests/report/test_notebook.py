@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import colours, save_set
 from matplotlib.figure import Figure
 
 from hardtrain import DataError, ParameterError, StoreError, checks
@@ -196,6 +197,42 @@ def test_choose_profile_needs_the_data_only_to_train(tmp_path, monkeypatch):
     assert choose_profile(PROFILES, given | {"use_committed": True}).datasets == ["mnist"]
     with pytest.raises(DataError, match="mnist"):
         choose_profile(PROFILES, given | {"use_committed": False})
+
+
+SIZES = {"train_size": 1024, "test_size": 100, "validation_size": 400}
+
+
+@pytest.mark.parametrize(
+    ("num", "sizes", "expected"),
+    [
+        ((60, 20), {}, {"train_size": 45, "test_size": 20, "validation_size": 15}),
+        ((500, 200), {"train_size": 0},
+         {"train_size": 0, "test_size": 100, "validation_size": 125}),
+        ((2000, 200), {}, SIZES),
+        ((300, 50), {"validation_size": 0, "train_size": 256},
+         {"train_size": 256, "test_size": 50, "validation_size": 0}),
+    ],
+)  # fmt: skip
+def test_a_profiles_sizes_are_cut_to_what_the_data_have(tmp_path, capsys, num, sizes, expected):
+    for split, count in zip(("train", "test"), num, strict=True):
+        save_set(tmp_path / f"mine_{split}.npz", *colours(num=count))
+    profile = {"datasets": [str(tmp_path / "mine"), "digits"]} | SIZES | sizes
+    p = choose_profile({"quick": profile}, {"profile": "quick"})
+    assert {name: getattr(p, name) for name in SIZES} == expected
+    said = capsys.readouterr().out.splitlines()
+    cut = [name for name in SIZES if expected[name] != profile[name]]
+    assert sorted(line.partition(":")[0] for line in said) == sorted(cut)
+    assert p.changed == []
+
+
+def test_a_size_that_was_given_is_refused_by_its_name(tmp_path):
+    for split in ("train", "test"):
+        save_set(tmp_path / f"mine_{split}.npz", *colours(num=60))
+    profiles = {"quick": {"datasets": [str(tmp_path / "mine")]} | SIZES}
+    with pytest.raises(ParameterError, match="train_size = 50 is more than the 45 there are"):
+        choose_profile(profiles, {"profile": "quick", "train_size": 50})
+    with pytest.raises(ParameterError, match="test_size = 100 is more than the 60 there are"):
+        choose_profile(profiles, {"profile": "quick", "test_size": 100})
 
 
 # --- a notebook at work --------------------------------------------------------------------------

@@ -1,21 +1,31 @@
 """What is compared: the arms, at equal numbers of samples through the backward pass, and the three
 settings, as CurBench (Zhou et al., ICML 2024) has them."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from hardtrain import checks
 from hardtrain.data.images import load_dataset
+from hardtrain.data.npz import SPLITS
 from hardtrain.data.stratify import pick_per_class
+from hardtrain.errors import DataError, ParameterError
+from hardtrain.networks import build_network
 from hardtrain.report import plotting
+from hardtrain.report.notebook import Notebook
+from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
 
-# by settings: the time of all arms, relative to plain training's on the data as it is; about
-ALL_ARMS, ALL_SETTINGS = 19.0, 2.5
-SETTINGS = ("as it is", "wrong labels", "unbalanced")
+DRAWING = 15.0  # seconds for the start, the tables and the figures
+MARGIN = 0.9  # of the time that is left for training
+ALL_ARMS = 19.0  # the time of all arms, relative to plain training's; about
+ENOUGH = 150  # updates in which a network learns something
+SHORT = 20  # updates that say how long one takes
+SIDES = (32, 16)  # pixels, of images that are made smaller
 BASELINES = ("plain", "random_share")
 
 
@@ -87,40 +97,107 @@ def planned(
     return arms
 
 
-def within(minutes: float, seconds_per_epoch: float) -> tuple[int, list[int]]:
-    """Epochs and seeds with which the whole comparison takes about so long.
+def within(
+    seconds: float, seconds_per_epoch: float, updates_per_epoch: int
+) -> tuple[int, list[int]]:
+    """Epochs and seeds with which all arms in all settings take about so long.
 
-    Five seeds, as long as each then has ten epochs; fewer seeds, but three, so that each has; and
-    beyond thirty epochs more seeds. Never less than three seeds of two epochs.
+    Five seeds, and up to ten as long as each then has enough epochs: 10, and `ENOUGH` updates.
+    Beyond that more epochs, up to three times enough. Never less than five seeds of two epochs.
 
     Args:
-        minutes: > 0, for all arms and settings, trained one after the other.
-        seconds_per_epoch: of plain training on the data as it is.
+        seconds_per_epoch: of plain training, for all arms in all settings.
+        updates_per_epoch: of plain training.
 
     Example:
-        >>> within(5, 0.05), within(60, 0.05), within(0.1, 0.05)
-        ((25, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
+        >>> within(100, 1, 13), within(3600, 1, 13), within(1, 1, 13)
+        ((12, [0, 1, 2, 3, 4, 5, 6, 7]), (36, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2, 3, 4]))
+    """
+    affordable = max(0, seconds / seconds_per_epoch)  # epochs of all seeds
+    enough = max(10, math.ceil(ENOUGH / updates_per_epoch))
+    num_seeds = min(10, max(5, int(affordable / enough)))
+    return min(3 * enough, max(2, int(affordable / num_seeds))), list(range(num_seeds))
+
+
+def chosen_for(
+    minutes: float,
+    book: Notebook,
+    base: Mapping,
+    num_train: Mapping[str, int],
+    side: int,
+    small_network: str,
+) -> dict[str, Any]:
+    """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here.
+
+    A short plain training says whether the images must be smaller for time to suffice, one of every
+    arm how long all take; the caption says what was chosen. Nothing is where nothing is trained.
+
+    Args:
+        num_train: training images by setting, first of the data as it is.
+        side: of the images, which may become smaller; 0: may not.
     """
     checks.number("minutes", minutes, low=0, above=True)
-    affordable = 60 * minutes / (ALL_ARMS * ALL_SETTINGS * seconds_per_epoch)  # epochs of all seeds
-    num_seeds = min(10, max(3, min(5, int(affordable / 10)), int(affordable / 30)))
-    epochs = min(30, max(2, int(affordable / num_seeds)))
-    return epochs, list(range(num_seeds))
+    if given := {"epochs", "seeds"}.intersection(book.p.changed):
+        raise ParameterError(f"minutes = {minutes:g} chooses {min(given)}: give one of the two")
+    whole = next(iter(num_train.values()))
+    settings, updates = sum(num_train.values()) / whole, math.ceil(whole / base["batch_size"])
+    short = max(2, math.ceil(SHORT / updates))  # epochs
+
+    def measured(fields: Mapping, names: Iterable[str]) -> float:
+        arms = planned(fields, [0], short, small_network=small_network)
+        rows = book.run(run for name in names for run in arms[name])
+        times = load_timings(rows, book.store).filter(["seconds", "seconds_before"])
+        return float(times.sum().sum())
+
+    left = MARGIN * (60 * minutes - DRAWING)
+    if (spent := measured(base, ["plain"])) == 0:  # not trained
+        return {}
+    smaller = [s for s in SIDES if s < side and _takes(base["network"], s)]
+    for size in (base["image_size"], *smaller):
+        part = ((size or side) / side) ** 2 if side else 1.0  # of the pixels
+        per_epoch = ALL_ARMS * settings * part * spent / short
+        if within(left, per_epoch, updates)[0] * updates >= ENOUGH:
+            break
+    left -= (spent := measured(base | {"image_size": size}, ARMS))
+    epochs, seeds = within(left, settings * spent / short, updates)
+    before = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds"
+    after = f"{epochs} epochs, {len(seeds)} seeds (in {minutes:g} minutes)"
+    book.caption = book.caption.replace(before, after)
+    book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
+    needed = settings * spent / short * epochs * len(seeds)
+    if needed > 1.2 * max(left, 0):
+        needed = 60 * minutes - left + needed / MARGIN
+        print(f"{minutes:g} minutes are too few: this takes about {math.ceil(needed / 60)}")
+    return {"epochs": epochs, "seeds": seeds, "image_size": size}
+
+
+def _takes(network: str, side: int) -> bool:
+    try:
+        with torch.device("meta"):
+            build_network(network, 2, 1, image_size=side)
+    except DataError:
+        return False
+    return True
 
 
 def long_tailed_indices(
-    *, datasets: Sequence[str], train_size: int, ratio: float, data_root: str | None = None
+    *,
+    datasets: Sequence[str],
+    train_size: int,
+    test_size: int = 0,
+    ratio: float,
+    data_root: str | None = None,
 ) -> dict[str, np.ndarray]:
     """A part of a training set whose classes get rarer, each by the same factor.
 
     Args:
         datasets: of which the first is meant.
-        train_size: of the training set, as of a `Run`.
+        train_size, test_size: as of a `Run`.
         ratio: how many times as many samples as the last class the first has, if both have enough.
 
     Returns:
-        ``indices (n,)``, ``counts (K,)``, ``num_samples ()``. The classes are in their order; each
-        keeps at least one sample.
+        ``indices (n,)``, ``counts (K,)``, ``num_samples ()``; of the test set, which stays as it
+        is, ``test_counts (K,)``. Classes are in their order; each keeps a sample if it has one.
 
     Example:
         >>> found = long_tailed_indices(datasets=["digits"], train_size=200, ratio=10.0)
@@ -128,13 +205,16 @@ def long_tailed_indices(
         [20, 15, 12, 9, 7, 6, 4, 3, 3, 2]
     """
     checks.number("ratio", ratio, low=1)
-    labels = load_dataset(datasets[0], "train", root=data_root).subset(train_size).labels.numpy()
-    counts = np.bincount(labels)
+    train, test = (load_dataset(datasets[0], split, root=data_root) for split in SPLITS)
+    num_classes, tests = train.num_classes, test.subset(test_size).labels.numpy()
+    labels = train.subset(train_size).labels.numpy()
+    counts = np.bincount(labels, minlength=num_classes)
     falls = ratio ** -np.linspace(0, 1, len(counts))
     quota = np.minimum(counts, np.maximum(1, np.round(counts.max() * falls))).astype(int)
     indices = pick_per_class(labels, quota)
     return {
         "indices": indices,
-        "counts": np.bincount(labels[indices], minlength=len(counts)),
+        "counts": np.bincount(labels[indices], minlength=num_classes),
         "num_samples": np.array(len(labels)),
+        "test_counts": np.bincount(tests, minlength=num_classes),
     }

@@ -1,6 +1,10 @@
 """The plan of the comparison: its arms, as many samples backward for each, the unbalanced part."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from hardtrain import ParameterError, load_dataset
@@ -35,22 +39,91 @@ def test_arms_send_as_many_samples_backward_where_that_is_known():
             assert plan.ARMS[name].options["share"] == plan.ARMS[name].share
 
 
-def test_minutes_choose_epochs_and_seeds():
-    def spent(chosen, seconds):
-        epochs, seeds = chosen
-        return epochs * len(seeds) * seconds * plan.ALL_ARMS * plan.ALL_SETTINGS / 60
-
-    chosen = {minutes: plan.within(minutes, 0.05) for minutes in (0.01, 1, 2, 5, 9, 10_000)}
-    for minutes, (epochs, seeds) in chosen.items():
-        assert 2 <= epochs <= 30
-        assert 3 <= len(seeds) <= 10
-        if 1 <= minutes <= 9:
-            assert 0.7 * minutes < spent((epochs, seeds), 0.05) <= minutes
+@pytest.mark.parametrize("updates", [1, 13, 500])
+def test_time_chooses_epochs_and_seeds(updates):
+    enough = max(10, math.ceil(plan.ENOUGH / updates))
+    chosen = {seconds: plan.within(seconds, 0.125, updates) for seconds in (0, 3, 20, 60, 400, 9e6)}
+    for seconds, (epochs, seeds) in chosen.items():
+        assert 2 <= epochs <= 3 * enough
+        assert seeds == list(range(len(seeds)))
+        assert 5 <= len(seeds) <= 10
+        assert len(seeds) == 5 or epochs >= enough
+        spent = epochs * len(seeds) * 0.125
+        assert spent <= seconds or (epochs, len(seeds)) == (2, 5)
+        if epochs > 9 and seconds < 9e6:
+            assert spent > 0.8 * seconds or epochs == 3 * enough
     sizes = [epochs * len(seeds) for epochs, seeds in chosen.values()]
     assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (6, 300)
+    assert (sizes[0], sizes[-1]) == (10, 30 * enough)
+
+
+class Book:
+    """Of a notebook what `plan.chosen_for` needs; an epoch of plain training takes ``seconds``,
+    a quarter of that at half the side."""
+
+    def __init__(self, seconds, changed=(), image_size=0, trains=True):
+        self.p = SimpleNamespace(epochs=10, seeds=[0, 1], changed=changed, image_size=image_size)
+        self.caption, self.store, self.trains = (
+            "quick profile: 10 epochs, 2 seeds, all",
+            None,
+            trains,
+        )
+        self.seconds, self.measured = seconds, []
+
+    def run(self, runs):
+        rows = [(r.key, self.seconds * r.epochs * ((r.image_size or 64) / 64) ** 2) for r in runs]
+        self.measured += rows
+        return pd.DataFrame(rows if self.trains else [], columns=["key", "seconds"])
+
+
+def chosen(monkeypatch, minutes, side=28, network="mlp", **about):
+    monkeypatch.setattr(plan, "load_timings", lambda measured, _: measured)
+    base = BASE | {"image_size": about.get("image_size", 0), "network": network}
+    book, num_train = Book(**about), {"as it is": 400, "wrong labels": 400, "unbalanced": 200}
+    return book, plan.chosen_for(minutes, book, base, num_train, side, "mlp")
+
+
+def test_minutes_are_kept_and_said(monkeypatch):
+    book, found = chosen(monkeypatch, 10, seconds=0.1)
+    tried = sum(seconds for _, seconds in book.measured[1:])  # of every arm, two epochs
+    assert len(book.measured) == 1 + len(plan.ARMS)
+    planned = tried / 2 * 2.5 * found["epochs"] * len(found["seeds"])  # settings, by images
+    assert 400 < planned + plan.DRAWING + tried < 600
+    assert found["image_size"] == 0
+    count = f"{found['epochs']} epochs, {len(found['seeds'])} seeds"
+    assert book.caption == f"quick profile: {count} (in 10 minutes), all"
+
+
+def test_large_images_are_made_smaller_where_time_does_not_suffice(monkeypatch):
+    book, found = chosen(monkeypatch, 5, side=64, seconds=0.3)
+    assert found["image_size"] == 32
+    assert book.caption.endswith(", images resized to 32x32")
+    assert chosen(monkeypatch, 2, side=64, seconds=0.3)[1]["image_size"] == 16
+    assert chosen(monkeypatch, 500, side=64, seconds=0.3)[1]["image_size"] == 0
+    # the user's choice, and a network that takes 28x28 and 32x32 only
+    assert chosen(monkeypatch, 2, side=0, seconds=0.3, image_size=48)[1]["image_size"] == 48
+    assert chosen(monkeypatch, 2, side=64, seconds=0.3, network="cnn2")[1]["image_size"] == 32
+
+
+def test_minutes_that_are_too_few_are_said(monkeypatch, capsys):
+    _, found = chosen(monkeypatch, 1, side=0, seconds=1.0)
+    assert (found["epochs"], len(found["seeds"])) == (2, 5)
+    assert "1 minutes are too few: this takes about" in capsys.readouterr().out
+
+
+def test_minutes_refuse_epochs_beside_them_and_choose_nothing_where_nothing_is_trained(monkeypatch):
+    with pytest.raises(ParameterError, match="minutes = 5 chooses epochs: give one of the two"):
+        chosen(monkeypatch, 5, seconds=1.0, changed=["datasets", "epochs"])
     with pytest.raises(ParameterError, match="minutes = 0 is not more than 0"):
-        plan.within(0, 0.05)
+        chosen(monkeypatch, 0, seconds=1.0)
+    assert chosen(monkeypatch, 5, seconds=1.0, trains=False)[1] == {}
+
+
+def test_test_images_are_counted_by_class():
+    given = {"datasets": ["digits"], "train_size": 0, "ratio": 8.0}
+    labels = load_dataset("digits", "test").labels
+    assert plan.long_tailed_indices(**given)["test_counts"].tolist() == labels.bincount().tolist()
+    assert plan.long_tailed_indices(**given, test_size=50)["test_counts"].tolist() == [5] * 10
 
 
 def test_classes_of_the_unbalanced_part_get_rarer_by_one_factor():

@@ -295,10 +295,8 @@ def _data(
     fingerprint, validation = _fingerprint(train, test), None
     if validation_size:
         if validation_size >= len(train):
-            raise ParameterError(
-                f"validation_size = {validation_size} leaves none of the {len(train)} training "
-                f"samples of data set {dataset!r}"
-            )
+            rest = f"leaves none of the {len(train)} training samples of data set {dataset!r}"
+            raise ParameterError(f"validation_size = {validation_size} {rest}")
         train, validation = train.hold_out(validation_size)
     for split, size in zip((train, test), sizes, strict=True):
         if size > len(split):

@@ -1,6 +1,7 @@
 """The command ``hardtrain``: check, plan, run, status, merge. Also ``python -m hardtrain``."""
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hardtrain.errors import HardtrainError, ParameterError
+from hardtrain.errors import HardtrainError, ParameterError, StoreError
 
 try:
     import yaml
@@ -18,7 +19,7 @@ try:
     from hardtrain.data.images import load_dataset
     from hardtrain.data.npz import SPLITS
     from hardtrain.data.quality import summary
-    from hardtrain.files import project_root
+    from hardtrain.files import project_root, user_path
     from hardtrain.runs.engines import ended_by_sigterm
     from hardtrain.runs.merge import merge
     from hardtrain.runs.status import report, spoken
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     from hardtrain.report.execute import execute, last_words  # slow to import
 
     parameters = _parameters(options)
-    folder = (options.out or project_root() / "build" / "notebooks").absolute()
+    folder = user_path("--out", options.out or project_root() / "build" / "notebooks")
     os.environ.setdefault("HARDTRAIN_PROGRESS", "terminal")
     lines, failed = [], 0
     for path in options.notebooks:
@@ -101,7 +102,10 @@ def _together(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    print(report(RunStore(options.store)))
+    store = RunStore(options.store)
+    if options.store and not store.path.is_dir():
+        raise StoreError(f"{store.path} is no folder, and so no store")
+    print(report(store))
     return 0
 
 
@@ -122,6 +126,11 @@ def _parameters(options: argparse.Namespace) -> dict:
             raise ParameterError(f"-y {text!r} is no YAML: {error}") from error
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise ParameterError(f'-y {text!r} is no mapping; write -y "{{profile: paper}}"')
+        for name, value in given.items():
+            for item in value if isinstance(value, list) else [value]:
+                plain = type(item) in (bool, int, float, str, type(None))
+                if not plain or (type(item) is float and not math.isfinite(item)):
+                    raise ParameterError(f"{name} = {item!r} is no number and no text")
         parameters |= given
     return parameters | ({"engine": options.engine} if options.engine else {})
 

@@ -70,6 +70,10 @@ def flag(name: str, value: object) -> bool:
 def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"{name} = {value!r} holds what is no character of UTF-8") from error
     return value
 
 

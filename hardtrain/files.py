@@ -108,8 +108,7 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED | {errno.EINVAL, errno.EBADF}:
             raise
-        _warn_once(f"{folder} lies on a file system that flushes no folders: a power cut may undo "
-                   "the last files written")  # fmt: skip
+        _warn_once(folder, "that flushes no folders: a power cut may undo the last files written")
     finally:
         os.close(handle)
 
@@ -194,8 +193,8 @@ def has_locks(folder: Path) -> bool:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _warn_once(f"{folder} lies on a file system without locks: of two programs at once here, "
-                   "one may train again what the other trains")  # fmt: skip
+        _warn_once(folder, "without locks: of two programs at once here, one may train again what "
+                           "the other trains")  # fmt: skip
         return False
     finally:
         with contextlib.suppress(OSError):
@@ -203,9 +202,14 @@ def has_locks(folder: Path) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=256)
-def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+_warned: set[tuple[int, str]] = set()  # of which disks, of what
+
+
+def _warn_once(folder: Path, lacking: str) -> None:
+    about = folder.stat().st_dev, lacking
+    if about not in _warned:
+        _warned.add(about)
+        warnings.warn(f"{folder} lies on a file system {lacking}", stacklevel=4)
 
 
 # --- paths -----------------------------------------------------------------------------------
@@ -222,6 +226,8 @@ def user_path(name: str, value: str | os.PathLike) -> Path:
         Traceback (most recent call last):
         hardtrain.errors.ParameterError: out_dir = '~nobody-here/x' can be no path: Could not ...
     """
+    if not isinstance(value, (str, os.PathLike)):
+        raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not a path")
     shown = repr(os.fspath(value))
     shown = shown if len(shown) < 80 else f"{shown[:80]}…"
     try:

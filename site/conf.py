@@ -12,6 +12,7 @@ from pathlib import Path
 import latex2mathml.converter
 import nbformat
 from docutils import nodes
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -93,9 +94,13 @@ def _reference() -> str:
 
 
 def _figures() -> str:
-    """Every figure folder with its pictures."""
+    """Every committed figure folder with its pictures."""
+    from hardtrain.runs.committed import committed_files, damaged
+
     text = ""
-    for folder in sorted(path for path in (ROOT / "figures").glob("*/*") if path.is_dir()):
+    for folder in (path.parent for path in committed_files("results.csv")):
+        for sentence in damaged(folder):
+            logging.getLogger(__name__).warning(sentence)
         pictures = sorted(folder.glob("*.png"))
         if pictures:
             text += f"\n## {folder.parent.name} {folder.name}\n\n"

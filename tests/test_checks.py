@@ -1,6 +1,7 @@
 """What each check of a parameter lets through, and what its refusal says."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -97,6 +98,11 @@ def test_text_takes_only_text(value):
     assert checks.text("dataset", "digits") == "digits"
     with pytest.raises(ParameterError, match=r"dataset = .* not text"):
         checks.text("dataset", value)
+
+
+def test_text_takes_no_bytes_of_another_encoding():
+    with pytest.raises(ParameterError, match=r"dataset = 'caf\\udce9' holds what is no character"):
+        checks.text("dataset", os.fsdecode(b"caf\xe9"))
 
 
 def test_choice_names_the_nearest():

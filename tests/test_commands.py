@@ -212,6 +212,55 @@ def test_plan_is_strict(tiny, capsys):
         main(["plan", "nowhere.ipynb"])
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"{no json", "is no notebook (NotJSONError"),
+        (b"[]", "is no notebook (AttributeError"),
+        (b"\xff\xfe\0", "is no notebook (UnicodeDecodeError"),
+        (b'{"cells": [], "metadata": {}, "nbformat": 99}', "is no notebook"),
+    ],
+)
+def test_what_is_no_notebook_is_refused(places, capsys, content, text):
+    (places / "bad.ipynb").write_bytes(content)
+    for command in ("plan", "run"):
+        assert main([command, str(places / "bad.ipynb"), "-y", "{epochs: 1}"]) == 2
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("{epochs: 2024-01-01}", "epochs = datetime.date(2024, 1, 1) is no number and no text"),
+        ("{epochs: .nan}", "epochs = nan is no number and no text"),
+        ("{epochs: 0}", "epochs = 0 is less than 1"),
+        ("{engine: rya}", "unknown engine 'rya'; did you mean 'ray'?"),
+        ("{'x = 1; y': 1}", "parameter 'x = 1; y' is no name"),
+        ("{5: 1}", "is no mapping"),
+    ],
+)
+def test_plan_refuses_what_no_run_could_take(tiny, capsys, given, text):
+    assert main(["plan", str(tiny(*CELLS)), "-y", given]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_plan_names_the_cell_that_fails_before_there_is_a_notebook(tiny, capsys):
+    for cell, text in (("(", "SyntaxError"), ("import sys; sys.exit(0)", "SystemExit: 0")):
+        assert main(["plan", str(tiny(PARAMETERS, cell, name="odd"))]) == 2
+        assert f"odd.ipynb, cell 1: {text}" in capsys.readouterr().err
+    path = tiny(PARAMETERS, "%matplotlib inline", *CELLS[1:4], name="magic")
+    assert main(["plan", str(path)]) == 0
+    assert "2 runs: 0 finished, 2 missing" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_notebook_runs(tiny, capsys, places):
+    (places / "file").touch()
+    assert main(["run", str(tiny(*CELLS)), "--out", str(places / "file")]) == 1
+    assert "could not make" in capsys.readouterr().err
+    assert main(["run", str(tiny(*CELLS)), "--out", "a\0b"]) == 2
+    assert "--out = 'a\\x00b' can be no path" in capsys.readouterr().err
+
+
 def test_costs_come_from_records_where_there_are_any(tiny_run, store):
     runs = [tiny_run(seed=seed, epochs=5) for seed in range(3)]
     measured, ways = costs.seconds(runs, store)
@@ -376,6 +425,21 @@ def test_merge_refuses_damaged_artefacts_and_adds_missing_ones(three, tmp_path, 
     assert again == {"new": 0, "same": 4, "other": 0, "damaged": 0}
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"runs": {}}', '{"runs": {"a": {}}}', "{"])
+def test_status_passes_over_files_that_no_sweep_of_ours_wrote(store, capsys, content):
+    store.open()
+    (store.path / "sweeps").mkdir()
+    (store.path / "sweeps" / "odd.json").write_text(content)
+    with files.lock(store.path / "sweeps" / "odd.lock"):
+        assert main(["status", str(store.path)]) == 0
+    assert "no sweep is running" in capsys.readouterr().out
+
+
+def test_status_of_what_is_no_store_is_refused(places, capsys):
+    assert main(["status", str(places / "nowhere")]) == 1
+    assert "nowhere is no folder, and so no store" in capsys.readouterr().err
+
+
 def test_merge_wants_stores(three, tmp_path, capsys):
     assert main(["merge", str(tmp_path / "nothing"), str(tmp_path / "into")]) == 1
     assert "is no store" in capsys.readouterr().err
@@ -385,14 +449,14 @@ def test_merge_wants_stores(three, tmp_path, capsys):
 # --- the command itself ---------------------------------------------------------------------------
 
 
-def test_the_module_is_the_command(places):
-    command = [sys.executable, "-m", "hardtrain", "status", str(places / "none")]
+def test_the_module_is_the_command(places, capsys):
+    command = [sys.executable, "-m", "hardtrain", "status", str(places)]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith(f"{places / 'none'}: 0 finished, 0 diverged")
-    refused = subprocess.run([*command[:3], "pla"], capture_output=True, text=True, cwd=ROOT)
-    assert refused.returncode == 2
-    assert "plan" in refused.stderr
+    assert shown.stdout.startswith(f"{places}: 0 finished, 0 diverged")
+    with pytest.raises(SystemExit, match="2"):
+        main(["pla"])
+    assert "plan" in capsys.readouterr().err
 
 
 def test_nothing_is_trained_where_it_is_forbidden(tiny_run, store):

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
@@ -228,6 +229,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         images, labels = self.dataset.images, self.dataset.labels
         for positions in self.batch_sampler:
+            if isinstance(positions, np.ndarray):  # perhaps one that runs backwards
+                positions = np.ascontiguousarray(positions)
             indices = torch.as_tensor(positions)
             is_integer = not indices.is_floating_point() and indices.dtype != torch.bool
             if indices.ndim != 1 or len(indices) == 0 or not is_integer:

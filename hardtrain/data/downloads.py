@@ -13,13 +13,12 @@ from types import ModuleType
 
 import numpy as np
 import platformdirs
-from filelock import FileLock
 from PIL import Image
 
 from hardtrain.data.npz import FORMAT, SPLITS, Arrays, check_pair, write_npz
 from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError
-from hardtrain.files import user_path
+from hardtrain.files import lock, user_path
 
 TIMEOUT = 20.0  # seconds that one silent connection may last
 
@@ -134,7 +133,7 @@ def named_files(
         raise DataError(f"data set {name!r}: {files[split].name} not found in {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{name}.lock"):
+        with lock(folder / f".{name}.lock"):
             if not files[split].exists():  # else another process was faster
                 _download(name, files)
     except Exception as error:  # urllib, tarfile, filelock and a broken torchvision, all alike

@@ -1,5 +1,6 @@
 """Image sets as folders of pictures, one folder a class, and as any other program's data sets."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_folder(folder: Path, split: str) -> Arrays | None:
         folder = parts["train"]
     elif class_folders(parts["train"]):
         folders = {"train": class_folders(parts["train"]), "test": class_folders(other)}
-        names = {part: tuple(path.name for path in paths) for part, paths in folders.items()}
+        names = {part: _names(paths) for part, paths in folders.items()}
         if names["train"] != names["test"]:
             odd = sorted(set(names["train"]) ^ set(names["test"]))
             raise DataError(
@@ -60,7 +61,7 @@ def read_folder(folder: Path, split: str) -> Arrays | None:
     order = sorted(range(len(labels)), key=lambda i: (labels[i], images[i].tobytes()))
     images, labels = images[order], labels[order]
     chosen = eighty_twenty(labels, split)
-    return Arrays(images[chosen], labels[chosen], tuple(path.name for path in classes))
+    return Arrays(images[chosen], labels[chosen], _names(classes))
 
 
 def read_items(source: str, items: Sequence[Any]) -> Arrays:
@@ -97,6 +98,11 @@ def read_items(source: str, items: Sequence[Any]) -> Arrays:
 def _pictures(folder: Path) -> list[Path]:
     shown = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in shown if path.suffix.lower() in SUFFIXES)
+
+
+def _names(classes: Sequence[Path]) -> tuple[str, ...]:
+    """As text, also where a system of another encoding named the folders."""
+    return tuple(os.fsencode(path.name).decode(errors="replace") for path in classes)
 
 
 def _labels(classes: Sequence[Path]) -> np.ndarray:

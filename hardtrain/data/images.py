@@ -116,6 +116,9 @@ class ImageDataset:
         if class_names is None:
             class_names = npz.class_numbers(source, labels)
         names = tuple(map(str, class_names))
+        for text in names:
+            if text.encode(errors="replace").decode() != text:
+                raise DataError(f"{source}: class name {text!r} holds what is no text in UTF-8")
         npz.check_labels(source, labels, len(names))
         pixels = torch.tensor(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
         pixels = pixels.contiguous()
@@ -250,7 +253,8 @@ class ImageDataset:
 
     def take(self, indices: np.ndarray | Tensor) -> "ImageDataset":
         """The samples at ``indices``, integers ``(n,)`` in 0..N-1; the fingerprint stays."""
-        chosen = torch.as_tensor(indices).to(self.images.device)
+        given = indices if isinstance(indices, Tensor) else np.ascontiguousarray(indices)
+        chosen = torch.as_tensor(given).to(self.images.device)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def with_label_noise(self, fraction: float, generator: Generator) -> "ImageDataset":

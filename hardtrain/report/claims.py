@@ -1,7 +1,7 @@
 """What a paper claims, and what is found here: ``claims.csv``, and README's table of findings."""
 
+import io
 import math
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hardtrain import checks
-from hardtrain.files import project_root, write_atomically
+from hardtrain.errors import ParameterError
+from hardtrain.files import project_root, store_errors, write_atomically
 from hardtrain.report import plotting
 from hardtrain.report.tables import MISSING, Protocol
 from hardtrain.report.text import format_interval, format_number, to_markdown
+from hardtrain.runs.committed import sealed_content
 from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
 
 PROFILES = ("paper", "reduced", "quick")  # README shows the first at which a claim was run
@@ -140,13 +142,19 @@ def findings_text(table: pd.DataFrame) -> str:
 
 def all_claims(figures: Path) -> pd.DataFrame:
     """The claims of every notebook, each at the largest scale at which it was run; a column
-    ``notebook`` before those of `claims_table`."""
+    ``notebook`` before those of `claims_table`.
+
+    Raises:
+        RecordError: some are not as their notebook wrote them.
+    """
     tables = [pd.DataFrame(columns=["notebook", *COLUMNS])]
-    for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
+    for notebook in sorted(path for path in figures.glob("*") if path.is_dir()):
         files = [notebook / profile / "claims.csv" for profile in PROFILES]
-        scales = [pd.read_csv(f, dtype=str, keep_default_na=False) for f in files if f.is_file()]
-        if scales:
-            every = pd.concat(scales)
+        contents = [io.BytesIO(sealed_content(file)) for file in files if file.is_file()]
+        if contents:
+            every = pd.concat(
+                pd.read_csv(content, dtype=str, keep_default_na=False) for content in contents
+            )
             run_first = every.sort_values("finding", key=lambda f: f == MISSING, kind="stable")
             best = run_first.drop_duplicates("claim").set_index("claim")
             table = best.loc[every["claim"].unique()].reset_index()
@@ -204,13 +212,20 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
 
 
 def refresh(readme: Path, figures: Path) -> None:
-    """Write the findings between their marks in README, and their picture."""
-    begin, end = _MARKS
+    """Write the findings between their marks in README, and their picture.
+
+    Raises:
+        ParameterError: it has no marks. RecordError: see `all_claims`.
+    """
     claims = all_claims(figures)
-    text = readme.read_text(encoding="utf-8")
-    new = f"{begin}\n{findings_markdown(claims)}\n{end}"
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
+    with store_errors(f"read {readme}"):
+        text = readme.read_bytes().decode(errors="surrogateescape")
+    above, begin, rest = text.partition(_MARKS[0])
+    _, end, below = rest.partition(_MARKS[1])
+    if not end:
+        raise ParameterError(f"{readme} has no {_MARKS[0]!r} with {_MARKS[1]!r} behind it")
+    new = f"{above}{begin}\n{findings_markdown(claims)}\n{end}{below}"
+    write_atomically(readme, new.encode(errors="surrogateescape"))
     draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})
 
 

@@ -7,7 +7,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 
 from hardtrain.errors import DataError, ParameterError
-from hardtrain.report.plotting import CLASS_COLOURS, MARKERS, plain
+from hardtrain.report.plotting import CLASS_COLOURS, MARKERS
 
 _SMALLEST, _LARGEST = 1e-12, 1e12  # spreads of features whose squares are safe in float32
 SCORES = ("knn_features", "knn_embedding", "silhouette_features", "silhouette_embedding")
@@ -135,7 +135,7 @@ def plot_embedding(
         look = {"color": CLASS_COLOURS[label % 10], "marker": MARKERS[(label + label // 10) % 10]}
         look |= {"s": 9, "linewidths": 0, "alpha": 0.8, "rasterized": True}
         points = ax.scatter(*embedding[labels == label].T, **look)
-        names.append((points, plain(class_names[label])))
+        names.append((points, class_names[label]))
     if len(marked):
         ring = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
         names.append((ax.scatter(*embedding[marked].T, s=36, **ring), "hardest"))
@@ -147,7 +147,9 @@ def plot_embedding(
     elif legend:
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         # given as pairs: of labels that it finds itself, a legend leaves out those with "_" first
-        ax.legend(*zip(*names, strict=True), markerscale=1.6, handletextpad=0.2, **place)
+        shown = ax.legend(*zip(*names, strict=True), markerscale=1.6, handletextpad=0.2, **place)
+        for text in shown.get_texts():
+            text.set_parse_math(False)  # a dollar sign begins no formula
 
 
 def _name_classes(
@@ -164,7 +166,7 @@ def _name_classes(
         near = [np.hypot((centre[0] - x) / 2.5, centre[1] - y) < 0.06 * extent for x, y in placed]
         if len(placed) < 20 and not any(near):
             placed.append(centre)
-            ax.text(*centre, plain(class_names[label]), **look)
+            ax.text(*centre, class_names[label], parse_math=False, **look)
 
 
 def _checked(points: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ import nbformat
 import papermill
 
 from hardtrain import checks, files
-from hardtrain.errors import ParameterError
-from hardtrain.files import project_root, write_atomically
+from hardtrain.errors import HardtrainError, ParameterError
+from hardtrain.files import project_root, store_errors, write_atomically
 from hardtrain.report.figure_data import stale
 from hardtrain.report.notebook import END_MARKER, parameter_names
 from hardtrain.runs.committed import damaged
@@ -42,15 +42,17 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
             is executing it. What was executed stands in ``build/notebooks/NAME.failed.ipynb``.
     """
     parameters = _checked(source, parameters)
+    with store_errors(f"make {target.parent}"):  # before minutes of work
+        target.parent.mkdir(parents=True, exist_ok=True)
     build = project_root() / "build" / "notebooks"
     build.mkdir(parents=True, exist_ok=True)
     failed = build / f"{target.stem}.failed.ipynb"
     lock = files.lock(build / f"{target.stem}.lock")
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except filelock.Timeout:
         raise RuntimeError(f"{target.name} is being executed by another process") from None
-    with lock:
+    with held:
         try:
             notebook = papermill.execute_notebook(
                 source, failed, parameters, kernel_name="python3", cwd=source.parent
@@ -68,13 +70,25 @@ def _checked(source: Path, parameters: Mapping[str, object]) -> dict:
     without a cell of parameters, which trains no runs, is given none."""
     if not parameters:
         return {}
-    cells = [
-        c for c in nbformat.read(source, 4).cells if "parameters" in c.metadata.get("tags", ())
-    ]
+    cells = [c for c in read_notebook(source).cells if "parameters" in c.metadata.get("tags", ())]
     known = [name for cell in cells for name in parameter_names(cell.source)]
     for name in parameters if cells else ():
         checks.choice("parameter", name, known)
     return dict(parameters) if cells else {}
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """The notebook in a file.
+
+    Raises:
+        ParameterError: there is none. StoreError: it cannot be read.
+    """
+    with store_errors(f"read {path}"):
+        content = path.read_bytes()
+    try:
+        return nbformat.reads(content.decode(), 4)
+    except Exception as error:  # whatever nbformat makes of any JSON
+        raise ParameterError(f"{path} is no notebook ({type(error).__name__}: {error})") from error
 
 
 def check(notebooks: list[Path]) -> int:
@@ -128,7 +142,7 @@ def _last_output(notebook: nbformat.NotebookNode) -> str:
 
 def last_words(path: Path) -> str:
     """What the last cell of an executed notebook says: how many files, and what they hold."""
-    return _last_output(nbformat.read(path, 4)).partition(END_MARKER)[2].strip("'\"{} ")
+    return _last_output(read_notebook(path)).partition(END_MARKER)[2].strip("'\"{} ")
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -161,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {"use_committed": False, "profile": "quick"} if options.train else {}
         try:
             execute(path, target, parameters)
-        except (RuntimeError, ParameterError) as error:
+        except (RuntimeError, HardtrainError) as error:
             sys.exit(str(error))
         print(f"{path.name}: complete in {time.perf_counter() - began:.0f} s", flush=True)
     return 0

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hardtrain.files import sha256, store_errors, write_atomically
+from hardtrain.files import sha256, write_atomically
 from hardtrain.runs.committed import committed_files
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -89,15 +89,16 @@ def figure_data(
 
 def _committed(name: str, origin: str, at_hand: Mapping[str, str | None]) -> bytes | None:
     for path in committed_files(f"{name}.npz"):
-        with store_errors(f"read {path}"):
-            content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
         about = _about(content)
-        if not about:
+        try:
+            kept = dict(json.loads(about["fingerprints"]))
+        except (LookupError, ValueError, TypeError):
             warnings.warn(f"not used: {path} is torn, edited or none of ours", stacklevel=3)
-        if about.get("origin") == origin:
-            kept = json.loads(about["fingerprints"])
-            if all(ours in (None, kept.get(key)) for key, ours in at_hand.items()):
-                return content
+            continue
+        fits = all(ours in (None, kept.get(key)) for key, ours in at_hand.items())
+        if about["origin"] == origin and fits:
+            return content
     return None
 
 

@@ -35,7 +35,7 @@ from hardtrain.runs.committed import CHANGES, seal_folder
 from hardtrain.runs.results import environments, load_history, write_results
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.sweep import run_missing
+from hardtrain.runs.sweep import engine_options, run_missing
 from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
@@ -207,6 +207,9 @@ class Notebook:
         *,
         allowed: Mapping[str, Callable] = types.MappingProxyType({}),
     ):
+        for common in ("profile", "device", "data_root", "out_dir", "use_committed"):
+            if common not in namespace:
+                raise ParameterError(f"the parameters lack {common!r}, which every notebook has")
         changed = check_parameters(namespace)
         self.p = p = choose_profile(profiles, namespace)
         for setting, check in allowed.items():
@@ -217,9 +220,12 @@ class Notebook:
                 check(setting, value)
         p.changed += [key for key in changed if key not in (*vars(p), *_ELSEWHERE)]
         self.use_committed = namespace["use_committed"]
-        self.engine = {name: namespace[name] for name in _ENGINE if name in namespace}
+        given = {name: namespace[name] for name in _ENGINE if name in namespace}
+        engine = given.pop("engine", "local")
+        self.engine = {"engine": engine, **engine_options(engine, given)}
         self.trains = namespace.get("train", True)
         self.places = {place: namespace[place] for place in ("device", "data_root")}
+        self.is_profiles_own = not (p.changed or namespace["out_dir"])
         self.name, self.out = name, self._folder(name, namespace["out_dir"])
         self.store = RunStore()
         changes = f" (changed: {', '.join(p.changed)})" if p.changed else ""
@@ -262,7 +268,9 @@ class Notebook:
 
     def results(self, runs: Iterable[Run] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
-        written to ``results.csv``, ``history.csv`` and ``timings.csv``."""
+        written to ``results.csv``, ``history.csv`` and ``timings.csv``. Rows of runs that the
+        profile no longer has leave its folder."""
+        keys = None
         if not isinstance(runs, pd.DataFrame):
             runs = list(runs)
             keys, results = {run.key for run in runs}, self.run(runs)
@@ -271,7 +279,8 @@ class Notebook:
                 print(f"{absent} of {len(keys)} runs not run; {command} trains them")
         else:
             results = runs
-        write_results(results, self.store, self.out)
+        # a profile's own folder holds its own runs; elsewhere those of many programs gather
+        write_results(results, self.store, self.out, beside=keys if self.is_profiles_own else None)
         self._written |= {"results.csv", "history.csv", "timings.csv"}
         distinct = results.drop_duplicates("key")
         diverged = (distinct["status"] == "diverged").sum()

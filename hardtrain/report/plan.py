@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 
 from hardtrain.data.images import pretended
 from hardtrain.errors import ParameterError
+from hardtrain.report.execute import read_notebook
 from hardtrain.report.notebook import Notebook
 from hardtrain.report.timing import machine
 from hardtrain.runs import costs
@@ -94,9 +95,14 @@ def plan(notebook: Path, parameters: Mapping[str, object]) -> Plan:
                 later = sum(_requests(source) for _, source in sources[number + 1 :])
                 more = later > 0 or _requests(source) > 1
                 break
-            except Exception as error:
-                if not _book(space):  # the parameters, above all
+            except (Exception, SystemExit) as error:
+                if isinstance(error, ParameterError) and not asked:  # of all, or of the first runs
                     raise
+                if getattr(error, "name", "") == "get_ipython":  # %magic
+                    continue
+                if not _book(space):
+                    at = f"{notebook}, cell {cell}"
+                    raise ParameterError(f"{at}: {type(error).__name__}: {error}") from error
                 if isinstance(error, NameError):  # of what an earlier cell would have given
                     continue
                 text = str(error).split(". ")[0]
@@ -117,10 +123,11 @@ def _sources(notebook: Path, parameters: Mapping[str, object]) -> list[tuple[int
         if not name.isidentifier():
             raise ParameterError(f"parameter {name!r} is no name")
     given = "\n".join([_GIVEN, *(f"{k} = {v!r}" for k, v in parameters.items())])
+    plain = TransformerManager().transform_cell  # without %magic
     sources = []
-    for number, cell in enumerate(nbformat.read(notebook, 4).cells):
+    for number, cell in enumerate(read_notebook(notebook).cells):
         if cell.cell_type == "code":
-            sources.append((number, cell.source))
+            sources.append((number, plain(cell.source)))
             if "parameters" in cell.metadata.get("tags", []):
                 sources.append((number, given))
     return sources
@@ -132,7 +139,11 @@ def _book(space: Mapping) -> Notebook | None:
 
 def _requests(source: str) -> int:
     """How often a cell names a notebook's ``run`` or ``results``."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return 0
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     names = [node for node in nodes if isinstance(node.value, ast.Name)]
     return sum(node.value.id == "book" and node.attr in ("run", "results") for node in names)
 

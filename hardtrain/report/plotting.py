@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from hardtrain import checks
@@ -165,6 +166,9 @@ def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> 
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
+    for text in fig.findobj(Text):  # names as they are written: of formulas only matplotlib's ticks
+        if not text.get_text().startswith(r"$\mathdefault"):
+            text.set_parse_math(False)
     with matplotlib.style.context(STYLE):
         for suffix, metadata in nameless.items():
             content = io.BytesIO()
@@ -371,16 +375,6 @@ def arm_differences(
     intervals(ax, list(arms), gaps, **style)
 
 
-def plain(text: object) -> str:
-    """A name as it is written: its dollar signs begin no formula.
-
-    Example:
-        >>> print(plain("US$_5 to US$_9"))
-        US\\$_5 to US\\$_9
-    """
-    return str(text).replace("$", r"\$")
-
-
 def image_grid(
     images: np.ndarray, titles: Sequence[str], *, columns: int = 10, size: float = 0.9
 ) -> Figure:
@@ -409,6 +403,6 @@ def image_grid(
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         ax.set(xticks=[], yticks=[])
-        ax.set_xlabel(plain(title), fontsize=8, labelpad=2)
+        ax.set_xlabel(title, fontsize=8, labelpad=2, parse_math=False)
         ax.spines[:].set_visible(False)
     return fig

@@ -8,7 +8,9 @@ vouches for itself, also where the files of several machines were merged line by
 intact folder is read without a look at each row, and a row that is missing is noticed.
 """
 
+import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -28,7 +30,8 @@ CHECKSUMS = "checksums.json"
 CHANGES = "+changes"  # ends a folder of runs that are not the profile's own: never committed
 TABLES = ("history.csv", "timings.csv", "results.csv")
 # may look like numbers
-_TEXTS = ("key", "fingerprint", "dataset", "torch", "numpy", "torchvision", "timm", "python")
+_TEXTS = {"key", "fingerprint", "dataset", "digest"}
+_TEXTS |= {"torch", "numpy", "torchvision", "timm", "python"}
 
 
 class Entry(NamedTuple):
@@ -53,13 +56,11 @@ def read_csv(path: Path) -> pd.DataFrame:
     if num_bad:
         raise RecordError(f"{path}: {num_bad} rows have more or fewer cells than the header")
     frame = pd.DataFrame(rows, columns=header, dtype=str)
-    for name in frame.columns.difference([*_TEXTS, "digest"]):
+    for name in frame.columns.difference([*_TEXTS]):
         for number in (int, lambda text: float(text or "nan")):
-            try:
+            with contextlib.suppress(ValueError):
                 frame[name] = [number(text) for text in frame[name]]
                 break
-            except ValueError:
-                continue
     return frame
 
 
@@ -81,12 +82,11 @@ def typed(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    if name not in (*_TEXTS, "digest"):
-        for number in (int, float):
-            try:
-                return number(text)
-            except ValueError:
-                continue
+    for number in (int, float) if name not in _TEXTS else ():
+        try:
+            return number(text)
+        except ValueError:
+            continue
     return text
 
 
@@ -105,22 +105,15 @@ def _line(cells: Mapping[str, Any]) -> str:
 
 def _text(name: str, value: Any) -> str:
     """A cell without its type: 5, 5.0 and "5" are alike, and so are nothing, NaN and ""."""
-    if value is None:
+    if isinstance(value, str):
+        value = _value(name, value)
+    elif hasattr(value, "item"):
+        value = value.item()
+    if value is None or value != value:
         return ""
-    text = str(value) if isinstance(value, str) else repr(getattr(value, "item", lambda: value)())
-    if name in _TEXTS:
-        return text
-    try:
-        return str(int(text))
-    except ValueError:
-        pass
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if math.isnan(number):
-        return ""
-    return str(int(number)) if number.is_integer() else repr(number)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else repr(value)
 
 
 # --- a folder --------------------------------------------------------------------------------
@@ -150,50 +143,52 @@ def committed_results() -> dict[str, list[dict]]:
     return rows
 
 
-def read_folder(folder: Path, *, numbers_only: bool = False) -> list[Entry]:
+def read_folder(folder: Path, *, numbers_only: bool = False) -> Sequence[Entry]:
     """The runs whose rows are what was written, in the order of ``results.csv``; a warning tells
     of others. None of a folder that is not ours.
 
     A folder of an older version, without digests, is taken as it is. With ``numbers_only`` an
-    intact folder's histories and timings are not read.
+    intact folder's histories and timings are not looked at.
     """
     try:
-        entries, fault = _checked(folder, numbers_only)
+        contents = [_content(folder / name) for name in (*TABLES, CHECKSUMS)]
+        entries, fault = _checked(folder, numbers_only, *contents)
     except (RecordError, StoreError) as error:
-        entries, fault = [], str(error)
+        entries, fault = (), str(error)
     if fault:
         warnings.warn(f"not used: {fault}", stacklevel=3)
     return entries
 
 
-def _checked(folder: Path, numbers_only: bool) -> tuple[list[Entry], str]:
-    contents = {name: _content(folder / name) or b"" for name in TABLES}
-    sums = _checksums(_content(folder / CHECKSUMS))
+@functools.lru_cache(maxsize=4)  # of a folder just written, which is read again at once
+def _checked(
+    folder: Path, numbers_only: bool, *contents: bytes | None
+) -> tuple[Sequence[Entry], str]:
+    """The runs in the files with these ``contents``, and what is wrong with others."""
+    sums, tables = _checksums(contents[-1]), dict(zip(TABLES, contents, strict=False))
+    ours = sums is not None and "results.csv" in sums["files"]
     try:
-        header, rows, num_bad = _parsed(folder / "results.csv", contents["results.csv"])
+        header, rows, num_bad = _parsed(folder / "results.csv", tables["results.csv"] or b"")
     except RecordError:
-        if sums is None:  # another program's
-            return [], ""
+        if not ours:  # another program's
+            return (), ""
         raise
-    if sums is None and not {"key", "fingerprint", "status"} <= set(header):
-        return [], ""
-    wrong = [name for name in TABLES if sums and sha256(contents[name]) != sums["files"].get(name)]
-    trusted = not wrong and (sums is not None or "digest" not in header)
-    twice = len({row["key"] for row in rows}) < len(rows) if trusted else True
-    if trusted and not twice and numbers_only:
+    if not ours and not {"key", "fingerprint", "status"} <= set(header):
+        return (), ""
+    wrong = [n for n, c in tables.items() if sums and sha256(c or b"") != sums["files"].get(n)]
+    intact = not wrong and (sums is not None or "digest" not in header)
+    intact = intact and len({row["key"] for row in rows}) == len(rows)
+    if intact and numbers_only:
         return [Entry(row, (), {}) for row in rows], ""
     histories, timings = (
-        _grouped(_parsed(folder / name, contents[name] or b"key")[1])
+        _grouped(_parsed(folder / name, tables[name] or b"key")[1])
         for name in ("history.csv", "timings.csv")
     )
     entries = []
     for row in rows:
-        key = row.get("key", "")
-        history, times = histories.get(key, []), timings.get(key, [])
-        if trusted and not twice:
-            entries.append(Entry(row, history, times[0] if times else {}))
-        else:
-            entries += _verified(row, history, times)
+        history, times = (table.get(row.get("key", ""), []) for table in (histories, timings))
+        whole = [Entry(row, history, times[0] if times else {})]
+        entries += whole if intact else _verified(row, history, times)
     expected = max(len(rows) + num_bad, sums["runs"] if sums else 0)
     if lost := expected - len(entries):
         where = ", ".join(sorted(wrong)) or "a row"
@@ -244,19 +239,16 @@ def _grouped(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
 def _blocks(rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
     """The histories of one run's key: one, or one for each environment that it was trained in; a
     new one begins where steps start over."""
-    blocks: list[list[dict[str, str]]] = [[]]
+    blocks: list[list[dict[str, str]]] = []
+    before = math.nan
     for row in rows:
-        if blocks[-1] and not _step(row) > _step(blocks[-1][-1]):
+        step = _value("step", row.get("step", ""))
+        step = math.nan if isinstance(step, str) else step
+        if not step > before:
             blocks.append([])
         blocks[-1].append(row)
+        before = step
     return blocks
-
-
-def _step(row: Mapping[str, str]) -> float:
-    try:
-        return float(row.get("step", ""))
-    except ValueError:
-        return math.nan
 
 
 def _times(row: Mapping[str, Any], timings: Mapping[str, Any]) -> str:
@@ -269,20 +261,14 @@ def _times(row: Mapping[str, Any], timings: Mapping[str, Any]) -> str:
 def write_folder(folder: Path, entries: Sequence[Entry]) -> None:
     """Write the three tables and their checksums: all, or, if the disk is full, none. ``results``
     comes last, so that after a crash no run stands there without the rest. Call under the lock."""
-    rows: list[dict[str, Any]] = []
-    histories: list[Mapping[str, Any]] = []
-    timings: list[dict[str, Any]] = []
-    for entry in entries:
-        seal = {"digest": digest(entry.row, entry.history)}
-        rows.append({k: v for k, v in entry.row.items() if k != "digest"} | seal)
-        histories += entry.history
-        times = {k: v for k, v in entry.timings.items() if k != "digest"}
-        timings.append(times | {"digest": _times(rows[-1], times)})
-    contents = {  # in this order: results.csv is the last to appear
-        folder / "history.csv": _table(histories),
-        folder / "timings.csv": _table(timings),
-        folder / "results.csv": _table(rows),
-    }
+    rows = [dict(e.row) | {"digest": digest(e.row, e.history)} for e in entries]
+    timings = [
+        dict(entry.timings) | {"digest": _times(row, entry.timings)}
+        for row, entry in zip(rows, entries, strict=True)
+    ]
+    histories = [line for entry in entries for line in entry.history]
+    tables: tuple[Sequence[Mapping[str, Any]], ...] = (histories, timings, rows)  # in this order
+    contents = {folder / n: _table(lines) for n, lines in zip(TABLES, tables, strict=True)}
     sums = _checksums(_content(folder / CHECKSUMS)) or {"files": {}}
     written = {path.name: sha256(content) for path, content in contents.items()}
     sealed = _seal(len(rows), sums["files"] | written)
@@ -291,10 +277,8 @@ def write_folder(folder: Path, entries: Sequence[Entry]) -> None:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = list(dict.fromkeys(name for row in rows for name in row)) or ["key"]
-    if "digest" in columns:  # last, whatever columns older rows add
-        columns = [*(name for name in columns if name != "digest"), "digest"]
-    frame = pd.DataFrame(rows, columns=columns)
-    return frame.to_csv(index=False, lineterminator="\n").encode()
+    columns.sort(key="digest".__eq__)  # last, whatever columns older rows add
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _seal(num_runs: int, sums: Mapping[str, str]) -> bytes:
@@ -314,6 +298,18 @@ def seal_folder(folder: Path, names: Iterable[str]) -> None:
         others = set(names) - {*TABLES, CHECKSUMS}
         new = {name: sha256((folder / name).read_bytes()) for name in others}
         files.write_atomically(folder / CHECKSUMS, _seal(sums["runs"], kept | new))
+
+
+def sealed_content(path: Path) -> bytes:
+    """A file of a figure folder, if it is as its notebook wrote it.
+
+    Raises:
+        RecordError: it is not.
+    """
+    content, sums = _content(path), _checksums(_content(path.parent / CHECKSUMS))
+    if content is None or not sums or sha256(content) != sums["files"].get(path.name):
+        raise RecordError(f"{path} is missing, torn or edited: run make notebooks")
+    return content
 
 
 def damaged(folder: Path) -> list[str]:

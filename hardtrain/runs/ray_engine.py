@@ -59,13 +59,6 @@ def train_on_ray(
         ParameterError: Ray is not installed, or an option is not allowed.
     """
     ray = _ray()
-    for name, value in (("gpus_per_run", gpus_per_run), ("cpus_per_run", cpus_per_run)):
-        if value is not None:
-            checks.number(name, value, low=0, above=name == "cpus_per_run")
-    if gpus_per_run is not None and gpus_per_run > 1 and gpus_per_run % 1:
-        raise ParameterError(f"gpus_per_run = {gpus_per_run} is more than 1, and not whole")
-    if max_runs_at_once is not None:
-        checks.integer("max_runs_at_once", max_runs_at_once, low=1)
     address = ray_address or os.environ.get("RAY_ADDRESS")
     if (address or "").startswith("ray://"):
         raise ParameterError(
@@ -80,6 +73,23 @@ def train_on_ray(
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
         driver.train(sorted(runs, key=costs.work, reverse=True))
+
+
+def check_options(
+    *,
+    ray_address: str | None = None,
+    gpus_per_run: float | None = None,
+    cpus_per_run: float = 1.0,
+    max_runs_at_once: int | None = None,
+) -> None:
+    """Refuse what `train_on_ray` cannot take, also where nothing is to be trained."""
+    checks.text("ray_address", ray_address or "")
+    checks.number("cpus_per_run", cpus_per_run, low=0, above=True)
+    share = checks.number("gpus_per_run", 0 if gpus_per_run is None else gpus_per_run, low=0)
+    if share > 1 and share % 1:
+        raise ParameterError(f"gpus_per_run = {gpus_per_run} is more than 1, and not whole")
+    if max_runs_at_once is not None:
+        checks.integer("max_runs_at_once", max_runs_at_once, low=1)
 
 
 def _ray() -> ModuleType:

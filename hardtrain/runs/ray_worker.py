@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,6 @@ def train_task(fields: dict, key: str, place: tuple[Path, Path, float, int], des
         return train_run(run, store, note)
     except (torch.OutOfMemoryError, HardtrainError) as error:
         return error.with_traceback(None)
+    except getattr(torch, "AcceleratorError", ()) as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)  # its device is lost to this process: the driver hands the run to another

@@ -5,14 +5,14 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hardtrain import files
-from hardtrain.errors import RecordError
+from hardtrain.errors import ParameterError, RecordError, StoreError
 from hardtrain.files import store_errors
 from hardtrain.runs import committed, subsets
 from hardtrain.runs.committed import read_csv as read_csv
@@ -78,45 +78,50 @@ def load_history(results: pd.DataFrame, store: RunStore | None = None) -> pd.Dat
     Columns: ``key``, ``epoch`` (finished ones), ``step``, ``lr``, ``train_loss``, ``objective``,
     ``test_loss``, ``test_error``, and what the method logs.
     """
-    return _per_run(results, store, "history")
+    return _frame([row for entry in _entries(results, store) for row in entry.history])
 
 
 def load_timings(results: pd.DataFrame, store: RunStore | None = None) -> pd.DataFrame:
     """Seconds, device and versions of every run in ``results``."""
-    return _per_run(results, store, "timings")
+    return _frame([entry.timings for entry in _entries(results, store)])
+
+
+def _frame(rows: Sequence[Mapping]) -> pd.DataFrame:
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"key": []})
 
 
 def write_results(
-    results: pd.DataFrame, store: RunStore | None, out_dir: str | os.PathLike
+    results: pd.DataFrame,
+    store: RunStore | None,
+    out_dir: str | os.PathLike,
+    *,
+    beside: Container[str] | None = None,
 ) -> None:
     """Write ``results.csv``, ``history.csv`` (what the seeds determine) and ``timings.csv``, and
     their checksums: all of them or none.
 
     Rows of other runs that stand in ``out_dir`` already are kept, behind the given ones, so that
-    a partial sweep never erases another's results; several programs may write one folder. A line
-    says where a run stood there with other numbers.
+    a partial sweep never erases another's results; several programs may write one folder. With
+    ``beside``, keys of runs, only rows of these are. A line says where a run stood there with
+    other numbers.
     """
     folder = files.user_path("out_dir", out_dir)
-    unique = results.drop_duplicates("key")
-    rows = unique.drop(columns=["source", *NOT_IN_KEY]).to_dict("records")
-    histories, timings = _rows(unique, store, "history"), _rows(unique, store, "timings")
-    new = [committed.Entry(row, histories[row["key"]], timings[row["key"]][0]) for row in rows]
+    new = _entries(results, store)
+    given = {entry.row["key"]: _numbers(entry) for entry in new}
     with store_errors(f"make {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with committed.folder_lock(folder):
         files.remove_stale_partials(folder)
-        given = {entry.row["key"]: _numbers(entry) for entry in new}
         old = committed.read_folder(folder)
-        other = [
-            entry for entry in old if given.get(entry.row["key"]) not in (None, _numbers(entry))
-        ]
+        other = [e for e in old if given.get(e.row["key"]) not in (None, _numbers(e))]
         if other:
             warnings.warn(
                 f"{folder}: {len(other)} runs had other numbers here, of another environment or "
                 "another version of their method; they are replaced",
                 stacklevel=2,
             )
-        kept = [entry for entry in old if entry.row["key"] not in given]
+        kept = [e for e in old if e.row["key"] not in given]
+        kept = [e for e in kept if beside is None or e.row["key"] in beside]
         kept.sort(key=lambda entry: entry.row["key"])
         committed.write_folder(folder, _alike([*new, *kept]))
 
@@ -147,6 +152,10 @@ def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLi
         How many runs have several results.
     """
     sources = [files.user_path("folders", folder) for folder in folders]
+    if bad := [folder for folder in sources if not (folder / "results.csv").is_file()]:
+        raise StoreError(f"{bad[0]} has no results.csv")
+    if not sources:
+        raise ParameterError("folders is empty; give at least one")
     merged: dict[tuple[str, str], committed.Entry] = {}
     for folder in sources:
         for entry in committed.read_folder(folder):
@@ -181,38 +190,35 @@ def environments(results: pd.DataFrame, store: RunStore | None = None) -> str:
     return "; ".join(notes)
 
 
-def _per_run(results: pd.DataFrame, store: RunStore | None, table: str) -> pd.DataFrame:
-    """The runs' rows of one table, of their records or of the folders that they were found in."""
-    rows = _rows(results.drop_duplicates("key"), store, table)
-    found = [row for of_run in rows.values() for row in of_run]
-    return pd.DataFrame(found) if found else pd.DataFrame({"key": []})
-
-
-def _rows(unique: pd.DataFrame, store: RunStore | None, table: str) -> dict[str, list[dict]]:
-    """Of each run, by its key, the rows of one table; what a row does not have is left out."""
-    store = store or RunStore()
-    there = {
+def _entries(results: pd.DataFrame, store: RunStore | None) -> list[committed.Entry]:
+    """Each run once, with the history and the timings of its record, or of the folder in which
+    it was found; what a row does not have is left out."""
+    unique = results.drop_duplicates("key")
+    folders = {
         source: {
             (entry.row["key"], entry.row["fingerprint"]): entry
             for entry in reversed(committed.read_folder(Path(source)))  # of several the first
         }
         for source in set(unique["source"]) - {"store"}
     }
-    rows: dict[str, list[dict]] = {}
-    for run in unique.itertuples():
-        if run.source == "store":
-            record = store.load(run.key, run.fingerprint)
+    cells = unique.drop(columns=["source", *NOT_IN_KEY], errors="ignore").to_dict("records")
+    store = store or RunStore()
+    found = []
+    for row, source in zip(cells, unique["source"], strict=True):
+        name = key, _ = row["key"], row["fingerprint"]
+        if source == "store":
+            record = store.load(*name)
             if record is None:
-                raise RecordError(f"{store} holds no record of run {run.key}")
-            found = record[table] if table == "history" else [record[table]]
-            found = [
-                {"key": run.key} | {k: v for k, v in row.items() if v is not None} for row in found
-            ]
+                raise RecordError(f"{store} holds no record of run {key}")
+            history, timings = record["history"], record["timings"]
         else:
-            entry = there[run.source].get((run.key, run.fingerprint))
+            entry = folders[source].get(name)
             if entry is None:
-                raise RecordError(f"{run.source} no longer holds run {run.key}")
-            found = entry.history if table == "history" else [entry.timings]
-            found = [committed.typed(row) for row in found]
-        rows[run.key] = [{k: v for k, v in row.items() if k != "digest"} for row in found]
-    return rows
+                raise RecordError(f"{source} no longer holds run {key}")
+            history, timings = map(committed.typed, entry.history), committed.typed(entry.timings)
+        lines = [{"key": key} | line for line in (*history, timings)]
+        *history, timings = (
+            {k: v for k, v in line.items() if v is not None and k != "digest"} for line in lines
+        )
+        found.append(committed.Entry(row, history, timings))
+    return found

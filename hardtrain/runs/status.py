@@ -134,8 +134,9 @@ def _sweeps(folder: Any) -> Iterator[tuple[dict, Any, bool]]:
     for path in sorted(folder.glob("[!.]*.json")):
         try:
             sweep = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # it has just ended
-            continue
+            list(_described(sweep, {key: _state(entry) for key, entry in sweep["runs"].items()}))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # it has just ended, or is none of ours
         if files.has_locks(folder):
             yield sweep, path, _is_held(path.with_suffix(".lock"))
         else:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hardtrain import files
+from hardtrain import checks, files
 from hardtrain.errors import ParameterError, RecordError
 from hardtrain.files import sha256, store_errors
 
@@ -52,7 +53,7 @@ class RunStore:
     def __init__(self, path: str | os.PathLike | None = None, *, checkpoint_seconds: float = 5.0):
         given = path or os.environ.get("HARDTRAIN_RUNS") or files.project_root() / ".runs"
         self.path = files.user_path("path of the run store", given)
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds, low=0)
 
     def __repr__(self) -> str:
         return f"RunStore({str(self.path)!r})"
@@ -243,7 +244,8 @@ def parse_record(key: str, content: bytes, described: Mapping | None = None) -> 
     """The record in a file's content; some error if it is not one of ``key``, as written."""
     record = json.loads(content)
     _require(record.pop("sha256") == sha256(_canonical(record)) and record["key"] == key)
-    _require(type(record["schema"]) is int and type(record["fingerprint"]) is str)
+    _require(type(record["schema"]) is int and record["schema"] > 0)
+    _require(type(record["fingerprint"]) is str)
     if record["schema"] <= SCHEMA:  # a newer one may have other parts
         _require_parts(record)
         _require(described is None or _is_of(described, record))
@@ -255,16 +257,20 @@ def _require_parts(record: dict) -> None:
     for name in ("metrics", "run", "timings", "artefacts"):
         _require(isinstance(record.get(name, {}), dict))
     _require("metrics" in record and record.get("status", "finished") in STATES)
-    for name, value in record["metrics"].items():
-        _require(value is None or type(value) in (int, float) or name == "per_class_error")
-    history = record.get("history", [])
+    history, metrics = record.get("history", []), dict(record["metrics"])
+    _require(type(metrics.pop("per_class_error", "")) is str)
     _require(isinstance(history, list) and all(isinstance(row, dict) for row in history))
-    numbers = (int, float, type(None))
-    _require(all(type(value) in numbers for row in history for value in row.values()))
+    values = (value for row in (metrics, *history) for value in row.values())
+    _require(all(value is None or _is_number(value) for value in values))
+    _require(all(type(v) is str or _is_number(v) for v in record.get("timings", {}).values()))
     for entry in record.get("artefacts", {}).values():
         name, digest = entry["file"], entry["sha256"]
         # a name in the store's own folder: neither "../x" nor "C:x"
-        _require(bool(re.fullmatch(r"[\w-][\w.-]*", name)) and isinstance(digest, str))
+        _require(bool(re.fullmatch(r"[\w-][\w.-]{,200}", name)) and isinstance(digest, str))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def _is_of(described: Mapping, record: dict) -> bool:
@@ -272,9 +278,14 @@ def _is_of(described: Mapping, record: dict) -> bool:
     and options that one of them lacks came or went with a version."""
     if not {"status", "history", "run", "timings"} <= record.keys():
         return False
+    names = {"test_loss"} if record["status"] == "finished" else {"diverged_epoch", "diverged_step"}
+    if not (
+        names <= record["metrics"].keys() and {"device", "seconds"} <= record["timings"].keys()
+    ):
+        return False
     ours, kept = ({**run, **dict(run.get("options", {}))} for run in (described, record["run"]))
-    elsewhere = {"options", "keep", "device", "data_root"}
-    return all(ours[name] == kept[name] for name in ours.keys() & kept.keys() - elsewhere)
+    both = ours.keys() & kept.keys() - {"options", "keep", "device", "data_root"}
+    return {"dataset", "network", "method"} <= both and all(ours[n] == kept[n] for n in both)
 
 
 def _require_plain(name: str, value: object) -> None:

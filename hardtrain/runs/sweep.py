@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +16,7 @@ from hardtrain.errors import DivergedError, ParameterError, RecordError, SweepEr
 from hardtrain.runs import halves, train
 from hardtrain.runs.committed import committed_results
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
-from hardtrain.runs.ray_engine import train_on_ray
+from hardtrain.runs.ray_engine import check_options, train_on_ray
 from hardtrain.runs.results import result_frame
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
@@ -68,13 +68,14 @@ def run_missing(
         ParameterError, DataError, StoreError: before anything is trained.
         SweepError: when all others are finished, with the runs that failed.
     """
-    runs = list(runs)
+    runs = list(runs) if isinstance(runs, Iterable) else [runs]
+    if odd := [run for run in runs if not isinstance(run, Run)]:
+        raise ParameterError(f"runs hold {odd[0]!r:.80}, which is no Run")
     if not runs:
         raise ParameterError("runs is empty; give at least one Run")
-    known = inspect.signature(_ENGINES[checks.choice("engine", engine, _ENGINES)]).parameters
-    options = {name: value for name, value in options.items() if value is not None}
-    for name in options:
-        checks.choice(f"option of engine {engine!r}", name, list(known)[3:])
+    if not isinstance(store, RunStore | None):
+        raise ParameterError(f"store = {store!r} is no RunStore; write RunStore(path)")
+    options = engine_options(engine, options)
     train.forget_data()
     store = store or RunStore()
     distinct: dict[str, Run] = {}
@@ -118,6 +119,17 @@ def run_missing(
         if failures:
             raise SweepError(failures, len(missing)) from failures[0][1]
     return result_frame(runs, rows)
+
+
+def engine_options(engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an engine that are not ``None``, checked."""
+    known = inspect.signature(_ENGINES[checks.choice("engine", engine, _ENGINES)]).parameters
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        checks.choice(f"option of engine {engine!r}", name, list(known)[3:])
+    if engine == "ray":
+        check_options(**options)
+    return options
 
 
 def _build_each_kind(runs: Sequence[Run]) -> list[Run]:

@@ -269,10 +269,11 @@ class _Training:
 
 
 def _finite(log: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
-    """What a method logs, which must be numbers."""
-    for name, value in (logged := log()).items():
-        if not math.isfinite(value):
-            raise ParameterError(f"its method logs {name} = {value}, which is no number")
+    """What a method logs, which must be numbers; those of NumPy and torch as Python's."""
+    logged = {name: getattr(value, "item", lambda v=value: v)() for name, value in log().items()}
+    for name, value in logged.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ParameterError(f"its method logs {name} = {value!r}, which is no number")
     return logged
 
 
@@ -293,6 +294,9 @@ def _data(
         warnings.warn(f"data set {dataset!r}: {text}", stacklevel=3)
     fingerprint, validation = _fingerprint(train, test), None
     if validation_size:
+        if validation_size >= len(train):
+            rest = f"leaves none of the {len(train)} training samples of data set {dataset!r}"
+            raise ParameterError(f"validation_size = {validation_size} {rest}")
         train, validation = train.hold_out(validation_size)
     for split, size in zip((train, test), sizes, strict=True):
         if size > len(split):

@@ -153,7 +153,10 @@ def fit(
         row = {"epoch": epochs, "step": step, "lr": rate} | trace.read(step - 1)
         scores = dict(evaluate(model))
         trace.require_finite(sum(scores.values()), step - 1)
-        return row | scores | dict(method.log())
+        logged = dict(method.log())
+        if taken := sorted(logged.keys() & {"key", "digest", *row, *scores}):
+            raise ParameterError(f"method {run.method!r} logs {taken[0]!r}, which is taken")
+        return row | scores | logged
 
     try:
         for epoch in range(first_epoch, run.epochs):

@@ -165,6 +165,12 @@ def test_batches_carry_the_indices_of_their_images():
     assert seen != list(range(20))
 
 
+def test_batches_take_arrays_that_run_backwards():
+    data = small_set()
+    (batch,) = Batches(data, Transform.of(data), [np.arange(4)[::-1]])
+    assert batch.indices.tolist() == [3, 2, 1, 0]
+
+
 def test_batches_take_lists_tensors_and_arrays():
     sampler = [[3, 3], torch.tensor([1, 2], dtype=torch.int32), np.array([19])]
     batches = Batches(small_set(), Transform.of(small_set()), sampler)

@@ -1,5 +1,9 @@
 """Folders of pictures and data sets of other programs, in the forms that people have them."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +156,16 @@ def test_a_torchvision_folder_and_its_class_names(tmp_path):
 def test_items_that_are_no_images_are_refused(items, text):
     with pytest.raises(DataError, match=text):
         ImageDataset.from_torch(items, name="mine")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its names of files are bytes")
+def test_folders_named_in_another_encoding_are_classes(tmp_path):
+    for name in (b"caf\xe9", b"dog"):
+        folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+        folder.mkdir()
+        for number in range(5):
+            Image.new("L", (8, 8), 40 * number).save(folder / f"{number}.png")
+    assert load_dataset(tmp_path, "train").class_names == ("caf\ufffd", "dog")
 
 
 def test_hidden_files_are_neither_classes_nor_images(tmp_path):

@@ -1,11 +1,13 @@
 """What is said about someone's own images, and about known sets that are not what was published."""
 
+import hashlib
 import warnings
 
 import numpy as np
 import pytest
 
 from hardtrain import ImageDataset, RunStore, run_missing
+from hardtrain.data import quality
 from hardtrain.data.quality import findings, unpublished
 
 
@@ -88,6 +90,26 @@ def test_a_known_set_of_another_size_is_named():
         "6 training and 6 test images, where 60,000 and 10,000 are published"
     ]
     assert unpublished(*pair(name="mine")) == []
+
+
+def test_a_known_set_with_other_content_is_named(monkeypatch):
+    """The files of MNIST's format, written here by hand: numbers of four bytes, then bytes."""
+    train, test = pair(name="mnist")
+    files = []
+    for split in (train, test):
+        pixels, labels = split.images.numpy().tobytes(), bytes(split.labels.tolist())
+        files.append(bytes([0, 0, 8, 3, 0, 0, 0, 6, 0, 0, 0, 4, 0, 0, 0, 4]) + pixels)
+        files.append(bytes([0, 0, 8, 1, 0, 0, 0, 6]) + labels)
+    sums = tuple(hashlib.md5(file).hexdigest() for file in files)
+    monkeypatch.setitem(quality.SIZES, "mnist", (6, 6, 1, 4, 3))
+    monkeypatch.setitem(quality._PUBLISHED, "mnist", sums)
+    assert unpublished(train, test) == []
+    test.labels[0] = 2
+    train.images[5, 0, 3, 3] ^= 1
+    assert unpublished(train, test) == [
+        "the training images are not those published",
+        "the test labels are not those published",
+    ]
 
 
 def test_a_sweep_says_once_what_is_odd(tmp_path, tiny_run, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from hardtrain import ParameterError
+from hardtrain import ParameterError, RecordError, StoreError
 from hardtrain.report.claims import (
     COLUMNS,
     Claim,
@@ -18,6 +18,7 @@ from hardtrain.report.claims import (
     refresh,
 )
 from hardtrain.report.tables import Protocol
+from hardtrain.runs.committed import seal_folder
 from hardtrain.statistics import Interval, PairedDifference
 
 
@@ -122,6 +123,7 @@ def write(folder, **found):
     folder.mkdir(parents=True)
     made = [Claim(text, "q", "lower", ours) for text, ours in found.items()]
     claims_table(made, f"{folder.name}, 5 seeds").to_csv(folder / "claims.csv", index=False)
+    seal_folder(folder, ["claims.csv"])
 
 
 def test_readme_shows_each_claim_at_the_largest_scale_at_which_it_was_run(tmp_path):
@@ -153,6 +155,27 @@ def test_readme_shows_each_claim_at_the_largest_scale_at_which_it_was_run(tmp_pa
     assert "old" not in once
     refresh(readme, figures)
     assert readme.read_text() == once
+
+
+def test_edited_claims_are_refused_and_not_shown(tmp_path):
+    write(tmp_path / "01_a" / "quick", helps=None)
+    path = tmp_path / "01_a" / "quick" / "claims.csv"
+    path.write_text(path.read_text().replace("not run", "supports"))
+    with pytest.raises(RecordError, match=r"claims\.csv is missing, torn or edited"):
+        all_claims(tmp_path)
+    seal_folder(path.parent, ["claims.csv"])
+    assert all_claims(tmp_path)["finding"].tolist() == ["supports"]
+
+
+@pytest.mark.parametrize("text", ["", "<!-- end of findings -->\n<!-- findings -->\n"])
+def test_a_readme_without_its_marks_is_refused(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ParameterError, match=r"README\.md has no '<!-- findings -->"):
+        refresh(readme, tmp_path)
+    assert readme.read_text() == text
+    with pytest.raises(StoreError, match="could not read"):
+        refresh(tmp_path / "none.md", tmp_path)
 
 
 def test_no_claims_make_an_empty_table(tmp_path):

@@ -142,6 +142,7 @@ def test_execute_looks_for_the_end_in_the_last_code_cell(root, pretend, sources,
 
 def test_execute_refuses_a_notebook_that_another_process_executes(root, pretend):
     pretend(RuntimeError("was started"))
+    write_notebook(root / "01_a.ipynb", END)
     build = root / "build" / "notebooks"
     build.mkdir(parents=True)
     code = (
@@ -162,6 +163,15 @@ def test_execute_refuses_a_notebook_that_another_process_executes(root, pretend)
         other.communicate("")
     with pytest.raises(RuntimeError, match="was started"):  # the other's end frees it
         execute.execute(root / "01_a.ipynb", root / "01_a.ipynb", {})
+
+
+def test_a_notebook_that_failed_can_be_executed_again_at_once(root, pretend):
+    pretend(RuntimeError("a cell failed"))
+    kept = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a cell failed") as error:
+            execute.execute(write_notebook(root / "01_a.ipynb", END), root / "01_a.ipynb", {})
+        kept.append(error)  # with its frames
 
 
 def test_execute_holds_its_lock_until_the_output_is_written(root, pretend, monkeypatch):

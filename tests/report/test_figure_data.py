@@ -211,7 +211,9 @@ def counted_up(*, size):
     return {"values": np.arange(size) % 7}
 
 
-@pytest.mark.parametrize("damage", ["empty", "flipped", "one bare array", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "flipped", "one bare array", "cut", "a folder", "words"]
+)
 def test_damaged_arrays_are_passed_over_with_a_line(tmp_path, monkeypatch, damage):
     folder = tmp_path / "figures" / "nb" / "quick"
     folder.mkdir(parents=True)
@@ -219,7 +221,14 @@ def test_damaged_arrays_are_passed_over_with_a_line(tmp_path, monkeypatch, damag
     figure_data("fig_9_x", counted_up, folder, size=500, use_committed=False)
     path = folder / "fig_9_x.npz"
     content = bytearray(path.read_bytes())
-    if damage == "one bare array":
+    if damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "words":
+        with np.load(path) as arrays:
+            changed = dict(arrays) | {"fingerprints": np.array("{no JSON")}
+        np.savez(path, **changed)
+    elif damage == "one bare array":
         with open(path, "wb") as file:
             np.save(file, np.zeros(3))
     else:

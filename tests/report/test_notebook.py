@@ -1,6 +1,7 @@
 """Parameters, profiles, figure data, tables and the end of a notebook, without a kernel."""
 
 import contextlib
+import threading
 from functools import partial
 
 import numpy as np
@@ -401,6 +402,14 @@ def test_notebook_works_where_cells_leave_no_history(book, monkeypatch):
     assert Notebook("01_a", SETTINGS, namespace).p.epochs == 20
 
 
+@pytest.mark.parametrize("name", ["profile", "device", "data_root", "out_dir", "use_committed"])
+def test_a_notebook_that_lacks_a_common_parameter_says_so(book, name):
+    namespace = run_cells(BOOK)
+    del namespace[name]
+    with pytest.raises(ParameterError, match=f"the parameters lack '{name}'"):
+        Notebook("01_a", SETTINGS, namespace)
+
+
 def test_parameters_of_an_unknown_type_are_refused():
     with pytest.raises(ParameterError, match="unknown type of epochs 'exit'"):
         run_cells(PARAMETERS.replace("epochs: int", "epochs: exit"), "", CHECK)
@@ -433,6 +442,38 @@ def test_changed_parameters_never_touch_the_committed_files(book, tmp_path, tiny
     assert changed.run([run])["source"].item() == "store"
     book().results([run])
     assert changed.run([run])["source"].item() == str(tmp_path / "01_a" / "quick")
+
+
+def test_runs_that_the_profile_no_longer_has_leave_its_folder(book, tiny_run, tmp_path):
+    for changes, left in (("", 1), ("epochs = 3", 2), (f"out_dir = {str(tmp_path / 'o')!r}", 2)):
+        one = book(changes)
+        for seed in (0, 1):
+            one.results([tiny_run(seed=seed, epochs=1)])
+        assert len(pd.read_csv(one.out / "results.csv")) == left, changes
+        one.results([tiny_run(seed=0, epochs=1), tiny_run(seed=1, epochs=1)])
+        assert len(pd.read_csv(one.out / "results.csv")) == 2
+
+
+def test_two_programs_that_draw_into_one_folder_leave_it_whole(book, tiny_run):
+    books = [book(), book()]
+    store_results = [tiny_run(seed=seed, epochs=1) for seed in range(2)]
+    for one in books:
+        one.results(store_results)
+
+    def draw(one, number):
+        for again in range(5):
+            one.save_table(pd.DataFrame({"error": [number + again / 10]}), "table_1_error")
+            fig = Figure()
+            fig.text(0.5, 0.5, str(number))
+            one.save_figure(fig, "fig_1_number")
+        one.finish()
+
+    threads = [threading.Thread(target=draw, args=pair) for pair in zip(books, (1, 2), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert damaged(books[0].out) == []
 
 
 def test_a_finished_notebook_vouches_for_its_files(book, tiny_run):

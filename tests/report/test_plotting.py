@@ -1,5 +1,6 @@
 """Figures: what they draw, and that the same figure is the same file."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hardtrain import ParameterError, Run, StoreError
+from hardtrain.report.embedding import plot_embedding
 from hardtrain.report.plotting import (
     _METHODS,
     arm_differences,
@@ -286,6 +289,28 @@ def test_image_grid_does_not_smooth_or_rescale_grey():
     found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
     inside = {tuple(c) for c, n in zip(found.tolist(), counts, strict=True) if n > 100}
     assert inside == {(100, 100, 100), (150, 150, 150), (255, 255, 255)}
+
+
+@pytest.mark.parametrize("names", [["$$", "dog"], [r"$\frac$", "_x"], ["US$_5 to US$_9", "a^b"]])
+def test_names_with_dollar_signs_are_shown_as_written(tmp_path, names):
+    fig = image_grid(np.zeros((2, 1, 8, 8), dtype=np.uint8), names)
+    left, right = Figure().subplots(1, 2)
+    left.set_title(f"{names[0]}, plain")
+    plot_embedding(right, np.eye(4)[:, :2], [0, 0, 1, 1], names)
+    assert [text.get_text() for text in right.get_legend().get_texts()] == names
+    for number, figure in enumerate((fig, left.figure)):
+        save(figure, tmp_path, f"fig_{number}", note=f"changed: {names[0]}")
+        shown = [text for text in figure.findobj(Text) if names[0] in text.get_text()]
+        assert len(shown) == (2, 3)[number]
+        assert not any(text.get_parse_math() for text in shown)
+
+
+def test_ticks_of_a_logarithmic_axis_stay_powers(tmp_path):
+    ax = Figure().subplots()
+    ax.set(xscale="log", xlim=(1e-3, 1))
+    ax.figure.savefig(io.BytesIO())
+    save(ax.figure, tmp_path, "fig_1_log")
+    assert all(text.get_parse_math() for text in ax.get_xticklabels() if text.get_text())
 
 
 def test_image_grid_captions_are_inside_the_figure():

@@ -19,6 +19,7 @@ import pytest
 
 from hardtrain import (
     HardtrainError,
+    ParameterError,
     RecordError,
     Run,
     RunStore,
@@ -29,12 +30,13 @@ from hardtrain import (
     run_missing,
     write_results,
 )
+from hardtrain.report.claims import all_claims
 from hardtrain.report.figure_data import figure_data
 from hardtrain.runs import committed
 from hardtrain.runs.committed import damaged, read_csv, read_folder, seal_folder
 from hardtrain.runs.results import environments, merge_results
 
-EDITS = int(os.environ.get("HARDTRAIN_EDITS", "150"))
+EDITS = int(os.environ.get("HARDTRAIN_EDITS", "120"))
 FOLDER = Path("01_notebook", "quick")
 TABLES = ("results.csv", "history.csv", "timings.csv")
 
@@ -57,7 +59,7 @@ def original(tiny_set, tmp_path_factory):
     figure_data("fig_1_squares", square, folder, size=500, use_committed=False)
     (folder / "table_1_error.csv").write_text("set,error\ndigits,0.0312\n")
     (folder / "table_1_error.md").write_text("| set | error |\n| --- | --- |\n| digits | 3.12 |\n")
-    (folder / "claims.csv").write_text("claim,finding\nit helps,undecided\n")
+    (folder / "claims.csv").write_text("claim,finding,p\nit helps,undecided,0.31\n")
     (folder / "fig_1_squares.png").write_bytes(bytes(range(256)))
     seal_folder(folder, [path.name for path in folder.glob("[!.]*")])
     assert damaged(folder) == []
@@ -91,12 +93,18 @@ def _without_index(text):
     return "\n".join(line.partition(",")[2] for line in text.splitlines()[1:])
 
 
-def edited(rng, content):
-    """One cut, bit flip, changed digit or swap of two lines or cells."""
-    kind = rng.choice(("cut", "flip", "digit", "lines", "cells"))
+def edited(rng, content, other):
+    """One cut, bit flip, changed digit, swap, copy or loss of a line, swap of two cells, or what
+    is in another file."""
+    kind = rng.choice(("cut", "flip", "digit", "lines", "cells", "copied", "lost", "other"))
     lines = content.splitlines(keepends=True)
     if kind == "cut":
         return kind, content[: rng.randrange(len(content))]
+    if kind == "other":
+        return kind, other
+    if kind in ("copied", "lost"):
+        line = rng.choice(lines)
+        return kind, content.replace(line, line * 2 * (kind == "copied"), 1)
     changed = bytearray(content)
     if kind == "digit" and (places := [i for i, byte in enumerate(content) if 48 <= byte < 58]):
         place = rng.choice(places)
@@ -121,11 +129,13 @@ def test_random_edits_give_no_wrong_number_and_no_raw_error(original, folder, tm
     runs, _, _ = original
     rng, seen = random.Random(0), Counter()
     expected = read(runs, folder)
+    expected_claims = all_claims(folder.parents[1])
     assert len(expected) == len(runs)
+    assert len(expected_claims) == 1
     for _ in range(EDITS):
-        path = rng.choice(sorted(folder.glob("[!.]*")))
+        path, other = rng.sample(sorted(folder.glob("[!.]*")), 2)
         content = path.read_bytes()
-        kind, changed = edited(rng, content)
+        kind, changed = edited(rng, content, other.read_bytes())
         if changed == content:
             continue
         path.write_bytes(changed)
@@ -136,13 +146,20 @@ def test_random_edits_give_no_wrong_number_and_no_raw_error(original, folder, tm
             except HardtrainError:
                 found = {}
                 caught = ["refused"]
+            try:
+                claims = all_claims(folder.parents[1])
+            except RecordError:
+                claims = None
             arrays = figure_data("fig_1_squares", square, tmp_path, size=500)
         assert found.items() <= expected.items(), (path.name, kind)  # right or not there
         assert caught or len(found) == len(expected), (path.name, kind)  # and then said
+        assert claims is None or claims.equals(expected_claims), kind
         assert (arrays["values"] == np.arange(500) ** 2).all(), (path.name, kind)
         same = path.name == committed.CHECKSUMS and _json(changed) == _json(content)
         assert damaged(folder) or same, (path.name, kind, changed)  # as make test says
         seen["right" if len(found) == len(expected) else "left out"] += 1
+        seen[path.name] += 1
+        seen[kind] += 1
         path.write_bytes(content)
     assert seen["right"] > EDITS / 5  # as derived files were edited
     assert seen["left out"] > EDITS / 10
@@ -236,9 +253,11 @@ def test_tables_of_another_program_are_ignored(tmp_path, monkeypatch, content):
     path = tmp_path / "exp1" / "run1" / "results.csv"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert committed.committed_results() == {}
+    for sums in ("", "[1]", '{"files": {"model.pt": "x"}, "runs": 3}'):
+        (path.parent / committed.CHECKSUMS).write_text(sums)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert committed.committed_results() == {}
 
 
 def test_files_that_no_notebook_wrote_are_noticed(folder):
@@ -376,6 +395,14 @@ def test_results_of_two_machines_merge_and_keep_both_numbers(original, elsewhere
     assert len(read_folder(out)) == 6
     write_results(run_missing(runs[1:2], store), store, out)  # which keeps both, too
     assert len(read_folder(out)) == 6
+
+
+def test_what_holds_no_results_is_not_merged(original, tmp_path):
+    with pytest.raises(StoreError, match=r"none has no results\.csv"):
+        merge_results([original[2], tmp_path / "none"], tmp_path / "out")
+    with pytest.raises(ParameterError, match="folders is empty"):
+        merge_results([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_table_of_several_environments_says_so(original, elsewhere, monkeypatch, tmp_path):

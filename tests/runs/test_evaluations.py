@@ -122,7 +122,7 @@ def test_what_holds_nothing_out_has_the_columns_that_it_had(tiny_run, store):
     both = run_missing([plain, held], store)
     assert both["validation_error"].isna().tolist() == [True, False]
     for size in (60, 61):
-        with pytest.raises(ParameterError, match="number of images to hold out"):
+        with pytest.raises(ParameterError, match="validation_size = "):
             run_missing([tiny_run(validation_size=size)], store)
 
 

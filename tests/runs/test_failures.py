@@ -20,8 +20,10 @@ from hardtrain import (
     RunStore,
     StoreError,
     SweepError,
+    load_history,
     load_timings,
     run_missing,
+    write_results,
 )
 from hardtrain.runs import progress, train
 from hardtrain.runs.progress import Progress
@@ -77,6 +79,14 @@ def logs_nan(run, data, model):
     return method
 
 
+@version(1)
+def logs(run, data, model):
+    """A method that logs what a test says."""
+    method = methods.plain(run, data, model)
+    method.log = lambda: LOGGED  # noqa: F821
+    return method
+
+
 def test_a_sweep_of_twenty_of_which_six_fail_finishes_fourteen(
     tmp_path, store, tiny_run, failing, capsys, monkeypatch
 ):
@@ -122,9 +132,13 @@ def test_a_sweep_of_twenty_of_which_six_fail_finishes_fourteen(
     assert isinstance(error.value, HardtrainError)
 
 
-def test_a_program_ends_with_status_1_and_names_what_failed(tmp_path, tiny_set):
+@pytest.fixture(scope="module")
+def program(tiny_set, tmp_path_factory):
+    """A program of another locale, time zone and hash seed that trains three runs of which one
+    fails: what it said, and its folder, with the tables of the other two."""
+    folder = tmp_path_factory.mktemp("program")
     code = (
-        "from hardtrain import Run, RunStore, run_missing\n"
+        "from hardtrain import Run, RunStore, run_missing, write_results\n"
         "from hardtrain.training import loop\n"
         "fit = loop.fit\n"
         "def broken(run, *a, **k):\n"
@@ -132,31 +146,63 @@ def test_a_program_ends_with_status_1_and_names_what_failed(tmp_path, tiny_set):
         "    return fit(run, *a, **k)\n"
         "loop.fit = broken\n"
         f"runs = [Run({tiny_set!r}, 'cnn_small', device='cpu', seed=s) for s in range(3)]\n"
-        f"run_missing(runs, RunStore({str(tmp_path / 'runs')!r}), use_committed=False)"
+        f"store = RunStore({str(folder / 'runs')!r})\n"
+        "try: run_missing(runs, store, use_committed=False)\n"
+        "finally: write_results(run_missing(runs[::2], store, use_committed=False), store, "
+        f"{str(folder / 'out')!r})"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[2])}
+    environment |= {"LC_ALL": "de_DE.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
+    return done, folder
+
+
+def test_a_program_ends_with_status_1_and_names_what_failed(program):
+    done, folder = program
     assert done.returncode == 1
     assert "SweepError: 1 of 3 runs failed" in done.stderr
     assert "3 of 3 runs" in done.stderr  # no terminal: a line a finished run
-    assert len(list((tmp_path / "runs").glob("records/*.json"))) == 2
+    assert len(list((folder / "runs").glob("records/*.json"))) == 2
+
+
+def test_tables_do_not_depend_on_locale_time_zone_and_hash_seed(program, tiny_set, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    runs = [Run(tiny_set, "cnn_small", device="cpu", seed=seed) for seed in (0, 2)]
+    write_results(run_missing(runs, store), store, tmp_path / "out")
+    for name in ("results.csv", "history.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (program[1] / "out" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("logged", "said"),
     [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        ({"gap": "wide"}, "logs gap = 'wide', which is no number"),
+        ({"gap": None}, "logs gap = None, which is no number"),
+        ({"gap": float("inf")}, "logs gap = inf, which is no number"),
+        ({"gap": torch.tensor(float("nan"))}, "logs gap = nan, which is no number"),
+        ({"test_error": 0.0}, "logs 'test_error', which is taken"),
+        ({"key": 1.0}, "logs 'key', which is taken"),
+        ({"digest": 1.0}, "logs 'digest', which is taken"),
     ],
-    ids=["Python", "GPU", "CPU"],
 )
-def test_too_little_memory_names_the_batch_size(store, tiny_run, failing, error):
-    failing({0: raising(error)})
-    with pytest.raises(SweepError, match="batch_size = 16 needs more memory than the device has"):
-        run_missing([tiny_run(seed=0), tiny_run(seed=1)], store)
+def test_what_a_method_logs_are_numbers_under_names_of_its_own(
+    store, tiny_run, monkeypatch, logged, said
+):
+    monkeypatch.setitem(sys.modules, "odd_methods", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules[__name__], "LOGGED", logged, raising=False)
+    with pytest.raises(SweepError, match=said):
+        run_missing([tiny_run(method="odd_methods:logs", epochs=1)], store)
+
+
+def test_numbers_of_numpy_and_torch_are_logged(store, tiny_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd_methods", sys.modules[__name__])
+    logged = {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3}
+    monkeypatch.setattr(sys.modules[__name__], "LOGGED", logged, raising=False)
+    run = tiny_run(method="odd_methods:logs", epochs=1)
+    history = load_history(run_missing([run], store), store)
+    assert history[["a", "b", "c"]].iloc[0].tolist() == [0.5, 2, 3]
 
 
 def test_an_error_that_is_kept_holds_no_tensors(store, tiny_run, monkeypatch):
@@ -234,6 +280,16 @@ def test_numbers_that_float32_cannot_hold_are_refused(tiny_run, field):
         tiny_run(**{field: 1e39})
 
 
+def test_batches_of_one_sample_with_batch_norm_are_refused_before_training(
+    store, tiny_run, failing
+):
+    tried = failing({})
+    runs = [tiny_run(network="cnn_small_bn", batch_size=size) for size in (16, 1)]
+    with pytest.raises(ParameterError, match="batch_size = 1 gives a batch of one sample"):
+        run_missing(runs, store)
+    assert tried == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 59])
 def test_matching_works_with_batches_of_one_sample(store, tiny_run, batch_size):
     run = tiny_run(method="distribution_matching", batch_size=batch_size, epochs=1)
@@ -249,6 +305,11 @@ def test_features_that_matching_cannot_measure_are_a_divergence(store, tiny_run,
     )
     row = run_missing([tiny_run(method="distribution_matching")], store).iloc[0]
     assert (row["status"], row["diverged_epoch"], row["diverged_step"]) == ("diverged", 0, 0)
+
+
+def test_held_out_images_that_leave_none_are_named(store, tiny_run):
+    with pytest.raises(ParameterError, match=r"validation_size = 60 leaves none of the 60 .*tiny"):
+        run_missing([tiny_run(validation_size=60)], store)
 
 
 def test_a_training_size_that_the_set_does_not_have_is_named(store, tiny_run):

@@ -1,12 +1,15 @@
 """Sweeps on Ray: the same records as in one process, whatever dies meanwhile.
 
 One simulated cluster of three nodes serves the whole file; drivers that are killed are forked from
-a server that has imported everything already.
+a server that has imported everything already. For more kills, four a round:
+``HARDTRAIN_RAY_ROUNDS=13 pytest ...``.
 """
 
 import inspect
 import multiprocessing
 import os
+import random
+import re
 import signal
 import sys
 import threading
@@ -19,11 +22,12 @@ import pytest
 import torch
 
 from hardtrain import ParameterError, Run, RunStore, SweepError, run_missing, write_results
-from hardtrain.runs import ray_engine
+from hardtrain.runs import ray_engine, ray_worker
 from hardtrain.runs.ray_engine import _Driver
 from hardtrain.runs.status import Announced
 
 TESTS = Path(__file__).resolve().parents[1]
+ROUNDS = int(os.environ.get("HARDTRAIN_RAY_ROUNDS", "1"))
 PATIENCE = 300  # seconds until a sweep that does not end counts as hanging
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and fork")
 ray = pytest.importorskip("ray")
@@ -97,18 +101,35 @@ def wait_for(log, number, process=None):
     return lines[-1]
 
 
+@pytest.fixture(scope="module")
+def expected(cluster, tiny_set, tmp_path_factory):
+    """The tables of the sweep that is killed below, made in one process."""
+    folder = tmp_path_factory.mktemp("local")
+    runs = runs_on(tiny_set, "ray_methods:logged")
+    return tables(runs, RunStore(folder / "runs"), folder / "out")
+
+
 @needs_kill
-def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, tmp_path):
+@pytest.mark.parametrize("round_", range(ROUNDS))
+def test_killed_drivers_workers_and_nodes_lose_nothing(
+    cluster, log, tiny_set, tmp_path, expected, round_
+):
     runs, folder = runs_on(tiny_set, "ray_methods:logged"), tmp_path / "ray"
-    expected = tables(runs, RunStore(tmp_path / "local"), tmp_path / "out_local")
-    (Path(os.environ["HARDTRAIN_TEST_LOG"]) / "log").write_bytes(b"")
+    rng = random.Random(round_)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "hardtrain.runs.sweep", "torch._dynamo"])
-    for number, (sent, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGKILL, -9))):
+
+    def wait(least, process=None):
+        """Until a few more epochs have begun, and then anywhere in one; gives the last line."""
+        line = wait_for(log, len(log()) + least + rng.randrange(2), process)
+        time.sleep(rng.random() * 0.1)
+        return line
+
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         arguments = (folder, tiny_set, cluster.address)
         process = context.Process(target=drive, args=arguments)
         process.start()
-        wait_for(log, len(log()) + 4 + number, process)
+        wait(4, process)
         os.kill(process.pid, sent)
         process.join(PATIENCE)
         assert process.exitcode == code
@@ -117,10 +138,10 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     killed = []
 
     def kill():
-        *_, pid, _ = wait_for(log, len(log()) + 3)
+        *_, pid, _ = wait(3)
         os.kill(pid, signal.SIGKILL)
         killed.append("worker")
-        wait_for(log, len(log()) + 3)
+        wait(3)
         cluster.remove_node(cluster.others.pop(), allow_graceful=False)
         killed.append("node")
 
@@ -129,6 +150,7 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     store = RunStore(folder, checkpoint_seconds=0)
     options = {"engine": "ray", "ray_address": cluster.address}
     assert tables(runs, store, tmp_path / "out", **options) == expected
+    killer.join(PATIENCE)
     assert killed == ["worker", "node"]
     for path in folder.glob("records/*.json"):
         times = [at for key, _, _, at in log() if path.name.startswith(key)]
@@ -141,6 +163,8 @@ def test_killed_drivers_workers_and_nodes_lose_nothing(cluster, log, tiny_set, t
     assert not (folder / "quarantine").exists()
     store.open()  # sweeps away what the killed were writing
     assert not list(folder.glob("checkpoints/*"))
+    if round_ + 1 < ROUNDS:
+        cluster.others.append(cluster.add_node(num_cpus=1))
 
 
 @needs_kill
@@ -251,6 +275,25 @@ def test_a_run_whose_worker_dies_again_and_again_is_given_up(driver):
     assert "its worker died 3 times" in str(driver.failed[0][1])
 
 
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="an older torch")
+def test_a_worker_that_has_lost_its_gpu_ends_so_that_another_goes_on(
+    store, tiny_run, monkeypatch, capfd
+):
+    def lost(*_):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(ray_worker, "train_run", lost)
+    monkeypatch.setattr(os, "_exit", leave)
+    desk = SimpleNamespace(note=SimpleNamespace(remote=lambda *_: None))
+    place = (Path.cwd(), store.path, 0.0, 1)
+    with pytest.raises(SystemExit, match="1"):
+        ray_worker.train_task(tiny_run().as_dict(), tiny_run().key, place, desk)
+    assert "unspecified launch failure" in capfd.readouterr().err
+
+
 def test_another_nodes_data_are_not_mixed_in(driver, store):
     job = next(iter(driver.jobs.values()))
     record = {"key": job.run.key, "fingerprint": "other", "status": "finished"}
@@ -294,6 +337,8 @@ def test_largest_runs_first(tiny_run):
         ({"max_runs_at_once": 0}, "max_runs_at_once = 0 is less than 1"),
         ({"max_runs_at_once": 1.5}, "max_runs_at_once = 1.5 is float, not int"),
         ({"ray_address": "ray://head:10001"}, "start the sweep on a node of the cluster"),
+        ({"gpus_per_run": [1]}, "gpus_per_run = [1] is list, not float"),
+        ({"ray_address": 5}, "ray_address = 5 is int, not text"),
         ({"gpu_per_run": 1}, "unknown option of engine 'ray' 'gpu_per_run'; did you mean"),
     ],
 )
@@ -301,7 +346,7 @@ def test_options_are_checked_before_anything_is_started(
     options, text, tiny_run, store, monkeypatch
 ):
     monkeypatch.setattr(ray, "init", None)
-    with pytest.raises(ParameterError, match=text.replace("(", r"\(")):
+    with pytest.raises(ParameterError, match=re.escape(text)):
         run_missing([tiny_run()], store, engine="ray", use_committed=False, **options)
 
 

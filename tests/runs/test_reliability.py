@@ -164,6 +164,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_same_tables(start_sweeps
     unfinished = sweeps.count("finished") < NUM_RUNS
     sweeps.finish(sweeps.start())
     sweeps.check(expected)
+    print(f"round {round_}: {kills} of {NUM_KILLS} signals killed a sweep")
     assert kills >= NUM_KILLS / 2
     assert sweeps.count("resumed") > 0
     if unfinished:  # the last sweep has opened the store, and so cleaned it

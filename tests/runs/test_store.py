@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import subprocess
 import sys
 import time
 import warnings
@@ -160,6 +161,27 @@ def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "a", interrupted)
     assert contents(tmp_path) == {str(tmp_path / "a"): b"old"}
+
+
+def test_a_sweep_on_a_disk_that_is_full_goes_on_when_there_is_room(tmp_path, tiny_run):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts disks")
+    runs = [tiny_run(seed=seed, epochs=1, keep=["final_weights"]) for seed in range(4)]
+    try:
+        store = RunStore(disk / "runs", checkpoint_seconds=0.0)
+        with pytest.raises(StoreError, match=r"could not .*: No space left on device"):
+            run_missing(runs, store)
+        finished = len(list(store.path.glob("records/*.json")))
+        assert 0 < finished < 4
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        frame = run_missing(runs, store)
+        assert frame.equals(run_missing(runs, RunStore(tmp_path / "undisturbed")))
+        assert not list(store.path.rglob("*.partial"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_sweep_on_a_full_disk_can_be_repeated(tmp_path, tiny_run, monkeypatch):
@@ -616,7 +638,15 @@ def sealed(record):
         lambda r: r["artefacts"]["final_weights"].update(file=".."),
         lambda r: r["artefacts"]["final_weights"].update(file="C:weights.npz"),
         lambda r: r["artefacts"]["final_weights"].update(file=3),
+        lambda r: r["artefacts"]["final_weights"].update(file="x" * 5000),
         lambda r: r.update(artefacts=["final_weights"]),
+        lambda r: r.update(schema=0),
+        lambda r: r["metrics"].clear(),
+        lambda r: r["metrics"].update(test_error=10**400),
+        lambda r: r["metrics"].update(per_class_error=[0.1]),
+        lambda r: r["timings"].update(seconds=[1]),
+        lambda r: r["timings"].pop("device"),
+        lambda r: r["run"].clear(),
     ],
 )
 def test_a_record_with_malformed_parts_is_set_aside_before_anything_is_touched(

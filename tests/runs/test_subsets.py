@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import small_set
 
 from hardtrain import (
     ImageDataset,
@@ -266,6 +267,12 @@ def test_label_noise_seed_is_a_seed_or_none(tiny_run, value, text):
 
 
 # --- ImageDataset.take ---------------------------------------------------------------------------
+
+
+def test_take_gives_the_samples_at_indices_that_run_backwards():
+    data = small_set()
+    backwards = np.arange(20)[::-1]
+    assert torch.equal(data.take(backwards).labels, data.labels.flip(0))
 
 
 def test_take_gives_the_samples_at_the_indices():

@@ -539,6 +539,20 @@ def test_a_sweep_builds_once_what_differs_in_seed_and_optimiser_alone(store, tin
     assert len(built) == 1 + len(others)
 
 
+@pytest.mark.parametrize("runs", [5, None, "run", [None], [{}]])
+def test_run_missing_refuses_what_are_no_runs(runs, store):
+    with pytest.raises(ParameterError, match=r"runs hold .*, which is no Run"):
+        run_missing(runs, store)
+
+
+def test_run_missing_refuses_what_is_no_store(tiny_run, tmp_path):
+    with pytest.raises(ParameterError, match=r"is no RunStore; write RunStore\(path\)"):
+        run_missing([tiny_run()], str(tmp_path))
+    for seconds in (-1.0, float("nan"), "5"):
+        with pytest.raises(ParameterError, match="checkpoint_seconds = "):
+            RunStore(tmp_path, checkpoint_seconds=seconds)
+
+
 def test_run_missing_refuses_no_runs_and_unknown_engines(store, tiny_run):
     with pytest.raises(ParameterError, match="runs is empty"):
         run_missing([], store)
@@ -1027,35 +1041,33 @@ def test_a_run_that_another_sweep_holds_comes_last_and_is_not_trained_twice(
     assert list(frames[0]["seed"]) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_runs_too_large_for_the_memory_do_not_stop_the_others(tiny_run, store, monkeypatch):
+    errors = [
         torch.OutOfMemoryError("out of memory"),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-    ids=["torch", "CUDA", "cuDNN", "cuDNN 9", "cuBLAS", "CPU"],
-)
-def test_a_run_too_large_for_the_memory_does_not_stop_the_others(
-    tiny_run, store, monkeypatch, error
-):
-    runs, fit = [tiny_run(batch_size=size) for size in (16, 20, 30)], loop.fit
+        MemoryError(),
+    ]
+    full = {20 + number: error for number, error in enumerate(errors)}
+    runs, fit = [tiny_run(batch_size=size, epochs=1) for size in (16, *full, 50)], loop.fit
 
-    def full(run, *args, **kwargs):
-        if run.batch_size == 20:
-            raise error
+    def fit_or_fail(run, *args, **kwargs):
+        if run.batch_size in full:
+            raise full[run.batch_size]
         return fit(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", full)
-        with pytest.raises(SweepError, match=r"1 of 3 runs failed.*\n.*batch_size = 20 needs"):
+        patch.setattr(loop, "fit", fit_or_fail)
+        with pytest.raises(SweepError, match="7 of 9 runs failed") as caught:
             run_missing(runs, store)
+    for size in full:
+        assert f"batch_size = {size} needs more memory than the device has" in str(caught.value)
     finished = [store.load(run.key, load_data(run)[2]) is not None for run in runs]
-    assert finished == [True, False, True]
-    assert list(run_missing(runs, store)["status"]) == ["finished"] * 3
+    assert finished == [True, *[False] * 7, True]
+    assert list(run_missing(runs, store)["status"]) == ["finished"] * 9
 
 
 def test_an_error_of_another_kind_is_named_as_it_is(tiny_run, store, monkeypatch):

@@ -13,59 +13,92 @@ from hardtrain.data.stratify import pick_per_class
 from hardtrain.report import plotting
 from hardtrain.runs.run import Run
 
-# by settings: the time of all arms, relative to plain training's on the data as it is; about
-ALL_ARMS, ALL_SETTINGS = 19.0, 2.5
+ALL_SETTINGS = 2.5  # times as many samples as the data as it is; about
 SETTINGS = ("as it is", "wrong labels", "unbalanced")
 BASELINES = ("plain", "random_share")
+LONGER = 3  # times as many epochs as the comparison has: of the four at equal epochs
 
 
 class Arm(NamedTuple):
     """A method and its options; ``share``: of an epoch's samples that it sends through the backward
-    pass, exactly or about, so that it is trained 1 / ``share`` times as many epochs."""
+    pass, exactly or about, so that it is trained 1 / ``share`` times as many epochs; ``cost``: of
+    its training, relative to plain training, about."""
 
     method: str
     options: Mapping[str, object]
     share: float
     source: str
+    cost: float = 1.1
 
 
-ARMS = {  # by their style in figures
-    "plain": Arm("plain", {}, 1, ""),
+_CHANG = "Chang et al. 2017"
+ARMS = {  # by their style in figures, or their label
+    "plain": Arm("plain", {}, 1, "", cost=1),
     "random_share": Arm("random_share", {"share": 0.5}, 0.5, "Okanovic et al. 2024"),
     "focal": Arm("focal", {}, 1, "Lin et al. 2017"),
     "trimming": Arm("trimming", {}, 1, "Fassold"),
     "hard_batches": Arm("hard_batches", {}, 1, "Sahayam et al. 2023"),
     "gradient_noise": Arm("gradient_noise", {}, 1, "Jaiswal, Taura"),
-    "itdm_joint": Arm("distribution_matching", {"by_class": False}, 1, "Li et al. 2020"),
-    "itdm_class": Arm("distribution_matching", {}, 1, "Li et al. 2020"),
-    "active_bias_sampling": Arm("active_bias", {"variant": "SPV"}, 1, "Chang et al. 2017"),
-    "active_bias_weighting": Arm("active_bias", {"variant": "WPV"}, 1, "Chang et al. 2017"),
-    "selective_backprop": Arm("selective_backprop", {}, 0.4, "Jiang et al. 2019"),
-    "dynamic_pruning": Arm("dynamic_pruning", {}, 0.7, "Qin et al. 2024"),
-    "reducible_loss": Arm("reducible_loss", {"share": 0.25}, 0.25, "Mindermann et al. 2022"),
+    "itdm_joint": Arm("distribution_matching", {"by_class": False}, 1, "Li et al. 2020", cost=2.4),
+    "itdm_class": Arm("distribution_matching", {}, 1, "Li et al. 2020", cost=2.5),
+    "active_bias_sampling": Arm("active_bias", {"variant": "SPV"}, 1, _CHANG),
+    "active_bias_weighting": Arm("active_bias", {"variant": "WPV"}, 1, _CHANG),
+    **{
+        f"Active bias, {variant}": Arm("active_bias", {"variant": variant}, 1, _CHANG)
+        for variant in ("SD", "ISD", "SE", "STC", "WD", "WE", "WTC")
+    },
+    "selective_backprop": Arm("selective_backprop", {}, 0.4, "Jiang et al. 2019", cost=2.8),
+    "dynamic_pruning": Arm("dynamic_pruning", {}, 0.7, "Qin et al. 2024", cost=1.3),
+    "reducible_loss": Arm(
+        "reducible_loss", {"share": 0.25}, 0.25, "Mindermann et al. 2022", cost=3.7
+    ),
+}
+EQUAL_EPOCHS = {  # the random share is as large as what dynamic pruning sends backward, about
+    "Plain training": Arm("plain", {}, 1, "", cost=1),
+    "Dynamic pruning, by chance": Arm("dynamic_pruning", {}, 0.65, "Qin et al. 2024", cost=0.7),
+    "Dynamic pruning, fixed number": Arm(
+        "dynamic_pruning", {"reading": "code"}, 0.65, "Qin et al. 2024", cost=0.7
+    ),
+    "Random share": Arm("random_share", {"share": 0.65}, 0.65, "Okanovic et al. 2024", cost=0.7),
 }
 
 
-def arms_table() -> pd.DataFrame:
+def label(name: str) -> str:
+    """What an arm is called in tables and figures."""
+    return name if name.startswith("Active bias, ") else plotting.method_label(name)
+
+
+def arms_table(arms: Sequence[str] = tuple(ARMS)) -> pd.DataFrame:
     """The arms, their options, and what part of an epoch they send through the backward pass."""
     about = ("selective_backprop", "dynamic_pruning")  # by chance, and by how training goes
     return pd.DataFrame(
         {
-            "arm": plotting.method_label(name),
+            "arm": label(name),
             "method": arm.method,
             "options": ", ".join(f"{k}={v}" for k, v in arm.options.items()),
             "part of an epoch": f"{'about ' if name in about else ''}{arm.share:g}",
             "source": arm.source,
         }
-        for name, arm in ARMS.items()
+        for name, arm in chosen(arms).items()
     )  # fmt: skip
 
 
+def chosen(names: Sequence[str]) -> dict[str, Arm]:
+    """The arms of these names, in the order of `ARMS`, and always the two that others are compared
+    with."""
+    return {name: arm for name, arm in ARMS.items() if name in (*BASELINES, *names)}
+
+
 def planned(
-    base: Mapping, seeds: Sequence[int], epochs: int, *, small_network: str
+    base: Mapping,
+    seeds: Sequence[int],
+    epochs: int,
+    *,
+    small_network: str,
+    arms: Sequence[str] = tuple(ARMS),
 ) -> dict[str, list[Run]]:
     """The runs of every arm, as many epochs as let it send the samples of ``epochs`` of plain
-    training through the backward pass.
+    training through the backward pass, evaluated about as often.
 
     Args:
         base: fields that all share.
@@ -76,25 +109,37 @@ def planned(
         >>> {name: arms[name][0].epochs for name in ("plain", "random_share", "reducible_loss")}
         {'plain': 10, 'random_share': 20, 'reducible_loss': 40}
     """
-    arms = {}
-    for name, arm in ARMS.items():
+    runs = {}
+    for name, arm in chosen(arms).items():
         own = dict(arm.options)
         if arm.method == "reducible_loss":
             own |= {"small_network": small_network, "small_epochs": epochs}
         fields = dict(base) | {"method": arm.method, "options": own}
-        fields["epochs"] = round(epochs / arm.share)
-        arms[name] = [Run(seed=seed, **fields) for seed in seeds]
-    return arms
+        fields |= {"epochs": round(epochs / arm.share), "evaluate_every": int(1 / arm.share)}
+        runs[name] = [Run(seed=seed, **fields) for seed in seeds]
+    return runs
 
 
-def within(minutes: float, seconds_per_epoch: float) -> tuple[int, list[int]]:
+def at_equal_epochs(base: Mapping, seeds: Sequence[int], epochs: int) -> dict[str, list[Run]]:
+    """The runs of `EQUAL_EPOCHS`, whose learning rate falls to 0, as in the paper on pruning;
+    evaluated at the end."""
+    fields = dict(base) | {"epochs": epochs, "evaluate_every": epochs, "schedule": "cosine"}
+    return {
+        name: [Run(**fields, method=arm.method, options=arm.options, seed=seed) for seed in seeds]
+        for name, arm in EQUAL_EPOCHS.items()
+    }
+
+
+def within(
+    minutes: float, seconds_per_epoch: float, arms: Sequence[str] = tuple(ARMS)
+) -> tuple[int, list[int]]:
     """Epochs and seeds with which the whole comparison takes about so long.
 
     Five seeds, as long as each then has ten epochs; fewer seeds, but three, so that each has; and
     beyond thirty epochs more seeds. Never less than three seeds of two epochs.
 
     Args:
-        minutes: > 0, for all arms and settings, trained one after the other.
+        minutes: > 0, for the arms in all settings, trained one after the other.
         seconds_per_epoch: of plain training on the data as it is.
 
     Example:
@@ -102,7 +147,9 @@ def within(minutes: float, seconds_per_epoch: float) -> tuple[int, list[int]]:
         ((25, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
     """
     checks.number("minutes", minutes, low=0, above=True)
-    affordable = 60 * minutes / (ALL_ARMS * ALL_SETTINGS * seconds_per_epoch)  # epochs of all seeds
+    costs = ALL_SETTINGS * sum(arm.cost for arm in chosen(arms).values())
+    costs += LONGER * sum(arm.cost for arm in EQUAL_EPOCHS.values())
+    affordable = 60 * minutes / (costs * seconds_per_epoch)  # epochs of all seeds
     num_seeds = min(10, max(3, min(5, int(affordable / 10)), int(affordable / 30)))
     epochs = min(30, max(2, int(affordable / num_seeds)))
     return epochs, list(range(num_seeds))

@@ -34,31 +34,35 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> 
     """
     waiting: list[Run] = []
     failures: list[tuple[Run, Exception]] = []
-    try:
-        for patient, queue in ((False, runs), (True, waiting)):
-            for run in queue:
-                if _lost_device(failures):
-                    lost = HardtrainError("not tried, since the device is lost: start anew")
-                    failures.insert(0, (run, lost))
+    for patient, queue in ((False, runs), (True, waiting)):
+        for run in queue:
+            if _lost_device(failures):
+                lost = HardtrainError("not tried, since the device is lost: start anew")
+                failures.insert(0, (run, lost))
+                continue
+            try:
+                if not train_if_free(run, store, progress, patient=patient):
+                    waiting.append(run)
                     continue
-                try:
-                    held = _lock(run, store, progress, patient)
-                    if held is None:
-                        waiting.append(run)
-                        continue
-                    with held:
-                        if stored_row(run, store) is None:  # another may have finished it
-                            train_run(run, store, progress)
-                except StoreError:
-                    raise
-                except Exception as error:
-                    failures.append((run, _described(run, error)))
-                progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
-    except (KeyboardInterrupt, SystemExit):
-        progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
-        raise
+            except StoreError:
+                raise
+            except Exception as error:
+                failures.append((run, described(run, error)))
+            progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
     if failures:
         raise SweepError(failures, len(runs))
+
+
+def train_if_free(run: Run, store: RunStore, progress: Progress, *, patient: bool = False) -> bool:
+    """Train a run that is still missing; whether it is finished now, or another process has it,
+    and we are not patient."""
+    held = _lock(run, store, progress, patient)
+    if held is None:
+        return False
+    with held:
+        if stored_row(run, store) is None:  # another may have finished it
+            train_run(run, store, progress)
+    return True
 
 
 def _lock(run: Run, store: RunStore, progress: Progress, patient: bool) -> Any:
@@ -76,7 +80,7 @@ def _lock(run: Run, store: RunStore, progress: Progress, patient: bool) -> Any:
     return lock.acquire()
 
 
-def _described(run: Run, error: Exception) -> Exception:
+def described(run: Run, error: Exception) -> Exception:
     """A run's error, without the tensors that its frames hold, and with a word on what to do."""
     link: BaseException | None = error
     while link is not None:

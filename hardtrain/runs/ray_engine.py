@@ -11,7 +11,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +22,11 @@ import filelock
 import torch
 
 from hardtrain import checks
-from hardtrain.errors import DataError, HardtrainError, ParameterError, SweepError
+from hardtrain.data.images import resolve_device
+from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
 from hardtrain.runs import costs
-from hardtrain.runs.engines import ENGINES, stored_row
-from hardtrain.runs.ray_worker import Desk, train_task
+from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
+from hardtrain.runs.ray_worker import Desk, train_task, warm
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
@@ -32,6 +34,7 @@ from hardtrain.runs.train import fingerprint_at_hand, load_data
 
 TRIES = 3  # a run whose worker dies so often without finishing another epoch is given up
 PATIENCE = 0.5  # seconds between two looks at what the workers say
+SMALL = 3e12  # operations of a run that is trained here while Ray starts: some 20 s of a core
 
 
 def train_on_ray(
@@ -75,11 +78,47 @@ def train_on_ray(
         ENGINES["local"](runs, store, progress)  # Ray would only have to start first
         return
     options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
+    left = sorted(runs, key=costs.work, reverse=True)
+    failed: list[tuple[Run, Exception]] = []
+
+    def meanwhile(is_ready: Callable[[], bool]) -> None:
+        failed.extend(_train_small_ones(left, store, progress, int(cpus_per_run), is_ready))
+
     with (
-        _connected(ray, address),
+        _connected(ray, address, meanwhile),
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
-        driver.train(sorted(runs, key=costs.work, reverse=True))
+        driver.failed = failed
+        driver.train(left, len(runs))
+
+
+def _train_small_ones(
+    runs: list[Run],
+    store: RunStore,
+    progress: Announced,
+    num_threads: int,
+    is_ready: Callable[[], bool],
+) -> list[tuple[Run, Exception]]:
+    """Train runs in this process, the smallest first, until Ray is ready, and take them out of
+    ``runs``; gives those that failed. Large ones are left, which Ray would have to wait for."""
+    failed, before = [], torch.get_num_threads()
+    torch.set_num_threads(max(1, num_threads))  # as many as a worker has
+    try:
+        for run in reversed(runs.copy()):
+            if is_ready() or costs.work(run) > SMALL or resolve_device(run.device).type != "cpu":
+                break
+            try:
+                if not train_if_free(run, store, progress):
+                    continue
+            except StoreError:
+                raise
+            except Exception as error:
+                failed.append((run, described(run, error)))
+            progress.finished(run, *(error for other, error in failed[-1:] if other is run))
+            runs.remove(run)
+    finally:
+        torch.set_num_threads(before)
+    return failed
 
 
 def _ray() -> ModuleType:
@@ -95,31 +134,46 @@ def _ray() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
-    """With Ray: the program's own, if it has begun one, else one that ends with the sweep."""
+def _connected(
+    ray: ModuleType, address: str | None, meanwhile: Callable[[Callable[[], bool]], None]
+) -> Iterator[None]:
+    """With Ray: the program's own, if it has begun one, else one that ends with the sweep. What is
+    to be done ``meanwhile`` is told how to see that it, and a worker of it, have been started."""
     if ray.is_initialized():
         yield
         return
     main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"address": address or "local"}
-    if not address:
-        options |= {"include_dashboard": False}
-        if hasattr(os, "sched_getaffinity"):  # the cores that a scheduler has given us
-            options["num_cpus"] = len(os.sched_getaffinity(0))
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ParameterError(
-            f"ray_address = {address!r}: no cluster answers ({error}); is it running, and is "
-            "RAY_AUTH_MODE here what it is there?"
-        ) from error
-    try:
+        with ThreadPoolExecutor(1) as pool:
+            if not address:
+                starting = pool.submit(_start, ray, options)
+                meanwhile(starting.done)
+            try:
+                ray.init(address=address, **options) if address else starting.result()
+            except Exception as error:  # Ray has no errors of its own for this
+                reason = "is it running, and is RAY_AUTH_MODE here what it is there?"
+                if not address:
+                    reason = "on a busy machine try again; engine 'local' does without"
+                raise ParameterError(
+                    f"ray_address = {address!r}: Ray does not answer ({error}); {reason}"
+                ) from error
         if main:  # Ray sets its own
             signal.signal(signal.SIGTERM, on_sigterm)
         yield
     finally:
         ray.shutdown()
+
+
+def _start(ray: ModuleType, options: dict[str, Any]) -> None:
+    """Start Ray on this machine, with workers that have imported what they need."""
+    cores = {}
+    if hasattr(os, "sched_getaffinity"):  # those that a scheduler has given us
+        cores = {"num_cpus": len(os.sched_getaffinity(0))}
+    ray.init(address="local", include_dashboard=False, **cores, **options)
+    worker = ray.remote(warm)
+    ray.wait([worker.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))])
 
 
 @dataclass
@@ -163,11 +217,7 @@ class _Driver:
         self.task = ray.remote(max_retries=0)(train_task)
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, Exception):
-            self.progress.say(
-                "interrupted; finished runs and checkpoints are kept: run again to go on"
-            )
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # of a cluster that is gone
             for reference in self.running:
                 self.ray.cancel(reference, force=True)
@@ -175,7 +225,7 @@ class _Driver:
         for job in self.jobs.values():
             job.lock.release()
 
-    def train(self, runs: Sequence[Run]) -> None:
+    def train(self, runs: Sequence[Run], total: int) -> None:
         waiting = deque(runs)
         while waiting or self.ready or self.running:
             self._hand_out(waiting)
@@ -188,7 +238,7 @@ class _Driver:
             for reference in done:
                 self._take_back(self.running.pop(reference), reference)
         if self.failed:
-            raise SweepError(self.failed, len(runs)) from self.failed[0][1]
+            raise SweepError(self.failed, total) from self.failed[0][1]
 
     def _hand_out(self, waiting: deque[Run]) -> None:
         """As many runs as there is room for; those that another process holds wait."""

@@ -80,6 +80,10 @@ class _DistantStore(_WorkersStore):
         return self._ask("save_artefact", key, fingerprint, name, dict(arrays))
 
 
+def warm() -> None:
+    """In a worker: nothing, for which this module, and torch, have to be imported."""
+
+
 def train_task(fields: dict, key: str, place: tuple[Path, Path, float, int], desk: Any) -> Any:
     """In a worker: the record of a run, or the error that it ends in."""
     folder, probe, pause, threads = place

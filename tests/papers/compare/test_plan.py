@@ -5,18 +5,35 @@ import pytest
 
 from hardtrain import ParameterError, load_dataset
 from hardtrain.papers.compare import plan
-from hardtrain.report import plotting
-from hardtrain.training import lookup
+from hardtrain.training import lookup, methods
 
 BASE = {"dataset": "digits", "network": "mlp", "batch_size": 32}
 
 
 def test_every_arm_is_a_method_with_a_label_of_its_own():
-    labels = [plotting.method_label(name) for name in plan.ARMS]
-    assert len(set(labels)) == len(plan.ARMS) == 13
+    labels = [plan.label(name) for name in plan.ARMS]
+    assert len(set(labels)) == len(plan.ARMS) == 20
     for arm in plan.ARMS.values():
         lookup.checked_options(arm.method, arm.options)
     assert plan.arms_table()["arm"].tolist() == labels
+    variants = {arm.options["variant"] for arm in plan.ARMS.values() if "variant" in arm.options}
+    assert variants == set(methods.ACTIVE_BIAS_VARIANTS) - {"uniform"}
+
+
+def test_the_baselines_are_among_any_arms():
+    assert list(plan.chosen(["trimming"])) == ["plain", "random_share", "trimming"]
+    runs = plan.planned(BASE, [0], 10, small_network="mlp", arms=["reducible_loss"])
+    assert list(runs) == ["plain", "random_share", "reducible_loss"]
+    # each is evaluated about as often
+    assert [arm[0].epochs // arm[0].evaluate_every for arm in runs.values()] == [10, 10, 10]
+
+
+def test_at_equal_epochs_the_learning_rate_falls_and_the_share_is_that_of_pruning():
+    arms = plan.at_equal_epochs(BASE, [0, 1], 12)
+    assert {(run.epochs, run.schedule) for arm in arms.values() for run in arm} == {(12, "cosine")}
+    methods_of = [arm[0].method for arm in arms.values()]
+    assert methods_of == ["plain", "dynamic_pruning", "dynamic_pruning", "random_share"]
+    assert [arm[0].options.get("reading") for arm in arms.values()][1:3] == ["paper", "code"]
 
 
 def test_arms_are_paired_by_seed_and_share_their_fields():
@@ -38,7 +55,9 @@ def test_arms_send_as_many_samples_backward_where_that_is_known():
 def test_minutes_choose_epochs_and_seeds():
     def spent(chosen, seconds):
         epochs, seeds = chosen
-        return epochs * len(seeds) * seconds * plan.ALL_ARMS * plan.ALL_SETTINGS / 60
+        arms = sum(arm.cost for arm in plan.ARMS.values()) * plan.ALL_SETTINGS
+        longer = sum(arm.cost for arm in plan.EQUAL_EPOCHS.values()) * plan.LONGER
+        return epochs * len(seeds) * seconds * (arms + longer) / 60
 
     chosen = {minutes: plan.within(minutes, 0.05) for minutes in (0.01, 1, 2, 5, 9, 10_000)}
     for minutes, (epochs, seeds) in chosen.items():

@@ -10,7 +10,7 @@ from hardtrain.papers.compare.costs import as_timings, sent_backward
 from hardtrain.papers.compare.plan import BASELINES
 from hardtrain.papers.compare.tables import Cells, at_equal_time, costs
 from hardtrain.report import tables
-from hardtrain.report.text import format_difference, format_interval, format_number
+from hardtrain.report.text import format_difference, format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import PairedDifference, holm_corrected
 
@@ -62,6 +62,9 @@ def sentences(found: Gains) -> list[str]:
     said = []
     for name, columns in found.items():
         if name in BASELINES:
+            continue
+        if not any(columns.values()):
+            said.append(f"- **{plan.label(name)}**: not run.")
             continue
         parts = []
         for equal in EQUAL:
@@ -126,28 +129,16 @@ def lossless(
 ) -> list[str]:
     """Whether dynamic pruning loses nothing here, and whether it is its choice of samples."""
     plain, *pruned, share = longer
+    pairs = [(name, base) for name in longer for base in (plain, share) if name != base]
+    gaps = [tables.difference(results, longer[a], longer[b], tables.TEST_ERROR) for a, b in pairs]
+    found = dict(zip(pairs, holm_corrected(gaps), strict=True))
     said = []
     for name in pruned:
         row = table.set_index("arm").loc[name]
-        gaps = [
-            tables.difference(results, longer[name], longer[base], tables.TEST_ERROR)
-            for base in (plain, share)
-        ]
-        if None not in gaps:
-            against = [
-                _with_bounds(gap, base.lower())
-                for gap, base in zip(gaps, (plain, share), strict=True)
-            ]
+        against = [_compared(found[name, base], base.lower()) for base in (plain, share)]
+        if found[name, plain] is not None:
             said.append(
-                f"**{name}** sent {row['samples']} of the samples backward, in {row['time']} of "
-                f"plain training's time: {'; '.join(against)}."
+                f"- **{name}**, which sent {row['samples']} of the samples backward in "
+                f"{row['time']} of plain training's time: {' and '.join(against)}."
             )
     return said
-
-
-def _with_bounds(gap: PairedDifference, base: str) -> str:
-    """An interval that holds 0 bounds what was lost; it does not show that nothing was."""
-    text = f"against {base} {format_interval(gap, 2, signed=True)} points"
-    if gap.low > 0:
-        return f"{text}, worse"
-    return f"{text}, better" if gap.high < 0 else f"{text}, no difference shown"

@@ -13,8 +13,8 @@ from hardtrain.data.stratify import pick_per_class
 from hardtrain.report import plotting
 from hardtrain.runs.run import Run
 
-ALL_SETTINGS = 2.5  # times as many samples as the data as it is; about
-SETTINGS = ("as it is", "wrong labels", "unbalanced")
+# with how many samples, relative to the data as it is; about
+SETTINGS = {"as it is": 1.0, "wrong labels": 1.0, "unbalanced": 0.5}
 BASELINES = ("plain", "random_share")
 LONGER = 3  # times as many epochs as the comparison has: of the four at equal epochs
 
@@ -131,7 +131,10 @@ def at_equal_epochs(base: Mapping, seeds: Sequence[int], epochs: int) -> dict[st
 
 
 def within(
-    minutes: float, seconds_per_epoch: float, arms: Sequence[str] = tuple(ARMS)
+    minutes: float,
+    seconds_per_epoch: float,
+    arms: Sequence[str] = tuple(ARMS),
+    settings: Sequence[str] = tuple(SETTINGS),
 ) -> tuple[int, list[int]]:
     """Epochs and seeds with which the whole comparison takes about so long.
 
@@ -139,15 +142,17 @@ def within(
     beyond thirty epochs more seeds. Never less than three seeds of two epochs.
 
     Args:
-        minutes: > 0, for the arms in all settings, trained one after the other.
+        minutes: > 0, for the arms in these settings, trained one after the other.
         seconds_per_epoch: of plain training on the data as it is.
 
     Example:
         >>> within(5, 0.05), within(60, 0.05), within(0.1, 0.05)
-        ((25, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
+        ((14, [0, 1, 2, 3, 4]), (30, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (2, [0, 1, 2]))
     """
     checks.number("minutes", minutes, low=0, above=True)
-    costs = ALL_SETTINGS * sum(arm.cost for arm in chosen(arms).values())
+    costs = sum(SETTINGS[name] for name in set(settings)) * sum(
+        arm.cost for arm in chosen(arms).values()
+    )
     costs += LONGER * sum(arm.cost for arm in EQUAL_EPOCHS.values())
     affordable = 60 * minutes / (costs * seconds_per_epoch)  # epochs of all seeds
     num_seeds = min(10, max(3, min(5, int(affordable / 10)), int(affordable / 30)))

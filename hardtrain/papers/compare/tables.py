@@ -182,6 +182,8 @@ def answer(results: pd.DataFrame, cells: Cells, timings: pd.DataFrame) -> str:
     better = [name for name in gaps if _finding(corrected[name]) == "better"]
     worse = [name for name in gaps if _finding(corrected[name]) == "worse"]
     could = [smallest_effect(gap) for gap in gaps.values()]
+    if np.isnan(could).all():
+        return "Too little was run for an answer."
     if better:
         parts = [
             f"{plan.label(name)} ({gaps[name].mean:+.2f} points, "

@@ -55,7 +55,7 @@ def test_arms_send_as_many_samples_backward_where_that_is_known():
 def test_minutes_choose_epochs_and_seeds():
     def spent(chosen, seconds):
         epochs, seeds = chosen
-        arms = sum(arm.cost for arm in plan.ARMS.values()) * plan.ALL_SETTINGS
+        arms = sum(arm.cost for arm in plan.ARMS.values()) * sum(plan.SETTINGS.values())
         longer = sum(arm.cost for arm in plan.EQUAL_EPOCHS.values()) * plan.LONGER
         return epochs * len(seeds) * seconds * (arms + longer) / 60
 
@@ -68,6 +68,8 @@ def test_minutes_choose_epochs_and_seeds():
     sizes = [epochs * len(seeds) for epochs, seeds in chosen.values()]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (6, 300)
+    few = plan.within(1, 0.05, ["trimming"], ["as it is"])
+    assert few[0] * len(few[1]) > 4 * chosen[1][0] * len(chosen[1][1])
     with pytest.raises(ParameterError, match="minutes = 0 is not more than 0"):
         plan.within(0, 0.05)
 

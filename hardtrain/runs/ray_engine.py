@@ -34,7 +34,7 @@ from hardtrain.runs.train import fingerprint_at_hand, load_data
 
 TRIES = 3  # a run whose worker dies so often without finishing another epoch is given up
 PATIENCE = 0.5  # seconds between two looks at what the workers say
-SMALL = 3e12  # operations of a run that is trained here while Ray starts: some 20 s of a core
+SHORT = 2e11  # operations of an epoch: a second or two of a core
 
 
 def train_on_ray(
@@ -82,7 +82,7 @@ def train_on_ray(
     failed: list[tuple[Run, Exception]] = []
 
     def meanwhile(is_ready: Callable[[], bool]) -> None:
-        failed.extend(_train_small_ones(left, store, progress, int(cpus_per_run), is_ready))
+        failed.extend(_train_meanwhile(left, store, progress, int(cpus_per_run), is_ready))
 
     with (
         _connected(ray, address, meanwhile),
@@ -92,30 +92,44 @@ def train_on_ray(
         driver.train(left, len(runs))
 
 
-def _train_small_ones(
+class _Ready(Exception):
+    """Ray is, so what is trained here meanwhile ends with its epoch."""
+
+
+def _train_meanwhile(
     runs: list[Run],
     store: RunStore,
     progress: Announced,
     num_threads: int,
     is_ready: Callable[[], bool],
 ) -> list[tuple[Run, Exception]]:
-    """Train runs in this process, the smallest first, until Ray is ready, and take them out of
-    ``runs``; gives those that failed. Large ones are left, which Ray would have to wait for."""
+    """Train runs of short epochs in this process, the smallest first, until Ray is ready, and take
+    them out of ``runs``; gives those that failed. What is not finished leaves a checkpoint."""
+
+    def note(run: Run, epochs: int, loss: float | None = None) -> None:
+        progress(run, epochs, loss)
+        if is_ready() and epochs < run.epochs:
+            raise _Ready
+
+    here = RunStore(store.path, checkpoint_seconds=min(0.5, store.checkpoint_seconds))
     failed, before = [], torch.get_num_threads()
     torch.set_num_threads(max(1, num_threads))  # as many as a worker has
     try:
         for run in reversed(runs.copy()):
-            if is_ready() or costs.work(run) > SMALL or resolve_device(run.device).type != "cpu":
+            on_cpu = resolve_device(run.device).type == "cpu"
+            if is_ready() or not on_cpu or costs.work(run) / run.epochs > SHORT:
                 break
             try:
-                if not train_if_free(run, store, progress):
+                if not train_if_free(run, here, note):
                     continue
-            except StoreError:
+            except (StoreError, _Ready):
                 raise
             except Exception as error:
                 failed.append((run, described(run, error)))
             progress.finished(run, *(error for other, error in failed[-1:] if other is run))
             runs.remove(run)
+    except _Ready:
+        pass
     finally:
         torch.set_num_threads(before)
     return failed

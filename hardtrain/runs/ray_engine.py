@@ -7,12 +7,9 @@ out again and goes on from its last checkpoint.
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +21,9 @@ import torch
 from hardtrain import checks
 from hardtrain.data.images import resolve_device
 from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
-from hardtrain.runs import costs
+from hardtrain.runs import costs, ray_start
 from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
-from hardtrain.runs.ray_worker import Desk, train_task, warm
+from hardtrain.runs.ray_worker import Desk, train_task
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
@@ -61,7 +58,7 @@ def train_on_ray(
     Raises:
         ParameterError: Ray is not installed, or an option is not allowed.
     """
-    ray = _ray()
+    ray = ray_start.imported()
     for name, value in (("gpus_per_run", gpus_per_run), ("cpus_per_run", cpus_per_run)):
         if value is not None:
             checks.number(name, value, low=0, above=name == "cpus_per_run")
@@ -85,7 +82,7 @@ def train_on_ray(
         failed.extend(_train_meanwhile(left, store, progress, int(cpus_per_run), is_ready))
 
     with (
-        _connected(ray, address, meanwhile),
+        ray_start.connected(ray, address, meanwhile),
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
         driver.failed = failed
@@ -133,61 +130,6 @@ def _train_meanwhile(
     finally:
         torch.set_num_threads(before)
     return failed
-
-
-def _ray() -> ModuleType:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ParameterError(
-            "engine = 'ray' needs Ray: pip install 'hardtrain[ray]', or pip install ray"
-        ) from error
-    return ray
-
-
-@contextlib.contextmanager
-def _connected(
-    ray: ModuleType, address: str | None, meanwhile: Callable[[Callable[[], bool]], None]
-) -> Iterator[None]:
-    """With Ray: the program's own, if it has begun one, else one that ends with the sweep. What is
-    to be done ``meanwhile`` is told how to see that it, and a worker of it, have been started."""
-    if ray.is_initialized():
-        yield
-        return
-    main = threading.current_thread() is threading.main_thread()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            if not address:
-                starting = pool.submit(_start, ray, options)
-                meanwhile(starting.done)
-            try:
-                ray.init(address=address, **options) if address else starting.result()
-            except Exception as error:  # Ray has no errors of its own for this
-                reason = "is it running, and is RAY_AUTH_MODE here what it is there?"
-                if not address:
-                    reason = "on a busy machine try again; engine 'local' does without"
-                raise ParameterError(
-                    f"ray_address = {address!r}: Ray does not answer ({error}); {reason}"
-                ) from error
-        if main:  # Ray sets its own
-            signal.signal(signal.SIGTERM, on_sigterm)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start(ray: ModuleType, options: dict[str, Any]) -> None:
-    """Start Ray on this machine, with workers that have imported what they need."""
-    cores = {}
-    if hasattr(os, "sched_getaffinity"):  # those that a scheduler has given us
-        cores = {"num_cpus": len(os.sched_getaffinity(0))}
-    ray.init(address="local", include_dashboard=False, **cores, **options)
-    worker = ray.remote(warm)
-    ray.wait([worker.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))])
 
 
 @dataclass

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from hardtrain import ParameterError, Run, RunStore, SweepError, run_missing, write_results
-from hardtrain.runs import ray_engine
+from hardtrain.runs import ray_engine, ray_start
 from hardtrain.runs.ray_engine import _Driver
 from hardtrain.runs.status import Announced
 from hardtrain.runs.train import load_data
@@ -358,7 +358,7 @@ class StartingRay:
 
 
 def connect(fake, meanwhile):
-    with ray_engine._connected(fake, None, meanwhile):
+    with ray_start.connected(fake, None, meanwhile):
         fake.calls.append("used")
 
 

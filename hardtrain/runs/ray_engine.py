@@ -23,7 +23,7 @@ from hardtrain.data.images import resolve_device
 from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
 from hardtrain.runs import costs, ray_start
 from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
-from hardtrain.runs.ray_worker import Desk, train_task
+from hardtrain.runs.ray_worker import Desk, settings, train_task
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
@@ -235,7 +235,7 @@ class _Driver:
         threads = max(1, int(options["num_cpus"]))
         place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
         reference = self.task.options(name=str(job.run), **options).remote(
-            fields, job.run.key, place, self.desk
+            fields, job.run.key, place, settings(), self.desk
         )
         self.running[reference] = job
 

@@ -68,17 +68,14 @@ def sentences(found: Gains) -> list[str]:
             continue
         parts = []
         for equal in EQUAL:
-            against = [
-                _compared(columns[f"{equal}, minus {short}"], short) for short in _SHORT.values()
-            ]
-            parts.append(f"at {equal} {' and '.join(against)}")
+            gaps = {short: columns[f"{equal}, minus {short}"] for short in _SHORT.values()}
+            against = [_compared(gap, short) for short, gap in gaps.items() if gap is not None]
+            parts.append(f"at {equal} {' and '.join(against) or 'too late, or not run'}")
         said.append(f"- **{plan.label(name)}**: {'; '.join(parts)}{_lost(columns)}.")
     return said
 
 
-def _compared(gap: PairedDifference | None, other: str) -> str:
-    if gap is None:
-        return f"not there to be compared with {other}"
+def _compared(gap: PairedDifference, other: str) -> str:
     word = _word(gap)
     how = "no different, by more than chance, from" if word == "no different" else f"{word} than"
     return f"{how} {other} ({gap.mean:+.2f} points)"
@@ -135,8 +132,9 @@ def lossless(
     said = []
     for name in pruned:
         row = table.set_index("arm").loc[name]
-        against = [_compared(found[name, base], base.lower()) for base in (plain, share)]
-        if found[name, plain] is not None:
+        gaps = {base.lower(): found[name, base] for base in (plain, share)}
+        against = [_compared(gap, base) for base, gap in gaps.items() if gap is not None]
+        if against:
             said.append(
                 f"- **{name}**, which sent {row['samples']} of the samples backward in "
                 f"{row['time']} of plain training's time: {' and '.join(against)}."

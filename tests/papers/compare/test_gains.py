@@ -50,7 +50,7 @@ def test_an_arm_that_is_too_late_in_one_setting_is_not_compared_at_equal_time():
     late.loc[late["key"].isin(keys), "seconds_before"] = math.nan
     found = gains.gains(results, history_of(cells), late, cells)
     assert found["reducible_loss"]["equal time, minus plain training"] is None
-    assert "not there to be compared with plain training" in gains.sentences(found)[-1]
+    assert "; at equal time too late, or not run" in gains.sentences(found)[-1]
 
 
 def test_what_is_sent_backward_is_counted_or_every_sample_of_an_epoch():

@@ -280,7 +280,8 @@ class Place:
 
     def parameters(self, stem: str, **given) -> dict:
         small = SMALL | NOTEBOOKS[stem].smaller
-        return small | {"use_committed": False, "out_dir": str(self.out)} | given
+        start = {"profile": "quick", "use_committed": False, "out_dir": str(self.out)}
+        return small | start | given
 
     def set_environment(self, patch: pytest.MonkeyPatch) -> None:
         patch.setenv("IPYTHONDIR", str(self.folder / "ipython"))

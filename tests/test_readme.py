@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hardtrain.report.claims import all_claims
-from hardtrain.report.text import to_markdown
+from hardtrain.report.claims import all_claims, findings_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -40,5 +39,5 @@ def test_the_findings_are_those_of_the_figure_folders():
     claims = all_claims(ROOT / "figures")
     assert len(claims) >= 35
     text = (ROOT / "README.md").read_text()
-    assert f"<!-- findings -->\n\n{to_markdown(claims)}\n<!-- end of findings -->" in text
+    assert f"<!-- findings -->\n\n{findings_markdown(claims)}\n<!-- end of findings -->" in text
     assert (ROOT / "figures" / "findings.png").is_file()

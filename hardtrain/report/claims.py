@@ -18,9 +18,11 @@ from hardtrain.report.tables import MISSING, Protocol
 from hardtrain.report.text import format_interval, format_number, to_markdown
 from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
 
-PROFILES = ("paper", "reduced", "quick")  # README shows the first that there is
+PROFILES = ("paper", "reduced", "quick")  # README shows the first at which a claim was run
 COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
+_SHOWN = ["claim", "quantity", "printed", "here", "p", "finding"]  # in README
 _MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
+_EDGES = -2, 4  # of README's picture, in printed effects
 _COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5", MISSING: "0.8"}
 
 
@@ -137,16 +139,33 @@ def findings_text(table: pd.DataFrame) -> str:
 
 
 def all_claims(figures: Path) -> pd.DataFrame:
-    """The claims of every notebook at the largest scale that was run, a column ``notebook``
-    before those of `claims_table`."""
+    """The claims of every notebook, each at the largest scale at which it was run; a column
+    ``notebook`` before those of `claims_table`."""
     tables = [pd.DataFrame(columns=["notebook", *COLUMNS])]
     for notebook in sorted(path for path in figures.iterdir() if path.is_dir()):
         files = [notebook / profile / "claims.csv" for profile in PROFILES]
-        for path in [file for file in files if file.is_file()][:1]:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        scales = [pd.read_csv(f, dtype=str, keep_default_na=False) for f in files if f.is_file()]
+        if scales:
+            every = pd.concat(scales)
+            run_first = every.sort_values("finding", key=lambda f: f == MISSING, kind="stable")
+            best = run_first.drop_duplicates("claim").set_index("claim")
+            table = best.loc[every["claim"].unique()].reset_index()
             table.insert(0, "notebook", notebook.name)
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def findings_markdown(claims: pd.DataFrame) -> str:
+    """README's findings: how many claims there are of each finding, and a table for each notebook
+    and scale."""
+    counts = [f"{count} {finding}" for finding, count in claims["finding"].value_counts().items()]
+    parts = [f"Of {len(claims)} claims: {', '.join(counts)}."]
+    for notebook, of_notebook in claims.groupby("notebook", sort=False):
+        for scale, rows in of_notebook.groupby("scale", sort=False):
+            about = scale.partition("; runs of")[0]  # the environments stand in claims.csv
+            parts.append(f"**[{notebook}](notebooks/{notebook}.ipynb)**: {about}")
+            parts.append(to_markdown(rows[_SHOWN]).rstrip())
+    return "\n\n".join(parts) + "\n"
 
 
 def effects(claims: pd.DataFrame) -> pd.DataFrame:
@@ -170,11 +189,14 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
     for finding, rows in shown.groupby("finding"):
         style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
         ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
-    names = [f"{row.notebook[:2]}  {row.quantity}" for row in shown.itertuples()]
-    ax.set_yticks(
-        range(len(shown)), [textwrap.shorten(name, 72, placeholder=" …") for name in names]
-    )
+    names = [
+        f"{textwrap.shorten(row.claim, 72, placeholder=' …')}  {row.notebook[:2]}, "
+        f"{row.scale.partition(',')[0]}"
+        for row in shown.itertuples()
+    ]
+    ax.set_yticks(range(len(shown)), names)
     ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xlim(*_EDGES)
     ax.set(xlabel="effect here / printed effect (0: none, 1: as printed)")
     if len(shown):
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
@@ -182,11 +204,11 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
 
 
 def refresh(readme: Path, figures: Path) -> None:
-    """Write the table of findings between its marks in README, and its picture."""
+    """Write the findings between their marks in README, and their picture."""
     begin, end = _MARKS
     claims = all_claims(figures)
     text = readme.read_text(encoding="utf-8")
-    new = f"{begin}\n{to_markdown(claims)}\n{end}"
+    new = f"{begin}\n{findings_markdown(claims)}\n{end}"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     write_atomically(readme, re.sub(pattern, lambda _: new, text, flags=re.DOTALL).encode())
     draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})

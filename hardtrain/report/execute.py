@@ -1,6 +1,6 @@
 """Execute notebooks whole: ``python -m hardtrain.report.execute --train FILE ...``, or
 
-``--train``    run each with ``use_committed: false`` into ``build/notebooks``
+``--train``    run each one's quick profile with ``use_committed: false`` into ``build/notebooks``
 ``--refresh``  run each from the committed results and replace the file itself
 ``--check``    compare each committed notebook's outputs with what it gives now (nbval)
 
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.notebooks:
         began = time.perf_counter()
         target = path if options.refresh else project_root() / "build" / "notebooks" / path.name
-        parameters = {"use_committed": False} if options.train else {}
+        parameters = {"use_committed": False, "profile": "quick"} if options.train else {}
         try:
             execute(path, target, parameters)
         except (RuntimeError, ParameterError) as error:

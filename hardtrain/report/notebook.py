@@ -307,17 +307,24 @@ class Notebook:
 
     def claims(self, claims: Sequence[Claim], scale: str | None = None):
         """Judge the paper's claims: write ``claims.csv``, give the table, and show its sentences
-        where `findings` stands. ``scale`` says on what; default: the caption."""
+        where `findings` stands. ``scale`` says on what, behind the data sets; default: the
+        caption."""
         from IPython.display import Markdown, update_display
 
-        table = claims_table(claims, self.caption if scale is None else scale)
+        names = " and ".join(Path(name).stem for name in self.p.datasets)
+        table = claims_table(claims, f"{names}, {self.caption if scale is None else scale}")
         write_atomically(self.out / "claims.csv", table.to_csv(index=False).encode())
         self._written.add("claims.csv")
         update_display(Markdown(findings_text(table)), display_id="findings")
         return Markdown(to_markdown(table.drop(columns="scale")))
 
     def save_figure(self, fig, name: str, note: str | None = None) -> None:
-        """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it."""
+        """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it. One without any
+        data is neither written nor shown; a line says so."""
+        if not plotting.has_data(fig):
+            plotting.close(fig)
+            print(f"{name}: not drawn, nothing of it was run")
+            return
         plotting.save(fig, self.out, name, self.caption if note is None else note)
         self._written |= {f"{name}.pdf", f"{name}.png"}
 

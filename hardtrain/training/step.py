@@ -34,7 +34,8 @@ class Step:
     """
 
     def __init__(self, run: Any, model: nn.Module, method: Any, optimizer: torch.optim.Optimizer):
-        self.run, self.model, self.method, self.optimizer = run, model, method, optimizer
+        self.run, self.method, self.optimizer = run, method, optimizer
+        self.model = torch.compile(model) if run.compiled else model
         self.device = next(model.parameters()).device
         self.rate = torch.zeros((), device=self.device) if replays(self.device) else None
 

@@ -13,11 +13,11 @@ from hardtrain.report.claims import (
     claims_table,
     draw_effects,
     effects,
+    findings_markdown,
     findings_text,
     refresh,
 )
 from hardtrain.report.tables import Protocol
-from hardtrain.report.text import to_markdown
 from hardtrain.statistics import Interval, PairedDifference
 
 
@@ -118,30 +118,37 @@ def test_a_row_says_what_was_printed_and_found():
     assert findings_text(claims_table([], "")) == "\n"
 
 
-def write(folder, text):
+def write(folder, **found):
     folder.mkdir(parents=True)
-    claims_table([Claim(text, "q", "lower", None)], "s").to_csv(folder / "claims.csv", index=False)
+    made = [Claim(text, "q", "lower", ours) for text, ours in found.items()]
+    claims_table(made, f"{folder.name}, 5 seeds").to_csv(folder / "claims.csv", index=False)
 
 
-def test_readme_shows_the_claims_of_the_largest_scale(tmp_path):
+def test_readme_shows_each_claim_at_the_largest_scale_at_which_it_was_run(tmp_path):
     figures = tmp_path / "figures"
-    for profile in ("quick", "reduced"):
-        write(figures / "01_a" / profile, f"{profile} a")
-    write(figures / "02_b" / "quick", "quick b")
+    write(figures / "01_a" / "quick", both=gap(-3, -2), quick_only=gap(-2, -1), neither=None)
+    write(figures / "01_a" / "reduced", both=gap(-2, -1), quick_only=None, neither=None)
+    write(figures / "02_b" / "quick", other=gap(1, 2))
     (figures / "03_c" / "paper").mkdir(parents=True)
     (figures / "README.md").touch()
     table = all_claims(figures)
-    assert table[["notebook", "claim"]].to_numpy().tolist() == [
-        ["01_a", "reduced a"],
-        ["02_b", "quick b"],
+    assert table[["notebook", "claim", "finding", "scale"]].to_numpy().tolist() == [
+        ["01_a", "both", "supports", "reduced, 5 seeds"],
+        ["01_a", "quick_only", "supports", "quick, 5 seeds"],
+        ["01_a", "neither", "not run", "reduced, 5 seeds"],
+        ["02_b", "other", "contradicts", "quick, 5 seeds"],
     ]
+    text = findings_markdown(table.replace("reduced, 5 seeds", "reduced, 5 seeds; runs of 2 cards"))
+    assert text.startswith("Of 4 claims: 2 supports, 1 not run, 1 contradicts.\n\n**[01_a]")
+    assert text.count("**[01_a](notebooks/01_a.ipynb)**: reduced, 5 seeds\n\n| claim |") == 1
+    assert text.count("**[01_a](notebooks/01_a.ipynb)**: quick, 5 seeds\n\n| claim |") == 1
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- findings -->\nold\n<!-- end of findings -->\nbelow\n")
     refresh(readme, figures)
     once = readme.read_text()
     assert once.startswith("above\n<!-- findings -->\n")
     assert once.endswith("<!-- end of findings -->\nbelow\n")
-    assert to_markdown(table) in once
+    assert findings_markdown(table) in once
     assert (figures / "findings.png").stat().st_size > 1000
     assert "old" not in once
     refresh(readme, figures)
@@ -169,4 +176,4 @@ def test_effects_are_parts_of_the_printed_ones():
     assert found["part"].tolist() == pytest.approx([0.8, -0.4])
     assert found["half_width"].tolist() == pytest.approx([0.6, 0.2])
     (ax,) = draw_effects(made.assign(notebook="01_a")).axes
-    assert [text.get_text() for text in ax.get_yticklabels()] == 2 * ["01 error (points)"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == 2 * ["It helps.  01, digits"]

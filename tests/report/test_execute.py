@@ -197,7 +197,10 @@ def test_names_of_parameters_are_checked_before_papermill_sees_them(root, preten
 
 @pytest.mark.parametrize(
     ("option", "folder", "parameters"),
-    [("--train", "build/notebooks", {"use_committed": False}), ("--refresh", "notebooks", {})],
+    [
+        ("--train", "build/notebooks", {"use_committed": False, "profile": "quick"}),
+        ("--refresh", "notebooks", {}),
+    ],
 )
 def test_main_trains_into_build_and_refreshes_in_place(
     root, monkeypatch, capsys, option, folder, parameters

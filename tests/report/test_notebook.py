@@ -271,8 +271,16 @@ def test_notebook_trains_what_is_missing_and_knows_what_it_wrote(book, tiny_run,
     assert capsys.readouterr().out == "2 runs, of which 0 diverged\n"
     assert list(history["key"].unique()) == [run.key for run in runs]
     mine.save_table(pd.DataFrame({"a": [1]}), "table_1_a")
-    mine.save_figure(Figure(), "fig_1_a", "a note")
+    fig = Figure()
+    ax = fig.subplots()
+    ax.axhline(0)
+    ax.errorbar([], [])
+    mine.save_figure(fig, "fig_2_b")
+    assert capsys.readouterr().out == "fig_2_b: not drawn, nothing of it was run\n"
+    ax.plot([1, 2], [3, 4])
+    mine.save_figure(fig, "fig_1_a", "a note")
     said = mine.finish()
+    assert not (mine.out / "fig_2_b.png").exists()
     assert said.startswith(f"{notebook.END_MARKER} 7 files, results.csv ")
     assert mine.caption in (mine.out / "table_1_a.md").read_text()
     (mine.out / "results.csv").write_text("key\n2\n")

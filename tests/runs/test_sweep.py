@@ -70,6 +70,7 @@ OTHER = {
     "augment": "flip",
     "precision": "bfloat16",
     "channels_last": True,
+    "compiled": True,
     "evaluate_every": 2,
     "evaluate_unit": "step",
     "evaluate_last": 10,

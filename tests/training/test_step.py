@@ -1,6 +1,7 @@
 """Steps that are captured and replayed, with a stand-in for a GPU; and on one, if there is one."""
 
 import contextlib
+import functools
 import itertools
 
 import pytest
@@ -239,6 +240,28 @@ def test_steps_are_replayed_on_a_gpu_where_the_method_allows_it(tiny_run, monkey
     assert type(step.make_step(run, model, method, optimizer)) is ReplayedStep
     method.graph_key = None
     assert type(step.make_step(run, model, method, optimizer)) is Step
+
+
+@pytest.mark.parametrize("method", ["plain", "trimming"])
+def test_a_compiled_forward_pass_trains_as_the_plain_one(method, tiny_run, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):  # the operations as they are: the same bits
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    ends = []
+    for compiled in (False, True):
+        run = tiny_run(method=method, compiled=compiled)
+        train, test, _ = load_data(run)
+        with randomness.isolated_randomness(0, torch.device("cpu")):
+            model, trained = build(run, train, test)
+            loop.fit(run, model, trained, lambda model: {})
+        ends.append(model)
+    assert len(graphs) > 0
+    assert same(*ends)
 
 
 def test_replays_on_cuda_devices_unless_the_environment_says_no(monkeypatch):

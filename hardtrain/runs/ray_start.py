@@ -16,6 +16,8 @@ from hardtrain.runs.ray_worker import warm
 def imported() -> ModuleType:
     """Ray, or the error that says how to get it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    # seconds for its helpers to start; with the 15 of its own it gives up on a busy machine
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     try:
         import ray
         import ray.exceptions

@@ -120,6 +120,19 @@ def planned(
     return runs
 
 
+def with_results(
+    cells: Mapping[str, Mapping[str, Sequence[Run]]], results: pd.DataFrame
+) -> Mapping[str, Mapping[str, Sequence[Run]]]:
+    """The settings of which anything was run; all where nothing was."""
+    done = set(results["key"])
+    found = {
+        name: arms
+        for name, arms in cells.items()
+        if any(run.key in done for arm in arms.values() for run in arm)
+    }
+    return found or cells
+
+
 def at_equal_epochs(base: Mapping, seeds: Sequence[int], epochs: int) -> dict[str, list[Run]]:
     """The runs of `EQUAL_EPOCHS`, whose learning rate falls to 0, as in the paper on pruning;
     evaluated at the end."""

@@ -1,6 +1,7 @@
 """The plan of the comparison: its arms, as many samples backward for each, the unbalanced part."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hardtrain import ParameterError, load_dataset
@@ -26,6 +27,16 @@ def test_the_baselines_are_among_any_arms():
     assert list(runs) == ["plain", "random_share", "reducible_loss"]
     # each is evaluated about as often
     assert [arm[0].epochs // arm[0].evaluate_every for arm in runs.values()] == [10, 10, 10]
+
+
+def test_settings_without_results_are_left_out():
+    settings = {
+        name: plan.planned(BASE | {"label_noise": noise}, [0, 1], 10, small_network="mlp")
+        for name, noise in (("as it is", 0.0), ("wrong labels", 0.3))
+    }
+    one = pd.DataFrame({"key": [settings["wrong labels"]["focal"][1].key]})
+    assert list(plan.with_results(settings, one)) == ["wrong labels"]
+    assert list(plan.with_results(settings, one[:0])) == ["as it is", "wrong labels"]
 
 
 def test_at_equal_epochs_the_learning_rate_falls_and_the_share_is_that_of_pruning():

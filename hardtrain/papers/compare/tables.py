@@ -170,7 +170,9 @@ def ranking_table(results: pd.DataFrame, timings: pd.DataFrame, cells: Cells) ->
 
 def _finding(gap: PairedDifference | None) -> str:
     """By the corrected p value, which is the answer's."""
-    if gap is None or math.isnan(gap.p) or gap.p >= 0.05:
+    if gap is None:
+        return tables.MISSING
+    if math.isnan(gap.p) or gap.p >= 0.05:
         return "no difference shown"
     return "better" if gap.mean < 0 else "worse"
 

@@ -1,7 +1,8 @@
 """Papers about training on hard samples: the strategies, one training loop, and its records.
 
 The contents page is ``__init__.pyi``: it says where each public name lives, to type checkers and
-to this module, which imports a name's home when the name is first used.
+to this module, which imports a name's home when the name is first used. Strategies need torch; what
+the others need, the extra ``notebooks`` brings.
 """
 
 import ast
@@ -21,7 +22,13 @@ __all__ = sorted(set(_HOMES) - {"__version__"})
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'hardtrain' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"hardtrain.{name} needs {error.name}: pip install 'hardtrain[notebooks]'",
+            name=error.name,
+        ) from error
     globals()[name] = value
     return value
 

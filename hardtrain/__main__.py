@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hardtrain.errors import HardtrainError, ParameterError
-from hardtrain.files import project_root
-from hardtrain.runs.engines import ended_by_sigterm
-from hardtrain.runs.merge import merge
-from hardtrain.runs.status import report, spoken
-from hardtrain.runs.store import RunStore
+
+try:
+    import yaml
+
+    from hardtrain.files import project_root
+    from hardtrain.runs.engines import ended_by_sigterm
+    from hardtrain.runs.merge import merge
+    from hardtrain.runs.status import report, spoken
+    from hardtrain.runs.store import RunStore
+except ModuleNotFoundError as error:
+    sys.exit(f"hardtrain: this command needs {error.name}: pip install 'hardtrain[notebooks]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,6 +39,7 @@ html_show_sphinx = False
 
 nb_execution_mode = "off"  # the notebooks are committed with their outputs
 nb_custom_formats = {".ipynb": "conf.folded"}
+nb_render_markdown_format = "myst"  # outputs have tables, too
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -49,12 +50,13 @@ napoleon_google_docstring = True
 
 
 def folded(text: str) -> nbformat.NotebookNode:
-    """A notebook whose code is folded away, its outputs open, their links to the site's pages."""
+    """A notebook whose code is folded away (but for cells that are tagged ``show-input``), its
+    outputs open, their links to the site's pages."""
     notebook = nbformat.reads(
         text.replace("papers/errata.md#", "papers/errata.html#"), as_version=4
     )
     for cell in notebook.cells:
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and "show-input" not in cell.metadata.get("tags", []):
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     return notebook
 

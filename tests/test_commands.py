@@ -131,6 +131,16 @@ def test_plan_finds_what_is_finished_and_goes_on_behind_it(tiny, places):
     assert not (places / "figures" / "tiny").exists()
 
 
+def test_a_notebook_without_parameters_asks_for_no_runs(tiny, capsys):
+    path = tiny("1 / 0")
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].metadata = {}
+    nbformat.write(notebook, path)
+    assert main(["plan", str(path), "-y", "{profile: paper}"]) == 0
+    said = capsys.readouterr().out
+    assert said == "tiny, without parameters\n  0 runs: 0 finished, 0 missing\n"
+
+
 def test_plan_is_strict(tiny, capsys):
     path = tiny(*CELLS)
     for given, text in (

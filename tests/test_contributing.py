@@ -36,7 +36,7 @@ def repository(tmp_path_factory):
         "name": "python3", "display_name": "Python 3", "language": "python"
     }  # fmt: skip
     (root / "notebooks").mkdir()
-    nbformat.write(notebook, root / "notebooks" / "09_self_paced.ipynb")
+    nbformat.write(notebook, root / "notebooks" / "10_self_paced.ipynb")
     return root
 
 
@@ -51,10 +51,10 @@ def run(repository, *command):
 
 def test_the_text_adds_a_method_and_a_paper_of_one_table(repository):
     done = run(
-        repository, "-m", "hardtrain.report.execute", "--train", "notebooks/09_self_paced.ipynb"
+        repository, "-m", "hardtrain.report.execute", "--train", "notebooks/10_self_paced.ipynb"
     )
     assert done.returncode == 0, done.stderr
-    folder = repository / "figures" / "09_self_paced" / "quick"
+    folder = repository / "figures" / "10_self_paced" / "quick"
     table = pd.read_csv(folder / "table_1_error.csv")
     assert table["data set"].tolist() == ["digits"]
     assert table["verdict"].tolist() == ["not comparable"]

@@ -15,17 +15,24 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import hardtrain
 from hardtrain.report.notebook import END_MARKER
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WITHOUT_RUNS = ("09_in_your_loop",)  # nor parameters, nor figures
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = [
     Requirement(line)
     for line in sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
-    # an extra that holds another one; what make bench compares with, where somebody has it
-    if not line.startswith(("hardtrain[", "lightning"))
+    if not line.startswith("hardtrain[")  # an extra that holds another one
 ]
+MODULE_NAMES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "ipykernel": "IPython",
+    "pyyaml": "yaml",
+}
 PLATFORMS = {
     "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
     "Darwin": {"sys_platform": "darwin", "os_name": "posix", "platform_machine": "arm64"},
@@ -111,14 +118,8 @@ def test_lock_gives_one_version_of_each_package(system, python):
 
 
 def test_every_import_is_a_stated_dependency():
-    module_names = {
-        "scikit-learn": "sklearn",
-        "pillow": "PIL",
-        "ipykernel": "IPython",
-        "pyyaml": "yaml",
-    }
     # numpy and torch bring threadpoolctl (through scikit-learn) and nothing else that we import
-    known = {module_names.get(r.name, r.name.replace("-", "_")) for r in DIRECT}
+    known = {MODULE_NAMES.get(r.name, r.name.replace("-", "_")) for r in DIRECT}
     known |= {"hardtrain", "threadpoolctl"} | set(sys.stdlib_module_names)
     for path in (ROOT / "hardtrain").rglob("*.py"):
         assert {name.split(".")[0] for name in imported(path)} <= known, path
@@ -168,6 +169,75 @@ def test_strategies_import_only_torch_and_the_standard_library():
         assert imported(path) <= allowed | of_its_method, path
 
 
+def without_extras(code):
+    """What ``code`` prints where nothing can be imported that an extra brings."""
+    brought = {MODULE_NAMES.get(r.name, r.name.replace("-", "_")) for r in DIRECT} - {"torch"}
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(brought)}))\n"
+    # -P: the installed package, wherever the tests are run
+    command = [sys.executable, "-P", "-W", "ignore", "-c", blocked + code]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_strategies_need_torch_alone():
+    assert PROJECT["dependencies"] == ["torch>=2.6"]
+    code = """
+import hardtrain
+for name in hardtrain.__all__:
+    try:
+        getattr(hardtrain, name)
+    except ModuleNotFoundError as error:
+        print(name, hardtrain._HOMES[name], error, sep="|")
+"""
+    lines = [line.split("|") for line in without_extras(code)]
+    homes = {home.split(".")[1] for _, home, _ in lines}
+    assert not homes & {"strategies", "errors", "_version"}
+    assert {"run_missing", "load_dataset", "fit"} <= {name for name, _, _ in lines}
+    for name, _, said in lines:
+        assert re.fullmatch(
+            rf"hardtrain.{name} needs [\w.]+: pip install 'hardtrain\[notebooks\]'", said
+        )
+
+
+def test_a_strategy_trains_where_torch_is_alone():
+    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    (snippet,) = (text for text in snippets if "loss_function" in text)
+    code = f"""
+import torch
+model, num_epochs = torch.nn.Linear(4, 3), 3
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.arange(8) % 3)
+loader = torch.utils.data.DataLoader(data, 4, shuffle=True)
+{snippet}
+print(round(loss_function.keep, 3), loss.isfinite().item())
+"""
+    assert without_extras(code) == ["0.2 True"]
+
+
+def test_the_command_says_what_it_needs():
+    code = "import runpy\ntry: runpy.run_module('hardtrain', run_name='__main__')\n"
+    code += "except SystemExit as error: print(error)"
+    (said,) = without_extras(code)
+    assert said.startswith("hardtrain: this command needs ")
+    assert said.endswith("pip install 'hardtrain[notebooks]'")
+
+
+def test_import_of_strategies_is_fast():
+    names = [
+        name for name, home in hardtrain._HOMES.items() if home.startswith("hardtrain.strategies")
+    ]
+    code = f"""
+import time, torch
+from torch.nn.utils import rnn
+from torch.utils.data import Sampler
+began = time.process_time()
+from hardtrain import {", ".join(names)}
+print(time.process_time() - began)
+"""
+    assert float(without_extras(code)[0]) < 0.2  # seconds of the processor
+
+
 def test_import_of_the_package_is_light():
     heavy = ("timm", "torchvision", "matplotlib.pyplot", "sklearn", "papermill", "IPython")
     code = f"import sys, hardtrain; print([name for name in {heavy} if name in sys.modules])"
@@ -202,6 +272,11 @@ def code_cells(path):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+with_runs = pytest.mark.parametrize(
+    "path",
+    [path for path in NOTEBOOKS if path.stem not in WITHOUT_RUNS],
+    ids=lambda path: path.stem,
+)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -232,7 +307,7 @@ def test_notebook_cells_are_short_and_define_nothing(path):
         assert not any(isinstance(node, defining) for node in ast.walk(tree)), cell.source
 
 
-@each_notebook
+@with_runs
 def test_notebook_starts_with_the_common_parameters(path):
     first, *others = code_cells(path)
     assert first.metadata["tags"] == ["parameters"]
@@ -265,7 +340,7 @@ def test_notebook_was_executed_to_its_end(path):
     assert any(text.strip("'\"").startswith(END_MARKER) for text in last)
 
 
-@each_notebook
+@with_runs
 def test_notebook_has_its_figures_beside_it(path):
     folder = ROOT / "figures" / path.stem / "quick"
     names = {item.name for item in folder.iterdir() if not item.name.startswith(".")}

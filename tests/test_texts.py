@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-8]_*.ipynb"))  # 09 trains no runs
 PAPERS = {  # the notebook's number: the files of its printed tables, its section of errata.md
     "01": ("trimming", "000"),
     "02": ("hard_minibatches", "001"),

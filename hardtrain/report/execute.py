@@ -41,7 +41,7 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
         RuntimeError: a cell failed, the kernel died, the end was not reached, or another process
             is executing it. What was executed stands in ``build/notebooks/NAME.failed.ipynb``.
     """
-    _check_names(source, parameters)
+    parameters = _checked(source, parameters)
     build = project_root() / "build" / "notebooks"
     build.mkdir(parents=True, exist_ok=True)
     failed = build / f"{target.stem}.failed.ipynb"
@@ -63,16 +63,18 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
         failed.unlink()
 
 
-def _check_names(source: Path, parameters: Mapping[str, object]) -> None:
-    """Refuse names of parameters that the notebook does not have: papermill would execute them."""
+def _checked(source: Path, parameters: Mapping[str, object]) -> dict:
+    """The parameters, of which the notebook must have each: papermill would execute others. One
+    without a cell of parameters, which trains no runs, is given none."""
     if not parameters:
-        return
+        return {}
     cells = [
         c for c in nbformat.read(source, 4).cells if "parameters" in c.metadata.get("tags", ())
     ]
     known = [name for cell in cells for name in parameter_names(cell.source)]
-    for name in parameters:
+    for name in parameters if cells else ():
         checks.choice("parameter", name, known)
+    return dict(parameters) if cells else {}
 
 
 def check(notebooks: list[Path]) -> int:

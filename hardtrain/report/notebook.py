@@ -322,7 +322,9 @@ class Notebook:
         """Write a figure as ``NAME.pdf`` and ``NAME.png``, with a note below it. One without any
         data is neither written nor shown; a line says so."""
         if not plotting.has_data(fig):
-            plotting.close(fig)
+            import matplotlib.pyplot as plt  # here: it looks for a display
+
+            plt.close(fig)
             print(f"{name}: not drawn, nothing of it was run")
             return
         plotting.save(fig, self.out, name, self.caption if note is None else note)

@@ -24,6 +24,8 @@ from hardtrain.runs.status import spoken
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import NotTrained, nothing_trained
 
+_GIVEN = "# Parameters"  # begins the cell behind that of parameters, as papermill's does
+
 
 @dataclass
 class Plan:
@@ -64,7 +66,7 @@ class Plan:
                 "  more runs follow, unknown until these are trained: the notebook chooses them by "
                 "their results"
             )
-        if not total:
+        if not total and self.left_out:
             lines.append("  which runs it asks for is unknown here; see what was left out")
         return "\n".join(lines)
 
@@ -76,6 +78,8 @@ def plan(notebook: Path, parameters: Mapping[str, object]) -> Plan:
         ParameterError: a parameter is unknown, or its value not allowed.
     """
     sources = _sources(notebook, parameters)
+    if not any(source.startswith(_GIVEN) for _, source in sources):
+        return Plan("without parameters", [], [], more=False, left_out=[])
     space: dict = {"__name__": "__main__", "In": [""]}
     left_out: list[str] = []
     more = False
@@ -112,7 +116,7 @@ def _sources(notebook: Path, parameters: Mapping[str, object]) -> list[tuple[int
     for name in parameters:
         if not name.isidentifier():
             raise ParameterError(f"parameter {name!r} is no name")
-    given = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in parameters.items())])
+    given = "\n".join([_GIVEN, *(f"{k} = {v!r}" for k, v in parameters.items())])
     sources = []
     for number, cell in enumerate(nbformat.read(notebook, 4).cells):
         if cell.cell_type == "code":

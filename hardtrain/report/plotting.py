@@ -132,13 +132,6 @@ def has_data(fig: Figure) -> bool:
     return any(np.isfinite(ax.dataLim.get_points()).all() for ax in fig.axes)
 
 
-def close(fig: Figure) -> None:
-    """Take a figure out of the notebook's, so that it is not shown."""
-    import matplotlib.pyplot as plt  # here, so that importing hardtrain needs no display
-
-    plt.close(fig)
-
-
 def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> None:
     """Write ``out_dir/name.pdf`` and, at 150 dpi, ``name.png``: the same bytes for the same figure.
 

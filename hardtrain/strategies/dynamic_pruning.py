@@ -21,7 +21,7 @@ class PruningBatchSampler(Sampler[list[int]]):
 
     A pass leaves out, with probability r, each sample whose last loss is below the mean of all. If
     it stays, it weighs 1 / (1 - r): the expected gradient of a pass is that of all samples. Others,
-    and those without a loss, weigh 1. ``len()`` is the length of the next pass.
+    and those without a loss, weigh 1. ``len()`` is that of the next pass, or of one without update.
 
     Args:
         num_samples, batch_size: N and B; a last batch of one joins the one before.
@@ -29,14 +29,14 @@ class PruningBatchSampler(Sampler[list[int]]):
         num_epochs, pruned_part: passes from their product on are whole, with weights of 1.
         reading: ``"paper"``, a coin for each sample, or ``"code"``: of n below ⌊(1 - r) n⌋ stay.
         drop_last: leave out a last batch shorter than B.
-        generator: on the CPU; by default its own. Ranks need equal ones, and `RankBatchSampler`.
+        generator: on the CPU; by default its own. Ranks need equal ones, and gathered updates.
 
     A state counts updates, not yielded batches (workers run ahead): after a restore the next pass
     yields what is owed. Samples that a broken off pass did not reach keep their older losses.
 
     Raises:
-        ValueError, TypeError: a bad argument; indices that are not due in the pass, or twice in it,
-            as labels are; a loss that is not finite (on a GPU when the next pass begins).
+        ValueError, TypeError: a bad argument; indices that are not due in the pass, as labels are,
+            or twice in it; a loss that is not finite (on a GPU when the next pass begins).
         RuntimeError: the last pass had no update. ``load_state_dict(state_dict())`` undoes a look.
 
     Source:
@@ -47,8 +47,7 @@ class PruningBatchSampler(Sampler[list[int]]):
         >>> sampler = PruningBatchSampler(10, 2, num_epochs=8, generator=torch.Generator())
         >>> for indices in sampler:  # DataLoader(dataset, batch_sampler=sampler), with indices
         ...     losses = torch.tensor(indices) / 10  # criterion(model(inputs), targets)
-        ...     loss = (sampler.weights(indices) * losses).mean()
-        ...     sampler.update(indices, losses)  # under DDP: gathered, on every rank
+        ...     loss = (sampler.update(indices, losses) * losses).mean()
         >>> sorted(sum(sampler, [])), sampler.weights([0, 9]).tolist()
         ([0, 1, 5, 6, 7, 8, 9], [2.0, 1.0])
     """
@@ -75,14 +74,16 @@ class PruningBatchSampler(Sampler[list[int]]):
         self._settings = dict(vars(self))
         self.generator = _checks.own_generator(generator)
         self.passes = self.updates = 0  # begun, and in the pass in progress
-        self.order: list[int] = []  # of the pass in progress
-        self._owed: list[int] = []  # what a restored pass still has to yield
-        # replaced, never changed, so that states stay. NaN: no loss yet; not in this pass
-        self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)
+        self.order, self._owed = (
+            list[int](),
+            list[int](),
+        )  # the pass, and what is left of a restored
+        self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)  # NaN: none yet
         self.due, self.strange, self.coins = self.losses > 0, torch.tensor(False), self._tossed()
 
     def __len__(self) -> int:
-        num_left = len(self._owed) or int(self._next_weights().isfinite().sum())
+        begun = self._owed or ([] if self.updates else self.order)  # workers begin one early
+        num_left = len(begun) or int(self._next_weights().isfinite().sum())
         return len(divided(list(range(num_left)), self.batch_size, self.drop_last))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -93,9 +94,11 @@ class PruningBatchSampler(Sampler[list[int]]):
             if self.passes and not self.updates:
                 raise RuntimeError(f"pass {self.passes} had no update(indices, losses)")
             self.pass_weights = self._next_weights()
-            self.due = self.pass_weights.isfinite()
             permutation = torch.randperm(self.num_samples, generator=self.generator)
-            order = self.order = permutation[self.due[permutation]].tolist()
+            left = permutation[self.pass_weights.isfinite()[permutation]].tolist()
+            whole = len(left) // self.batch_size * self.batch_size if self.drop_last else 0
+            order = self.order = left[: whole or None]  # what is dropped is not due
+            self.due = torch.zeros(self.num_samples).index_fill(0, torch.tensor(order), 1) > 0
             self.coins, self.passes, self.updates = self._tossed(), self.passes + 1, 0
         yield from divided(order, self.batch_size, self.drop_last)
 
@@ -111,8 +114,7 @@ class PruningBatchSampler(Sampler[list[int]]):
         if self.reading == "code":
             num_left = math.floor((1 - self.ratio) * below.sum().item() + 1e-9)
             left_out = below.index_fill(0, coins.argsort()[:num_left], False)
-        weights = torch.where(below, 1 / (1 - self.ratio), 1.0)
-        return weights.masked_fill(left_out, math.nan)
+        return torch.where(below, 1 / (1 - self.ratio), 1.0).masked_fill(left_out, math.nan)
 
     def weights(self, indices: Tensor | Sequence[int]) -> Tensor:
         """What losses of the pass in progress count: float32 ``(B,)``, where ``indices`` are."""
@@ -121,8 +123,8 @@ class PruningBatchSampler(Sampler[list[int]]):
         _checks.within("indices", self.pass_weights[given], 1, math.inf, "of samples of this pass")
         return self.pass_weights[given]
 
-    def update(self, indices: Tensor | Sequence[int], losses: Tensor) -> None:
-        """Store the losses ``(B,)`` of a batch, without weights; call it once for each batch."""
+    def update(self, indices: Tensor | Sequence[int], losses: Tensor) -> Tensor:
+        """Store the losses ``(B,)`` of each batch, without weights, once; gives their weights."""
         given = _checks.indices(indices, self.num_samples)
         losses = _checks.tensor("losses", losses, (len(given),)).detach()
         _checks.within("losses", losses, -1e308, 1e308, "finite")
@@ -134,9 +136,10 @@ class PruningBatchSampler(Sampler[list[int]]):
         dtype = torch.promote_types(self.losses.dtype, losses.dtype)
         self.losses = self.losses.to(losses.device, dtype).index_copy(0, given, losses.to(dtype))
         self.due, self.updates = self.due.index_fill(0, given, False), self.updates + 1
+        return self.weights(given)
 
     def state_dict(self) -> dict:
-        """Tensors, numbers, texts and lists; with the generator's state."""
+        """Tensors (replaced, never changed), numbers, texts, lists; with the generator's state."""
         state = {name: getattr(self, name) for name in _STATE}
         return self._settings | state | {"generator": self.generator.get_state()}
 

@@ -184,9 +184,9 @@ class GradientNoise:
         if "grad_scaler" in kwargs or any(callable(a) for a in (*args, *kwargs.values())):
             raise ValueError(
                 "optimizer.step must be called without closure and grad_scaler, which change the "
-                f"gradients after the noise was added; got {args[1:]}, {kwargs}. Otherwise, as in "
-                "Lightning: GradientNoise(..., hook=False), and its add() when the gradients are "
-                "ready, in on_before_optimizer_step"
+                f"gradients after the noise was added; got {', '.join(kwargs) or 'a closure'}. "
+                "Otherwise, as in Lightning: GradientNoise(..., hook=False), and its add() when "
+                "the gradients are ready, in on_before_optimizer_step"
             )
         self._before_step(optimizer)
 

@@ -47,10 +47,11 @@ class HardBatchSampler(Sampler[list[int]]):
         round: how many passes have begun.
         chosen: ids of the pass in progress, in order; after a restore still the whole round's.
 
-    ``len()`` is the length of the next pass. A state counts updates, not yielded batches (workers
-    run ahead): after a restore, the next pass yields what its round still owes. So it does where
-    a loop stopped a pass early, and updates of the round's last batches are missing: no batch is
-    passed over.
+    ``len()`` is the length of the next pass; of one that has begun, how many batches it still owes
+    (so it is right where workers begin a pass early). A state counts updates, not yielded batches
+    (workers run ahead): after a restore, the next pass yields what its round still owes. So it does
+    where a loop stopped a pass early, and updates of the round's last batches are missing: no batch
+    is passed over.
 
     Under ``DistributedDataParallel`` every rank has an equal sampler (equally seeded generator,
     the whole batch size), trains on its part of each batch (`RankBatchSampler`) and updates with
@@ -110,6 +111,7 @@ class HardBatchSampler(Sampler[list[int]]):
         self.round = 0
         self.chosen: list[int] = []
         self._owed: list[int] = []  # what a restored round still has to yield
+        self._num_updates = 0  # of the round
         # each with one more place, for updates whose indices are no batch
         self._losses = torch.full((self.num_batches + 1,), math.nan)
         self._updated = torch.zeros(self.num_batches + 1, dtype=torch.bool)
@@ -120,8 +122,10 @@ class HardBatchSampler(Sampler[list[int]]):
         return self._losses[:-1].clone()
 
     def __len__(self) -> int:
-        if self._owed:
-            return len(self._owed)
+        # of a pass that has begun, what it owes: workers begin one early, loops stop one early
+        return max(0, len(self.chosen) - self._num_updates) or self._num_chosen()
+
+    def _num_chosen(self) -> int:
         # 0.29 * 100 is 28.999999999999996 in floating point
         num_chosen = max(1, math.floor(self.delta * self.num_batches + 1e-9))
         return num_chosen if self.round else self.num_batches
@@ -138,9 +142,10 @@ class HardBatchSampler(Sampler[list[int]]):
         if not ids:  # a round begins
             if self.round and self.draws is not None:
                 ranked = torch.randperm(self.num_batches, generator=self.draws).tolist()
-            chosen = ranked[: len(self)]
+            chosen = ranked[: self._num_chosen()]
             ids = self.chosen = sorted(chosen) if self.order == "index" else chosen
             self.round += 1
+            self._num_updates = 0
             self._updated.zero_()
         for i in ids:
             yield list(self.batches[i])
@@ -178,6 +183,7 @@ class HardBatchSampler(Sampler[list[int]]):
         dtype = torch.promote_types(self._losses.dtype, loss.dtype)
         self._losses = torch.where(is_batch, loss, self._losses.to(loss.device, dtype))
         self._updated = self._updated.to(loss.device) | is_batch
+        self._num_updates += 1
 
     def state_dict(self) -> dict:
         """Tensors, numbers and strings; holds the batches themselves, too."""
@@ -204,6 +210,7 @@ class HardBatchSampler(Sampler[list[int]]):
             self.draws.set_state(state["draws"].cpu())
         updated = self._updated.tolist()
         self._owed = [i for i in self.chosen if not updated[i]]
+        self._num_updates = len(self.chosen) - len(self._owed)
 
     def _settings(self) -> dict[str, object]:
         names = ("num_samples", "batch_size", "delta", "order", "drop_last")

@@ -45,7 +45,7 @@ class SelectiveBackprop:
         >>> selective.choose(losses)
         tensor([2, 3])
 
-        In a loop; under DDP each rank chooses from its own samples::
+        In a loop; under DDP each rank chooses from its own samples, and has a state of its own::
 
             with torch.no_grad():
                 losses = cross_entropy(model(inputs), targets, reduction="none")

@@ -192,6 +192,23 @@ def test_names_of_parameters_are_checked_before_papermill_sees_them(root, preten
     assert not (root / "build").exists()
 
 
+def test_a_notebook_without_parameters_is_given_none(root, monkeypatch):
+    source = write_notebook(root / "notebooks" / "09_a.ipynb", "1", END)
+    notebook = nbformat.read(source, 4)
+    del notebook.cells[1].metadata["tags"]
+    nbformat.write(notebook, source)
+    given = []
+
+    def execute_notebook(source, output, parameters, **_):
+        given.append(parameters)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(execute.papermill, "execute_notebook", execute_notebook)
+    with pytest.raises(RuntimeError, match="seen"):
+        execute.execute(source, root / "out.ipynb", {"use_committed": False})
+    assert given == [{}]
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

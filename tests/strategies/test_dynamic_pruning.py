@@ -281,6 +281,37 @@ def test_fault_a_pause_in_mid_pass_goes_on_with_the_same_bits(workers, pause_at)
     assert torch.equal(resumed.weights(), training.weights())
 
 
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_what_drop_last_left_out_is_not_owed_after_a_restore(num_passes):
+    sampler = sampler_of(40, 7, drop_last=True)
+    for _ in range(num_passes):
+        play(sampler, LOSSES)
+    resumed = sampler_of(40, 7, drop_last=True, seed=9)
+    resumed.load_state_dict(copied(sampler.state_dict()))
+    assert list(resumed) == list(sampler)
+
+
+def test_length_is_right_where_workers_begin_a_pass_early():
+    sampler = after_a_pass(LOSSES)
+    for _ in range(2):
+        length = len(sampler)
+        batches = iter(sampler)
+        first = next(batches)
+        assert len(sampler) == length
+        sampler.update(first, LOSSES[first])
+        rest = list(batches)
+        assert len(rest) == length - 1
+        for indices in rest:
+            sampler.update(indices, LOSSES[indices])
+
+
+def test_update_gives_the_weights_of_its_samples():
+    sampler = after_a_pass(LOSSES)
+    for indices in sampler:
+        expected = sampler.weights(indices)
+        assert torch.equal(sampler.update(indices, LOSSES[indices]), expected)
+
+
 def test_fault_a_sampler_of_ones_own_can_choose_the_batches():
     # the package wraps the data set and brings its own sampler; here it is a batch sampler
     chosen = torch.arange(0, 40, 2)  # a subset

@@ -417,6 +417,19 @@ def test_state_of_other_settings_is_refused(name, value):
         other.load_state_dict({})
 
 
+def test_length_is_right_where_workers_begin_a_pass_early_and_loops_stop_one_early():
+    sampler = HardBatchSampler(32, 4, 0.5)
+    for length in (8, 4, 4):
+        assert len(sampler) == length
+        batches = list(sampler)  # as workers do
+        assert len(batches) == len(sampler) == length
+        for batch in batches:
+            sampler.update(batch, 1.0)
+    for batch, _ in zip(sampler, range(3), strict=False):
+        sampler.update(batch, 1.0)
+    assert len(sampler) == len(list(sampler)) == 1
+
+
 def test_new_round_with_updates_missing_is_an_error():
     sampler = HardBatchSampler(10, 2, 0.6)
     list(sampler)

@@ -58,9 +58,14 @@ def _check(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from hardtrain.report.plan import plan  # slow to import
 
+    parameters, code = _parameters(options), 0
     for path in options.notebooks:
-        print(plan(path, _parameters(options)).describe(path.stem, RunStore()), flush=True)
-    return 0
+        try:
+            print(plan(path, parameters).describe(path.stem, RunStore()), flush=True)
+        except ParameterError as error:  # other notebooks may have the parameter, or the profile
+            print(f"{path.stem}: {error}", file=sys.stderr)
+            code = 2
+    return code
 
 
 def _run(options: argparse.Namespace) -> int:

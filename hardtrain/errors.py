@@ -47,7 +47,12 @@ class SweepError(HardtrainError, RuntimeError):
     def __init__(self, failures: Sequence[tuple[Any, Exception]], num_runs: int):
         self.failures = list(failures)
         again = "it" if len(self.failures) == 1 else "them"
-        lines = [f"  {run}: {type(error).__name__}: {error}" for run, error in self.failures]
+        said: set[str] = set()
+        lines = []
+        for run, error in self.failures:
+            reason = f"{type(error).__name__}: {error}"
+            lines.append(f"  {run}: {'the same' if reason in said else reason}")
+            said.add(reason)
         head = f"{len(lines)} of {num_runs} runs failed, the others are finished; run again to "
         super().__init__("\n".join([f"{head}try {again} again:", *lines]))
 

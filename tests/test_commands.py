@@ -261,6 +261,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_notebook_runs(tiny, 
     assert "--out = 'a\\x00b' can be no path" in capsys.readouterr().err
 
 
+def test_plan_of_several_names_the_one_that_has_no_such_profile(tiny, capsys):
+    without = tiny(PARAMETERS, BOOK.replace('"paper"', '"other"'), name="without")
+    path = tiny(PARAMETERS, BOOK)
+    assert main(["plan", str(without), str(path), "-y", "{profile: paper}"]) == 2
+    out, err = capsys.readouterr()
+    assert "without: unknown profile 'paper'" in err
+    assert out.startswith("tiny, paper profile")
+
+
 def test_costs_come_from_records_where_there_are_any(tiny_run, store):
     runs = [tiny_run(seed=seed, epochs=5) for seed in range(3)]
     measured, ways = costs.seconds(runs, store)

@@ -223,14 +223,13 @@ NOTEBOOKS = {
         smaller={"num_ensembles": 2, "batch_size": 16},
     ),
     "08_compare": Notebook(
-        num_runs=3 * 13 * 2,  # settings x arms x seeds
+        num_runs=(3 * 20 + 4) * 2,  # settings x arms, and four at equal epochs, x seeds
         needed=3 * 2 * 2,  # for reducible loss, on the halves of each setting
         figures=("fig_1_samples", "fig_2_differences", "fig_3_curves", "fig_4_classes"),
-        tables=(
-            "table_1_arms", "table_2_equal_samples", "table_3_equal_time", "table_4_ranking",
-            "table_5_cautions",
-        ),
-        arrays=("fig_1_samples", "fig_1_unbalanced"),
+        tables=("table_1_arms", "table_2_equal_samples", "table_3_equal_time", "table_4_gains",
+                "table_5_equal_epochs", "table_6_ranking", "table_7_cautions"),
+        arrays=("fig_1_samples", "fig_1_unbalanced", "table_3_costs"),
+        times=("fig_3_curves", "table_3", "table_4_gains", "table_5", "table_6_ranking"),
         run=Run(
             dataset="digits", network="cnn_small_bn", seed=1, epochs=2, batch_size=32, lr=0.05,
             momentum=0.9, train_size=200, test_size=100,

@@ -2,6 +2,7 @@
 first runs."""
 
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -132,3 +133,27 @@ def test_extras_that_readme_installs_are_there():
     project = (ROOT / "pyproject.toml").read_text()
     for extra in re.findall(r"hardtrain\[(\w+)\]", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{extra} = \[", project, re.M), extra
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_the_slurm_script_starts_a_cluster_and_the_sweep_on_its_head(tmp_path):
+    """With stand-ins for Slurm, Ray and hardtrain, which note how they were called."""
+    (script,) = re.findall(
+        r"^```sh\n(#!/bin/sh.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "activate").write_text(f'PATH="{folder}:$PATH"\n')
+    for name in ("srun", "ray", "hardtrain"):
+        stand_in = folder / name
+        stand_in.write_text(f'#!/bin/sh\necho {name} "$@" $SRUN_CPUS_PER_TASK >> "$LOG"\n')
+        stand_in.chmod(0o755)
+    environment = {"LOG": str(tmp_path / "log"), "SLURM_CPUS_PER_TASK": "32"}
+    environment |= {"SLURMD_NODENAME": "n1", "PATH": os.environ["PATH"]}
+    command = ["sh", "-eu", "-c", f"{script.replace('exec ', '')}wait"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert "srun --nodes=1 --nodelist=n1 ray start --head --port=6379 --block 32" in lines
+    assert "srun --nodes=3 --exclude=n1 ray start --address=n1:6379 --block 32" in lines
+    (sweep,) = (line for line in lines if line.startswith("hardtrain run notebooks/01"))
+    assert "ray_address: auto" in sweep

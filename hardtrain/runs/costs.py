@@ -27,7 +27,7 @@ _FREE |= {"evaluate_train", "label_noise", "label_noise_seed", "keep", "device",
 _FREE |= {"train_size", "test_size", "validation_size", "evaluate_last", "subset", "drop_last"}
 _FREE |= {"balanced"}
 _PASSES = 3  # forward passes that a training step costs: one there, two back
-_SHORT = 3e10  # operations of a measured step on a CPU: under a second
+_SHORT = 3e10  # operations of the measured steps on a CPU: about a second
 _LONG = 1.0  # seconds after which a measurement ends, whatever it has
 
 
@@ -149,13 +149,11 @@ def _measured(run: Run) -> float:
     _, _, channels, side, classes = _sizes(run)
     device = resolve_device(run.device)
     one_step = _operations(*_network(run)) * _PASSES  # of one sample
-    few = max(2, min(8, int(_SHORT / one_step)))
-    size = min(run.batch_size, few) if device.type == "cpu" else run.batch_size
+    size = run.batch_size
+    if device.type == "cpu":  # where a sample costs the same in any batch that is not tiny
+        size = min(size, max(2, int(_SHORT / (4 * one_step))))
     with randomness.isolated_randomness(0, device):
         taken = _step_seconds(run, size, channels, side, classes, device)
-        if taken < 0.02 and size < run.batch_size:  # so little that a larger batch is no dearer
-            size = min(run.batch_size, 16 * size)
-            taken = _step_seconds(run, size, channels, side, classes, device)
     return taken / (size * one_step)
 
 

@@ -5,9 +5,8 @@ import gc
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import filelock
 import torch
@@ -34,49 +33,50 @@ def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> 
     """
     waiting: list[Run] = []
     failures: list[tuple[Run, Exception]] = []
-    try:
-        for patient, queue in ((False, runs), (True, waiting)):
-            for run in queue:
-                if _lost_device(failures):
-                    lost = HardtrainError("not tried, since the device is lost: start anew")
-                    failures.insert(0, (run, lost))
+    for say, queue in ((None, runs), (progress.say, waiting)):
+        for run in queue:
+            if _lost_device(failures):
+                lost = HardtrainError("not tried, since the device is lost: start anew")
+                failures.insert(0, (run, lost))
+                continue
+            try:
+                if not train_if_free(run, store, progress, say):
+                    waiting.append(run)
                     continue
-                try:
-                    held = _lock(run, store, progress, patient)
-                    if held is None:
-                        waiting.append(run)
-                        continue
-                    with held:
-                        if stored_row(run, store) is None:  # another may have finished it
-                            train_run(run, store, progress)
-                except StoreError:
-                    raise
-                except Exception as error:
-                    failures.append((run, _described(run, error)))
-                progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
-    except (KeyboardInterrupt, SystemExit):
-        progress.say("interrupted; finished runs and checkpoints are kept: run again to go on")
-        raise
+            except StoreError:
+                raise
+            except Exception as error:
+                failures.append((run, described(run, error)))
+            progress.finished(run, *(error for failed, error in failures[-1:] if failed is run))
     if failures:
         raise SweepError(failures, len(runs))
 
 
-def _lock(run: Run, store: RunStore, progress: Progress, patient: bool) -> Any:
-    """The held lock of a run; ``None`` if another has it and we are not patient."""
+def train_if_free(
+    run: Run, store: RunStore, note: Callable[..., None], say: Callable[[str], None] | None = None
+) -> bool:
+    """Train a run that is still missing; whether it is finished now, or another process has it,
+    for which we wait, and ``say`` so, if we can."""
     fingerprint = load_data(run)[2]
     if fingerprint_at_hand(run.dataset, run.data_root) not in (None, fingerprint):
         raise DataError(f"{run.dataset} has changed since the sweep began")
     lock = store.lock(run.key, fingerprint)
     try:
-        return lock.acquire(blocking=False)
+        lock.acquire(blocking=False)
     except filelock.Timeout:
-        if not patient:
-            return None
-    progress.say(f"waiting for another sweep, which trains {run}")
-    return lock.acquire()
+        if say is None:
+            return False
+        say(f"waiting for another sweep, which trains {run}")
+        lock.acquire()
+    try:
+        if stored_row(run, store) is None:  # another may have finished it
+            train_run(run, store, note)
+    finally:
+        lock.release()
+    return True
 
 
-def _described(run: Run, error: Exception) -> Exception:
+def described(run: Run, error: Exception) -> Exception:
     """A run's error, without the tensors that its frames hold, and with a word on what to do."""
     link: BaseException | None = error
     while link is not None:

@@ -7,11 +7,9 @@ out again and goes on from its last checkpoint.
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +19,11 @@ import filelock
 import torch
 
 from hardtrain import checks
-from hardtrain.errors import DataError, HardtrainError, ParameterError, SweepError
-from hardtrain.runs import costs
-from hardtrain.runs.engines import ENGINES, stored_row
-from hardtrain.runs.ray_worker import Desk, train_task
+from hardtrain.data.images import resolve_device
+from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
+from hardtrain.runs import costs, ray_start
+from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
+from hardtrain.runs.ray_worker import Desk, settings, train_task
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
@@ -32,6 +31,7 @@ from hardtrain.runs.train import fingerprint_at_hand, load_data
 
 TRIES = 3  # a run whose worker dies so often without finishing another epoch is given up
 PATIENCE = 0.5  # seconds between two looks at what the workers say
+SHORT = 2e11  # operations of an epoch: a second or two of a core
 
 
 def train_on_ray(
@@ -58,7 +58,7 @@ def train_on_ray(
     Raises:
         ParameterError: Ray is not installed, or an option is not allowed.
     """
-    ray = _ray()
+    ray = ray_start.imported()
     address = ray_address or os.environ.get("RAY_ADDRESS")
     if (address or "").startswith("ray://"):
         raise ParameterError(
@@ -68,11 +68,18 @@ def train_on_ray(
         ENGINES["local"](runs, store, progress)  # Ray would only have to start first
         return
     options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
+    left = sorted(runs, key=costs.work, reverse=True)
+    failed: list[tuple[Run, Exception]] = []
+
+    def meanwhile(is_ready: Callable[[], bool]) -> None:
+        failed.extend(_train_meanwhile(left, store, progress, int(cpus_per_run), is_ready))
+
     with (
-        _connected(ray, address),
+        ray_start.connected(ray, address, meanwhile),
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
-        driver.train(sorted(runs, key=costs.work, reverse=True))
+        driver.failed = failed
+        driver.train(left, len(runs))
 
 
 def check_options(
@@ -92,44 +99,47 @@ def check_options(
         checks.integer("max_runs_at_once", max_runs_at_once, low=1)
 
 
-def _ray() -> ModuleType:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ParameterError(
-            "engine = 'ray' needs Ray: pip install 'hardtrain[ray]', or pip install ray"
-        ) from error
-    return ray
+class _Ready(Exception):
+    """Ray is, so what is trained here meanwhile ends with its epoch."""
 
 
-@contextlib.contextmanager
-def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
-    """With Ray: the program's own, if it has begun one, else one that ends with the sweep."""
-    if ray.is_initialized():
-        yield
-        return
-    main = threading.current_thread() is threading.main_thread()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"address": address or "local"}
-    if not address:
-        options |= {"include_dashboard": False}
-        if hasattr(os, "sched_getaffinity"):  # the cores that a scheduler has given us
-            options["num_cpus"] = len(os.sched_getaffinity(0))
+def _train_meanwhile(
+    runs: list[Run],
+    store: RunStore,
+    progress: Announced,
+    num_threads: int,
+    is_ready: Callable[[], bool],
+) -> list[tuple[Run, Exception]]:
+    """Train runs of short epochs in this process, the smallest first, until Ray is ready, and take
+    them out of ``runs``; gives those that failed. What is not finished leaves a checkpoint."""
+
+    def note(run: Run, epochs: int, loss: float | None = None) -> None:
+        progress(run, epochs, loss)
+        if is_ready() and epochs < run.epochs:
+            raise _Ready
+
+    here = RunStore(store.path, checkpoint_seconds=min(0.5, store.checkpoint_seconds))
+    failed, before = [], torch.get_num_threads()
+    torch.set_num_threads(max(1, num_threads))  # as many as a worker has
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ParameterError(
-            f"ray_address = {address!r}: no cluster answers ({error}); is it running, and is "
-            "RAY_AUTH_MODE here what it is there?"
-        ) from error
-    try:
-        if main:  # Ray sets its own
-            signal.signal(signal.SIGTERM, on_sigterm)
-        yield
+        for run in reversed(runs.copy()):
+            on_cpu = resolve_device(run.device).type == "cpu"
+            if is_ready() or not on_cpu or costs.work(run) / run.epochs > SHORT:
+                break
+            try:
+                if not train_if_free(run, here, note):
+                    continue
+            except (StoreError, _Ready):
+                raise
+            except Exception as error:
+                failed.append((run, described(run, error)))
+            progress.finished(run, *(error for other, error in failed[-1:] if other is run))
+            runs.remove(run)
+    except _Ready:
+        pass
     finally:
-        ray.shutdown()
+        torch.set_num_threads(before)
+    return failed
 
 
 @dataclass
@@ -173,11 +183,7 @@ class _Driver:
         self.task = ray.remote(max_retries=0)(train_task)
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, Exception):
-            self.progress.say(
-                "interrupted; finished runs and checkpoints are kept: run again to go on"
-            )
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # of a cluster that is gone
             for reference in self.running:
                 self.ray.cancel(reference, force=True)
@@ -185,7 +191,7 @@ class _Driver:
         for job in self.jobs.values():
             job.lock.release()
 
-    def train(self, runs: Sequence[Run]) -> None:
+    def train(self, runs: Sequence[Run], total: int) -> None:
         waiting = deque(runs)
         while waiting or self.ready or self.running:
             self._hand_out(waiting)
@@ -198,7 +204,7 @@ class _Driver:
             for reference in done:
                 self._take_back(self.running.pop(reference), reference)
         if self.failed:
-            raise SweepError(self.failed, len(runs)) from self.failed[0][1]
+            raise SweepError(self.failed, total) from self.failed[0][1]
 
     def _hand_out(self, waiting: deque[Run]) -> None:
         """As many runs as there is room for; those that another process holds wait."""
@@ -239,7 +245,7 @@ class _Driver:
         threads = max(1, int(options["num_cpus"]))
         place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
         reference = self.task.options(name=str(job.run), **options).remote(
-            fields, job.run.key, place, self.desk
+            fields, job.run.key, place, settings(), self.desk
         )
         self.running[reference] = job
 

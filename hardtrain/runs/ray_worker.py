@@ -81,10 +81,28 @@ class _DistantStore(_WorkersStore):
         return self._ask("save_artefact", key, fingerprint, name, dict(arrays))
 
 
-def train_task(fields: dict, key: str, place: tuple[Path, Path, float, int], desk: Any) -> Any:
+def warm() -> None:
+    """In a worker: nothing, for which this module, and torch, have to be imported."""
+
+
+def settings() -> dict[str, str]:
+    """What the driver's environment says to a training, for nodes whose own says nothing of it."""
+    names = ("HARDTRAIN_DATA", "HARDTRAIN_DEVICE", "HARDTRAIN_REPLAY")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def train_task(
+    fields: dict,
+    key: str,
+    place: tuple[Path, Path, float, int],
+    environment: Mapping[str, str],
+    desk: Any,
+) -> Any:
     """In a worker: the record of a run, or the error that it ends in."""
     folder, probe, pause, threads = place
     torch.set_num_threads(threads)
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     with contextlib.suppress(OSError):  # a path in the run may be relative to where the driver is
         os.chdir(folder)
     host, shared = socket.gethostname(), probe.exists()

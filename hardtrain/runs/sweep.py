@@ -110,6 +110,11 @@ def run_missing(
                 _ENGINES[engine](missing, store, progress, **options)
             except SweepError as error:
                 failures = error.failures
+            except (KeyboardInterrupt, SystemExit):
+                progress.say(
+                    "interrupted; finished runs and checkpoints are kept: run again to go on"
+                )
+                raise
         failed = {run.key for run, _ in failures}
         for run in missing:
             rows[run.key] = stored_row(run, store) if run.key not in failed else None

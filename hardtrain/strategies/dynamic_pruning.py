@@ -1,7 +1,6 @@
 """Dynamic pruning: leave out some samples of low loss, and count others like them in their place.
 
-Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024.
-"""
+Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,10 +73,8 @@ class PruningBatchSampler(Sampler[list[int]]):
         self._settings = dict(vars(self))
         self.generator = _checks.own_generator(generator)
         self.passes = self.updates = 0  # begun, and in the pass in progress
-        self.order, self._owed = (
-            list[int](),
-            list[int](),
-        )  # the pass, and what is left of a restored
+        # of the pass in progress, and what a restored one still has to yield
+        self.order, self._owed = list[int](), list[int]()
         self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)  # NaN: none yet
         self.due, self.strange, self.coins = self.losses > 0, torch.tensor(False), self._tossed()
 

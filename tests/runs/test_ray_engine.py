@@ -22,9 +22,10 @@ import pytest
 import torch
 
 from hardtrain import ParameterError, Run, RunStore, SweepError, run_missing, write_results
-from hardtrain.runs import ray_engine, ray_worker
+from hardtrain.runs import ray_engine, ray_start, ray_worker
 from hardtrain.runs.ray_engine import _Driver
 from hardtrain.runs.status import Announced
+from hardtrain.runs.train import load_data
 
 TESTS = Path(__file__).resolve().parents[1]
 ROUNDS = int(os.environ.get("HARDTRAIN_RAY_ROUNDS", "1"))
@@ -368,3 +369,114 @@ def test_one_run_does_not_wait_for_ray_to_start(tiny_run, store, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     frame = run_missing([tiny_run()], store, engine="ray", use_committed=False)
     assert list(frame["status"]) == ["finished"]
+
+
+# --- while Ray starts ----------------------------------------------------------------------------
+
+
+class StartingRay:
+    """Stands in for Ray: starts when it is told to, or fails."""
+
+    def __init__(self, error=None):
+        self.started, self.calls, self.error = threading.Event(), [], error
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **options):
+        self.calls.append(options)
+        assert self.started.wait(PATIENCE)
+        if self.error:
+            raise self.error
+
+    def remote(self, function):
+        return SimpleNamespace(remote=lambda: self.calls.append(function.__name__))
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def wait(self, references):
+        return references[:1], references[1:]
+
+    def shutdown(self):
+        self.calls.append("shutdown")
+
+
+def connect(fake, meanwhile):
+    with ray_start.connected(fake, None, meanwhile):
+        fake.calls.append("used")
+
+
+def test_something_is_done_while_ray_and_its_workers_start():
+    fake, ready = StartingRay(), []
+
+    def meanwhile(is_ready):
+        ready.append(is_ready())
+        fake.started.set()
+        while not is_ready():
+            time.sleep(0.01)
+
+    connect(fake, meanwhile)
+    assert ready == [False]
+    assert fake.calls[0]["address"] == "local"
+    assert fake.calls[1:] == ["warm", "warm", "used", "shutdown"]
+
+
+@pytest.mark.parametrize("where", ["meanwhile", "start"])
+def test_what_goes_wrong_while_ray_starts_ends_it(where):
+    fake = StartingRay(Exception("timed out") if where == "start" else None)
+
+    def meanwhile(is_ready):
+        fake.started.set()
+        if where == "meanwhile":
+            raise KeyboardInterrupt
+
+    with pytest.raises(ParameterError if where == "start" else KeyboardInterrupt) as caught:
+        connect(fake, meanwhile)
+    assert fake.calls[-1] == "shutdown"
+    assert "used" not in fake.calls
+    if where == "start":
+        assert "Ray does not answer (timed out); on a busy machine" in str(caught.value)
+
+
+def test_runs_of_short_epochs_are_trained_meanwhile_and_go_on_from_there(
+    tiny_run, store, monkeypatch
+):
+    large = tiny_run(seed=9, train_size=60, epochs=3)
+    small = [tiny_run(seed=seed, train_size=30, epochs=4) for seed in range(3)]
+    monkeypatch.setattr(ray_engine, "SHORT", ray_engine.costs.work(small[0]) / 4)
+    held = store.lock(small[2].key, load_data(small[2])[2])
+    runs, begun = [large, *small], []
+    store.open()
+    with Announced(runs, store) as progress, held:
+        monkeypatch.setattr(progress, "finished", lambda run, *error: begun.append(run))
+
+        def is_ready():  # in the second run's second epoch
+            return progress._done[small[0].key] == 2
+
+        left, before = runs.copy(), torch.get_num_threads()
+        assert ray_engine._train_meanwhile(left, store, progress, before + 1, is_ready) == []
+    assert torch.get_num_threads() == before
+    assert begun == [small[1]]
+    assert left == [large, small[0], small[2]]  # held by another; not finished
+    checkpoint = store.load_checkpoint(small[0].key, load_data(small[0])[2])
+    assert checkpoint["epoch"] in (1, 2)
+    assert store.load_checkpoint(large.key, load_data(large)[2]) is None
+    resumed = run_missing(small[:1], store, use_committed=False)
+    other = run_missing(small[:1], type(store)(store.path / "other"), use_committed=False)
+    assert resumed.equals(other)
+
+
+def test_what_fails_meanwhile_is_named_with_the_others(tiny_run, store, monkeypatch):
+    def fails(run, *_):
+        raise RuntimeError(f"cannot train seed {run.seed}")
+
+    monkeypatch.setattr(ray_engine, "train_if_free", fails)
+    runs = [tiny_run(seed=seed) for seed in range(2)]
+    store.open()
+    with Announced(runs, store) as progress:
+        failed = ray_engine._train_meanwhile(left := runs.copy(), store, progress, 1, lambda: False)
+    assert [(run, str(error)) for run, error in failed] == [
+        (run, f"cannot train seed {run.seed}") for run in reversed(runs)
+    ]
+    assert left == []

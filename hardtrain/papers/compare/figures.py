@@ -32,7 +32,7 @@ def draw_against(
 
 def ends_in_updates(history: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> dict[str, float]:
     """The mean number of updates of each arm's runs."""
-    last = history.groupby("key")["step"].max()
+    last = history.groupby("key")["step"].max() if len(history) else pd.Series(dtype=float)
     return {name: last.reindex([run.key for run in arm]).mean() for name, arm in arms.items()}
 
 

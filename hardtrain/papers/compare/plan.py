@@ -15,6 +15,7 @@ from hardtrain.data.npz import SPLITS
 from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError, ParameterError
 from hardtrain.networks import build_network
+from hardtrain.papers.compare import costs
 from hardtrain.report import plotting
 from hardtrain.report.notebook import Notebook
 from hardtrain.runs.results import load_timings
@@ -22,11 +23,14 @@ from hardtrain.runs.run import Run
 
 DRAWING = 15.0  # seconds for the start, the tables and the figures
 MARGIN = 0.9  # of the time that is left for training
-ALL_ARMS = 19.0  # the time of all arms, relative to plain training's; about
+ONE_ARM = 1.5  # the time of an arm, relative to plain training's; about
 ENOUGH = 150  # updates in which a network learns something
 SHORT = 20  # updates that say how long one takes
 SIDES = (32, 16)  # pixels, of images that are made smaller
+SETTINGS = ("as it is", "wrong labels", "unbalanced")
+ROUNDS = 7  # of trainings, about, in which costs are measured
 BASELINES = ("plain", "random_share")
+LONGER = 3  # times as many epochs as the comparison has: of the four at equal epochs
 
 
 class Arm(NamedTuple):
@@ -39,7 +43,8 @@ class Arm(NamedTuple):
     source: str
 
 
-ARMS = {  # by their style in figures
+_CHANG = "Chang et al. 2017"
+ARMS = {  # by their style in figures, or their label
     "plain": Arm("plain", {}, 1, ""),
     "random_share": Arm("random_share", {"share": 0.5}, 0.5, "Okanovic et al. 2024"),
     "focal": Arm("focal", {}, 1, "Lin et al. 2017"),
@@ -48,34 +53,62 @@ ARMS = {  # by their style in figures
     "gradient_noise": Arm("gradient_noise", {}, 1, "Jaiswal, Taura"),
     "itdm_joint": Arm("distribution_matching", {"by_class": False}, 1, "Li et al. 2020"),
     "itdm_class": Arm("distribution_matching", {}, 1, "Li et al. 2020"),
-    "active_bias_sampling": Arm("active_bias", {"variant": "SPV"}, 1, "Chang et al. 2017"),
-    "active_bias_weighting": Arm("active_bias", {"variant": "WPV"}, 1, "Chang et al. 2017"),
+    "active_bias_sampling": Arm("active_bias", {"variant": "SPV"}, 1, _CHANG),
+    "active_bias_weighting": Arm("active_bias", {"variant": "WPV"}, 1, _CHANG),
+    **{
+        f"Active bias, {variant}": Arm("active_bias", {"variant": variant}, 1, _CHANG)
+        for variant in ("SD", "ISD", "SE", "STC", "WD", "WE", "WTC")
+    },
     "selective_backprop": Arm("selective_backprop", {}, 0.4, "Jiang et al. 2019"),
     "dynamic_pruning": Arm("dynamic_pruning", {}, 0.7, "Qin et al. 2024"),
     "reducible_loss": Arm("reducible_loss", {"share": 0.25}, 0.25, "Mindermann et al. 2022"),
 }
+EQUAL_EPOCHS = {  # the random share is as large as what dynamic pruning sends backward, about
+    "Plain training": Arm("plain", {}, 1, ""),
+    "Dynamic pruning, by chance": Arm("dynamic_pruning", {}, 0.65, "Qin et al. 2024"),
+    "Dynamic pruning, fixed number": Arm(
+        "dynamic_pruning", {"reading": "code"}, 0.65, "Qin et al. 2024"
+    ),
+    "Random share": Arm("random_share", {"share": 0.65}, 0.65, "Okanovic et al. 2024"),
+}
 
 
-def arms_table() -> pd.DataFrame:
+def label(name: str) -> str:
+    """What an arm is called in tables and figures."""
+    return name if name.startswith("Active bias, ") else plotting.method_label(name)
+
+
+def arms_table(arms: Sequence[str] = tuple(ARMS)) -> pd.DataFrame:
     """The arms, their options, and what part of an epoch they send through the backward pass."""
     about = ("selective_backprop", "dynamic_pruning")  # by chance, and by how training goes
     return pd.DataFrame(
         {
-            "arm": plotting.method_label(name),
+            "arm": label(name),
             "method": arm.method,
             "options": ", ".join(f"{k}={v}" for k, v in arm.options.items()),
             "part of an epoch": f"{'about ' if name in about else ''}{arm.share:g}",
             "source": arm.source,
         }
-        for name, arm in ARMS.items()
+        for name, arm in chosen(arms).items()
     )  # fmt: skip
 
 
+def chosen(names: Sequence[str]) -> dict[str, Arm]:
+    """The arms of these names, in the order of `ARMS`, and always the two that others are compared
+    with."""
+    return {name: arm for name, arm in ARMS.items() if name in (*BASELINES, *names)}
+
+
 def planned(
-    base: Mapping, seeds: Sequence[int], epochs: int, *, small_network: str
+    base: Mapping,
+    seeds: Sequence[int],
+    epochs: int,
+    *,
+    small_network: str,
+    arms: Sequence[str] = tuple(ARMS),
 ) -> dict[str, list[Run]]:
     """The runs of every arm, as many epochs as let it send the samples of ``epochs`` of plain
-    training through the backward pass.
+    training through the backward pass, evaluated about as often.
 
     Args:
         base: fields that all share.
@@ -86,15 +119,38 @@ def planned(
         >>> {name: arms[name][0].epochs for name in ("plain", "random_share", "reducible_loss")}
         {'plain': 10, 'random_share': 20, 'reducible_loss': 40}
     """
-    arms = {}
-    for name, arm in ARMS.items():
+    runs = {}
+    for name, arm in chosen(arms).items():
         own = dict(arm.options)
         if arm.method == "reducible_loss":
             own |= {"small_network": small_network, "small_epochs": epochs}
         fields = dict(base) | {"method": arm.method, "options": own}
-        fields["epochs"] = round(epochs / arm.share)
-        arms[name] = [Run(seed=seed, **fields) for seed in seeds]
-    return arms
+        fields |= {"epochs": round(epochs / arm.share), "evaluate_every": int(1 / arm.share)}
+        runs[name] = [Run(seed=seed, **fields) for seed in seeds]
+    return runs
+
+
+def with_results(
+    cells: Mapping[str, Mapping[str, Sequence[Run]]], results: pd.DataFrame
+) -> Mapping[str, Mapping[str, Sequence[Run]]]:
+    """The settings of which anything was run; all where nothing was."""
+    done = set(results["key"])
+    found = {
+        name: arms
+        for name, arms in cells.items()
+        if any(run.key in done for arm in arms.values() for run in arm)
+    }
+    return found or cells
+
+
+def at_equal_epochs(base: Mapping, seeds: Sequence[int], epochs: int) -> dict[str, list[Run]]:
+    """The runs of `EQUAL_EPOCHS`, whose learning rate falls to 0, as in the paper on pruning;
+    evaluated at the end."""
+    fields = dict(base) | {"epochs": epochs, "evaluate_every": epochs, "schedule": "cosine"}
+    return {
+        name: [Run(**fields, method=arm.method, options=arm.options, seed=seed) for seed in seeds]
+        for name, arm in EQUAL_EPOCHS.items()
+    }
 
 
 def within(
@@ -126,6 +182,7 @@ def chosen_for(
     num_train: Mapping[str, int],
     side: int,
     small_network: str,
+    arms: Sequence[str] = tuple(ARMS),
 ) -> dict[str, Any]:
     """``epochs``, ``seeds`` and ``image_size`` with which the notebook takes about so long here.
 
@@ -143,28 +200,34 @@ def chosen_for(
     settings, updates = sum(num_train.values()) / whole, math.ceil(whole / base["batch_size"])
     short = max(2, math.ceil(SHORT / updates))  # epochs
 
+    longer = LONGER * sum(arm.share for arm in EQUAL_EPOCHS.values())  # plain trainings
+
     def measured(fields: Mapping, names: Iterable[str]) -> float:
-        arms = planned(fields, [0], short, small_network=small_network)
-        rows = book.run(run for name in names for run in arms[name])
+        planned_arms = planned(fields, [0], short, small_network=small_network, arms=arms)
+        rows = book.run(run for name in names for run in planned_arms[name])
         times = load_timings(rows, book.store).filter(["seconds", "seconds_before"])
         return float(times.sum().sum())
 
     left = MARGIN * (60 * minutes - DRAWING)
-    if (spent := measured(base, ["plain"])) == 0:  # not trained
+    if (plain := measured(base, ["plain"])) == 0:  # not trained
         return {}
+    names = list(chosen(arms))
     smaller = [s for s in SIDES if s < side and _takes(base["network"], s)]
     for size in (base["image_size"], *smaller):
         part = ((size or side) / side) ** 2 if side else 1.0  # of the pixels
-        per_epoch = ALL_ARMS * settings * part * spent / short
+        per_epoch = (ONE_ARM * len(names) * settings + longer) * part * plain / short
         if within(left, per_epoch, updates)[0] * updates >= ENOUGH:
             break
-    left -= (spent := measured(base | {"image_size": size}, ARMS))
-    epochs, seeds = within(left, settings * spent / short, updates)
+    spent = measured(base | {"image_size": size}, names)
+    rounds = ROUNDS * costs.NUM_EPOCHS * min(updates, costs.NUM_BATCHES) / (short * updates)
+    left -= (1 + rounds) * spent
+    per_epoch = (settings * spent + longer * part * plain) / short
+    epochs, seeds = within(left, per_epoch, updates)
     before = f"{book.p.epochs} epochs, {len(book.p.seeds)} seeds"
     after = f"{epochs} epochs, {len(seeds)} seeds (in {minutes:g} minutes)"
     book.caption = book.caption.replace(before, after)
     book.caption += f", images resized to {size}x{size}" if size != base["image_size"] else ""
-    needed = settings * spent / short * epochs * len(seeds)
+    needed = per_epoch * epochs * len(seeds)
     if needed > 1.2 * max(left, 0):
         needed = 60 * minutes - left + needed / MARGIN
         print(f"{minutes:g} minutes are too few: this takes about {math.ceil(needed / 60)}")

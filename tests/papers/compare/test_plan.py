@@ -9,18 +9,45 @@ import pytest
 
 from hardtrain import ParameterError, load_dataset
 from hardtrain.papers.compare import plan
-from hardtrain.report import plotting
-from hardtrain.training import lookup
+from hardtrain.training import lookup, methods
 
 BASE = {"dataset": "digits", "network": "mlp", "batch_size": 32}
 
 
 def test_every_arm_is_a_method_with_a_label_of_its_own():
-    labels = [plotting.method_label(name) for name in plan.ARMS]
-    assert len(set(labels)) == len(plan.ARMS) == 13
+    labels = [plan.label(name) for name in plan.ARMS]
+    assert len(set(labels)) == len(plan.ARMS) == 20
     for arm in plan.ARMS.values():
         lookup.checked_options(arm.method, arm.options)
     assert plan.arms_table()["arm"].tolist() == labels
+    variants = {arm.options["variant"] for arm in plan.ARMS.values() if "variant" in arm.options}
+    assert variants == set(methods.ACTIVE_BIAS_VARIANTS) - {"uniform"}
+
+
+def test_the_baselines_are_among_any_arms():
+    assert list(plan.chosen(["trimming"])) == ["plain", "random_share", "trimming"]
+    runs = plan.planned(BASE, [0], 10, small_network="mlp", arms=["reducible_loss"])
+    assert list(runs) == ["plain", "random_share", "reducible_loss"]
+    # each is evaluated about as often
+    assert [arm[0].epochs // arm[0].evaluate_every for arm in runs.values()] == [10, 10, 10]
+
+
+def test_settings_without_results_are_left_out():
+    settings = {
+        name: plan.planned(BASE | {"label_noise": noise}, [0, 1], 10, small_network="mlp")
+        for name, noise in (("as it is", 0.0), ("wrong labels", 0.3))
+    }
+    one = pd.DataFrame({"key": [settings["wrong labels"]["focal"][1].key]})
+    assert list(plan.with_results(settings, one)) == ["wrong labels"]
+    assert list(plan.with_results(settings, one[:0])) == ["as it is", "wrong labels"]
+
+
+def test_at_equal_epochs_the_learning_rate_falls_and_the_share_is_that_of_pruning():
+    arms = plan.at_equal_epochs(BASE, [0, 1], 12)
+    assert {(run.epochs, run.schedule) for arm in arms.values() for run in arm} == {(12, "cosine")}
+    methods_of = [arm[0].method for arm in arms.values()]
+    assert methods_of == ["plain", "dynamic_pruning", "dynamic_pruning", "random_share"]
+    assert [arm[0].options.get("reading") for arm in arms.values()][1:3] == ["paper", "code"]
 
 
 def test_arms_are_paired_by_seed_and_share_their_fields():
@@ -87,19 +114,21 @@ def test_minutes_are_kept_and_said(monkeypatch):
     book, found = chosen(monkeypatch, 10, seconds=0.1)
     tried = sum(seconds for _, seconds in book.measured[1:])  # of every arm, two epochs
     assert len(book.measured) == 1 + len(plan.ARMS)
-    planned = tried / 2 * 2.5 * found["epochs"] * len(found["seeds"])  # settings, by images
-    assert 400 < planned + plan.DRAWING + tried < 600
+    longer = plan.LONGER * sum(arm.share for arm in plan.EQUAL_EPOCHS.values()) * 0.1
+    each = tried / 2 * 2.5 + longer  # settings, by images
+    planned = each * found["epochs"] * len(found["seeds"])
+    assert 400 < planned + plan.DRAWING + (1 + plan.ROUNDS) * tried < 600
     assert found["image_size"] == 0
     count = f"{found['epochs']} epochs, {len(found['seeds'])} seeds"
     assert book.caption == f"quick profile: {count} (in 10 minutes), all"
 
 
 def test_large_images_are_made_smaller_where_time_does_not_suffice(monkeypatch):
-    book, found = chosen(monkeypatch, 5, side=64, seconds=0.3)
+    book, found = chosen(monkeypatch, 9, side=64, seconds=0.3)
     assert found["image_size"] == 32
     assert book.caption.endswith(", images resized to 32x32")
-    assert chosen(monkeypatch, 2, side=64, seconds=0.3)[1]["image_size"] == 16
-    assert chosen(monkeypatch, 500, side=64, seconds=0.3)[1]["image_size"] == 0
+    assert chosen(monkeypatch, 3, side=64, seconds=0.3)[1]["image_size"] == 16
+    assert chosen(monkeypatch, 900, side=64, seconds=0.3)[1]["image_size"] == 0
     # the user's choice, and a network that takes 28x28 and 32x32 only
     assert chosen(monkeypatch, 2, side=0, seconds=0.3, image_size=48)[1]["image_size"] == 48
     assert chosen(monkeypatch, 2, side=64, seconds=0.3, network="cnn2")[1]["image_size"] == 32

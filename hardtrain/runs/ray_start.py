@@ -1,0 +1,71 @@
+"""Ray: found, started on this machine or joined, and ended."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+from hardtrain.errors import ParameterError
+from hardtrain.runs.ray_worker import warm
+
+
+def imported() -> ModuleType:
+    """Ray, or the error that says how to get it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    # seconds for its helpers to start; with the 15 of its own it gives up on a busy machine
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ParameterError(
+            "engine = 'ray' needs Ray: pip install 'hardtrain[ray]', or pip install ray"
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def connected(
+    ray: ModuleType, address: str | None, meanwhile: Callable[[Callable[[], bool]], None]
+) -> Iterator[None]:
+    """With Ray: the program's own, if it has begun one, else one that ends with the sweep. What is
+    to be done ``meanwhile`` is told how to see that it, and a worker of it, have been started."""
+    if ray.is_initialized():
+        yield
+        return
+    main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            if not address:
+                starting = pool.submit(_start, ray, options)
+                meanwhile(starting.done)
+            try:
+                ray.init(address=address, **options) if address else starting.result()
+            except Exception as error:  # Ray has no errors of its own for this
+                reason = "is it running, and is RAY_AUTH_MODE here what it is there?"
+                if not address:
+                    reason = "on a busy machine try again; engine 'local' does without"
+                raise ParameterError(
+                    f"ray_address = {address!r}: Ray does not answer ({error}); {reason}"
+                ) from error
+        if main:  # Ray sets its own
+            signal.signal(signal.SIGTERM, on_sigterm)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(ray: ModuleType, options: dict[str, Any]) -> None:
+    """Start Ray on this machine, with workers that have imported what they need."""
+    cores = {}
+    if hasattr(os, "sched_getaffinity"):  # those that a scheduler has given us
+        cores = {"num_cpus": len(os.sched_getaffinity(0))}
+    ray.init(address="local", include_dashboard=False, **cores, **options)
+    worker = ray.remote(warm)
+    ray.wait([worker.remote() for _ in range(int(ray.cluster_resources().get("CPU", 1)))])

@@ -21,7 +21,7 @@ from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
 
 DRAWING = 15.0  # seconds for the start, the tables and the figures
-MARGIN = 0.9  # of the time that is left for training
+MARGIN = 0.8  # of the time that is left for training
 ALL_ARMS = 19.0  # the time of all arms, relative to plain training's; about
 ENOUGH = 150  # updates in which a network learns something
 SHORT = 20  # updates that say how long one takes

@@ -22,7 +22,7 @@ from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
 
 DRAWING = 15.0  # seconds for the start, the tables and the figures
-MARGIN = 0.9  # of the time that is left for training
+MARGIN = 0.8  # of the time that is left for training
 ONE_ARM = 1.5  # the time of an arm, relative to plain training's; about
 ENOUGH = 150  # updates in which a network learns something
 SHORT = 20  # updates that say how long one takes

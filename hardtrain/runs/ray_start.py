@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import ModuleType
 from typing import Any
 
@@ -40,13 +40,14 @@ def connected(
     main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            if not address:
-                starting = pool.submit(_start, ray, options)
+    # Ray's processes end with the thread that has started them
+    with ThreadPoolExecutor(1) as pool:
+        starting = None if address else pool.submit(_start, ray, options)
+        try:
+            if starting:
                 meanwhile(starting.done)
             try:
-                ray.init(address=address, **options) if address else starting.result()
+                starting.result() if starting else ray.init(address=address, **options)
             except Exception as error:  # Ray has no errors of its own for this
                 reason = "is it running, and is RAY_AUTH_MODE here what it is there?"
                 if not address:
@@ -54,11 +55,13 @@ def connected(
                 raise ParameterError(
                     f"ray_address = {address!r}: Ray does not answer ({error}); {reason}"
                 ) from error
-        if main:  # Ray sets its own
-            signal.signal(signal.SIGTERM, on_sigterm)
-        yield
-    finally:
-        ray.shutdown()
+            if main:  # Ray sets its own
+                signal.signal(signal.SIGTERM, on_sigterm)
+            yield
+        finally:
+            if starting:
+                wait([starting])  # what has only half begun would go on
+            ray.shutdown()
 
 
 def _start(ray: ModuleType, options: dict[str, Any]) -> None:

@@ -385,6 +385,7 @@ class StartingRay:
 
     def init(self, **options):
         self.calls.append(options)
+        self.thread = threading.current_thread()
         assert self.started.wait(PATIENCE)
         if self.error:
             raise self.error
@@ -399,6 +400,7 @@ class StartingRay:
         return references[:1], references[1:]
 
     def shutdown(self):
+        assert self.thread.is_alive()  # else the kernel has ended what it has started
         self.calls.append("shutdown")
 
 

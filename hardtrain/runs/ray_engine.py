@@ -69,9 +69,10 @@ def train_on_ray(
         return
     options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
     with (
-        _connected(ray, address),
+        _connected(ray, address) as goes_on,
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
+        driver.cancels = goes_on
         driver.train(sorted(runs, key=costs.work, reverse=True))
 
 
@@ -105,10 +106,11 @@ def _ray() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
-    """With Ray: the program's own, if it has begun one, else one that ends with the sweep."""
+def _connected(ray: ModuleType, address: str | None) -> Iterator[bool]:
+    """With Ray: the program's own, which goes on, if it has begun one, else one that ends with the
+    sweep, and with it its tasks."""
     if ray.is_initialized():
-        yield
+        yield True
         return
     main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -127,7 +129,7 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
     try:
         if main:  # Ray sets its own
             signal.signal(signal.SIGTERM, on_sigterm)
-        yield
+        yield False
     finally:
         ray.shutdown()
 
@@ -162,6 +164,7 @@ class _Driver:
         self.failed: list[tuple[Run, Exception]] = []
         self.said: set[str] = set()
         self.jobs: dict[str, _Job] = {}
+        self.cancels = True
 
     def __enter__(self) -> "_Driver":
         ray = self.ray
@@ -179,7 +182,7 @@ class _Driver:
                 "interrupted; finished runs and checkpoints are kept: run again to go on"
             )
         with contextlib.suppress(Exception):  # of a cluster that is gone
-            for reference in self.running:
+            for reference in self.running if self.cancels else ():  # else Ray may abort at its end
                 self.ray.cancel(reference, force=True)
             self.ray.kill(self.desk)
         for job in self.jobs.values():

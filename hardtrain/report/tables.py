@@ -72,7 +72,7 @@ def one_class(results: pd.DataFrame) -> pd.Series:
     """Of each run whether its network says one class, whatever it is shown."""
 
     def is_so(text: object) -> bool:
-        errors = json.loads(text) if isinstance(text, str) else []
+        errors = json.loads(text) if text and isinstance(text, str) else []  # one that diverged
         found = sorted(error for error in errors if error is not None)
         return len(found) > 1 and found[0] == 0 and found[1] == 1
 

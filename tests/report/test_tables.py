@@ -18,6 +18,7 @@ from hardtrain.report.tables import (
     difference,
     level_verdicts,
     mean_over_arms,
+    one_class,
     paired,
     per_run,
     sampling_note,
@@ -267,3 +268,9 @@ def test_the_note_on_the_test_set_gives_its_deviation(results):
     assert "of 359 images" in note
     assert "12.00 % by 1.72 points" in note
     assert sampling_note(results, arm("active_bias"), 359) == ""
+
+
+def test_networks_that_say_one_class_only_are_found_among_those_that_diverged():
+    texts = ["[1.0, 0.0, null, 1.0]", "[1.0, 0.1, 1.0]", "[0.0, 0.0, 1.0]", "[0.0]", "", math.nan]
+    results = pd.DataFrame({"per_class_error": texts})
+    assert one_class(results).tolist() == [True, False, False, False, False, False]

@@ -254,10 +254,12 @@ def answer(errors: Errors, in_time: Errors, timings: pd.DataFrame, cells: Cells)
     if not could:
         return " ".join([*sentences, f"{num} seeds cannot tell an effect from chance."])
     least, most = (pick(could, key=could.__getitem__) for pick in (min, max))
+    effects = f"{could[least]:.2f} points ({plotting.method_label(least)})"
+    if most != least:
+        effects += f" to {could[most]:.2f} ({plotting.method_label(most)})"
     sentences.append(
-        f"With {num} seeds and {num_questions(found)} questions a mean effect below "
-        f"{could[least]:.2f} ({plotting.method_label(least)}) to {could[most]:.2f} points "
-        f"({plotting.method_label(most)}) would mostly have been missed."
+        f"With {num} seeds and {num_questions(found)} questions a mean effect below {effects} "
+        "would mostly have been missed."
     )
     return " ".join(sentences)
 

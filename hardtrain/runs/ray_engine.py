@@ -75,10 +75,10 @@ def train_on_ray(
         failed.extend(_train_meanwhile(left, store, progress, int(cpus_per_run), is_ready))
 
     with (
-        ray_start.connected(ray, address, meanwhile),
+        ray_start.connected(ray, address, meanwhile) as goes_on,
         _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
     ):
-        driver.failed = failed
+        driver.failed, driver.cancels = failed, goes_on
         driver.train(left, len(runs))
 
 
@@ -172,6 +172,7 @@ class _Driver:
         self.failed: list[tuple[Run, Exception]] = []
         self.said: set[str] = set()
         self.jobs: dict[str, _Job] = {}
+        self.cancels = True
 
     def __enter__(self) -> "_Driver":
         ray = self.ray
@@ -185,7 +186,7 @@ class _Driver:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):  # of a cluster that is gone
-            for reference in self.running:
+            for reference in self.running if self.cancels else ():  # else Ray may abort at its end
                 self.ray.cancel(reference, force=True)
             self.ray.kill(self.desk)
         for job in self.jobs.values():

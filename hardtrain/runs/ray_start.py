@@ -31,11 +31,12 @@ def imported() -> ModuleType:
 @contextlib.contextmanager
 def connected(
     ray: ModuleType, address: str | None, meanwhile: Callable[[Callable[[], bool]], None]
-) -> Iterator[None]:
-    """With Ray: the program's own, if it has begun one, else one that ends with the sweep. What is
-    to be done ``meanwhile`` is told how to see that it, and a worker of it, have been started."""
+) -> Iterator[bool]:
+    """With Ray: the program's own, which goes on (true), if it has begun one, else one that ends
+    with the sweep, and with it its tasks. What is to be done ``meanwhile`` is told how to see that
+    it, and a worker of it, have been started."""
     if ray.is_initialized():
-        yield
+        yield True
         return
     main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -57,7 +58,7 @@ def connected(
                 ) from error
             if main:  # Ray sets its own
                 signal.signal(signal.SIGTERM, on_sigterm)
-            yield
+            yield False
         finally:
             if starting:
                 wait([starting])  # what has only half begun would go on

@@ -372,7 +372,7 @@ def test_claims_are_written_and_fill_the_findings(book, monkeypatch):
     assert mine.caption in shown[1][1].data
     assert "| It helps. |" in table.data
     written = pd.read_csv(mine.out / "claims.csv")
-    assert written["scale"].tolist() == [mine.caption]
+    assert written["scale"].tolist() == [f"digits, {mine.caption}"]
     assert "claims.csv" in mine._written
 
 

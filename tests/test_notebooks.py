@@ -440,8 +440,8 @@ def test_the_comparison_answers_for_little_data_of_ones_own_in_a_given_time(
     assert "8x10 is no square: images are resized to 8x8" in said
     assert "0.05 minutes are too few: this takes about 1" in said
     assert "On the data as it is, " in said
-    assert "balanced" in (place.out / "table_5_cautions.csv").read_text()
-    assert "2 epochs, 2 seeds (in 0.05 minutes)" in (place.out / "table_4_ranking.md").read_text()
+    assert "balanced" in (place.out / "table_7_cautions.csv").read_text()
+    assert "2 epochs, 2 seeds (in 0.05 minutes)" in (place.out / "table_6_ranking.md").read_text()
 
 
 @pytest.mark.parametrize("stem", ["03_gradient_noise", "04_distribution_matching"])

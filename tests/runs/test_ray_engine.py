@@ -291,8 +291,22 @@ def test_a_worker_that_has_lost_its_gpu_ends_so_that_another_goes_on(
     desk = SimpleNamespace(note=SimpleNamespace(remote=lambda *_: None))
     place = (Path.cwd(), store.path, 0.0, 1)
     with pytest.raises(SystemExit, match="1"):
-        ray_worker.train_task(tiny_run().as_dict(), tiny_run().key, place, desk)
+        ray_worker.train_task(tiny_run().as_dict(), tiny_run().key, place, {}, desk)
     assert "unspecified launch failure" in capfd.readouterr().err
+
+
+def test_a_node_takes_the_drivers_data_folder_unless_it_has_its_own(store, tiny_run, monkeypatch):
+    monkeypatch.setenv("HARDTRAIN_DATA", "of the driver")
+    environment = ray_worker.settings()
+    assert environment["HARDTRAIN_DATA"] == "of the driver"
+    monkeypatch.setattr(ray_worker, "train_run", lambda *_: os.environ["HARDTRAIN_DATA"])
+    desk = SimpleNamespace(note=SimpleNamespace(remote=lambda *_: None))
+    task = tiny_run().as_dict(), tiny_run().key, (Path.cwd(), store.path, 0.0, 1), environment, desk
+    for own in ("of the node", None):
+        monkeypatch.setenv("HARDTRAIN_DATA", own or "")
+        if own is None:
+            monkeypatch.delenv("HARDTRAIN_DATA")
+        assert ray_worker.train_task(*task) == (own or "of the driver")
 
 
 def test_another_nodes_data_are_not_mixed_in(driver, store):

@@ -218,8 +218,8 @@ def num_questions(found: Mapping[str, Judged]) -> int:
 
 def smallest_effect(found: Mapping[str, Judged], name: str) -> float:
     """The true mean difference (points) that these seeds would have found, 4 times in 5 or so."""
-    gap = found[name].mean
-    effect = math.nan if gap is None else detectable(gap, questions=num_questions(found))
+    gap, questions = found[name].mean, num_questions(found)
+    effect = detectable(gap, questions=questions) if gap and questions else math.nan
     return effect if 0 < effect < math.inf else math.nan
 
 

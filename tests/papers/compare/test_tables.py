@@ -19,11 +19,11 @@ SEEDS = [0, 1, 2, 3, 4]
 NAMES = ("plain", "random_share", "focal", "trimming", "reducible_loss")
 
 
-def cells_of(settings=("as it is",)):
+def cells_of(settings=("as it is",), seeds=SEEDS):
     found = {}
     for number, setting in enumerate(settings):
         base = {"dataset": "digits", "network": "mlp", "lr": 0.01 * (number + 1)}
-        arms = plan.planned(base, SEEDS, 4, small_network="mlp")
+        arms = plan.planned(base, seeds, 4, small_network="mlp")
         found[setting] = {name: arms[name] for name in NAMES}
     return found
 
@@ -133,6 +133,14 @@ def test_the_smallest_effect_is_found_with_about_the_stated_power():
     # the formula is near to 0.8, and falls a little short with few seeds and many questions
     assert 0.7 < (p < 0.05 / questions).mean() < 0.83
     assert math.isnan(compare_tables.smallest_effect(found, 99))
+
+
+def test_one_seed_answers_nothing():
+    cells = cells_of(seeds=[0])
+    timings = timings_of(cells, dict.fromkeys(cells["as it is"], 1.0))
+    _, ranking, answer = judged(cells, results_of(cells, lambda *_: 0.1), timings)
+    assert set(ranking["finding"]) == {"no difference shown"}
+    assert answer.endswith("1 seeds cannot tell an effect from chance.")
 
 
 def test_planted_help_and_harm_are_found_and_said():

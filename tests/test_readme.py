@@ -84,7 +84,7 @@ def own_set(tmp_path, monkeypatch):
 
 
 def test_blocks_are_shell_and_name_what_there_is():
-    known = {"make", "papermill", "hardtrain", "export", "ray", "srun", "sleep", "exec"}
+    known = {"make", "papermill", "hardtrain", "export", "ray", "srun", "sleep", "until", "exec"}
     for block in BLOCKS:
         subprocess.run(["sh", "-n"], input=block, text=True, check=True)
         assert set(re.findall(r"^([a-z]+) ", block, re.M)) <= known

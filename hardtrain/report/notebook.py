@@ -270,15 +270,14 @@ class Notebook:
         """Results and history of all of the notebook's runs, trained or taken from ``run``, also
         written to ``results.csv``, ``history.csv`` and ``timings.csv``. Rows of runs that the
         profile no longer has leave its folder."""
-        keys = None
         if not isinstance(runs, pd.DataFrame):
             runs = list(runs)
             keys, results = {run.key for run in runs}, self.run(runs)
             if absent := len(keys - set(results["key"])):
                 command = f"papermill {self.name}.ipynb OUT.ipynb -p profile {self.p.profile}"
                 print(f"{absent} of {len(keys)} runs not run; {command} trains them")
-        else:
-            results = runs
+        else:  # all of them, if what was missing was trained
+            results, keys = runs, set(runs["key"]) if self.trains else None
         # a profile's own folder holds its own runs; elsewhere those of many programs gather
         write_results(results, self.store, self.out, beside=keys if self.is_profiles_own else None)
         self._written |= {"results.csv", "history.csv", "timings.csv"}

@@ -454,6 +454,19 @@ def test_runs_that_the_profile_no_longer_has_leave_its_folder(book, tiny_run, tm
         assert len(pd.read_csv(one.out / "results.csv")) == 2
 
 
+def test_rows_of_a_table_that_is_complete_are_all_that_stay(book, tiny_run):
+    """As a search asks for runs in stages; where nothing is trained, none are known to be gone."""
+    runs = [tiny_run(seed=seed, epochs=1) for seed in range(3)]
+    mine = book()
+    mine.results(mine.run(runs))
+    mine.trains = False
+    mine.results(mine.run(runs[:1]))
+    assert set(pd.read_csv(mine.out / "results.csv")["seed"]) == {0, 1, 2}
+    mine.trains = True
+    mine.results(mine.run(runs[:2]))
+    assert set(pd.read_csv(mine.out / "results.csv")["seed"]) == {0, 1}
+
+
 def test_two_programs_that_draw_into_one_folder_leave_it_whole(book, tiny_run):
     books = [book(), book()]
     store_results = [tiny_run(seed=seed, epochs=1) for seed in range(2)]
@@ -464,7 +477,7 @@ def test_two_programs_that_draw_into_one_folder_leave_it_whole(book, tiny_run):
         for again in range(5):
             one.save_table(pd.DataFrame({"error": [number + again / 10]}), "table_1_error")
             fig = Figure()
-            fig.text(0.5, 0.5, str(number))
+            fig.subplots().plot([number, again])
             one.save_figure(fig, "fig_1_number")
         one.finish()
 
@@ -473,6 +486,7 @@ def test_two_programs_that_draw_into_one_folder_leave_it_whole(book, tiny_run):
         thread.start()
     for thread in threads:
         thread.join()
+    assert {"fig_1_number.pdf", "fig_1_number.png"} <= {p.name for p in books[0].out.iterdir()}
     assert damaged(books[0].out) == []
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hardtrain.data.quality import UNEQUAL
 from hardtrain.papers.compare import plan
+from hardtrain.papers.compare.costs import sent_backward
 from hardtrain.papers.compare.plan import BASELINES
 from hardtrain.report import tables
 from hardtrain.report.text import format_difference, format_interval, format_number
@@ -106,13 +107,10 @@ def error_table(
     }
     rows = {label: arm for label, (_, arm) in labelled.items()}
     frame = tables.arms_table(results, rows, shown, names=("setting", "arm"), baselines=baselines)
-    last = history.groupby("key").last()
     samples = []
     for setting, arm in labelled.values():
         plain = cells[setting]["plain"][0].epochs * num_train[setting]
-        counted = last.reindex([run.key for run in arm]).get("samples", pd.Series(dtype=float))
-        # what does not count them sends every sample of an epoch
-        samples.append((counted / plain).fillna(1.0).mean() if len(counted) else 1.0)
+        samples.append(sent_backward(history, arm, num_train[setting]).mean() / plain)
     frame.insert(2, "samples", [format_number(part, 2) for part in samples])
     return frame
 

@@ -233,8 +233,8 @@ def _from_timm(
 
 
 def _cnn2(in_channels: int, image_size: object) -> Body:
-    body = [nn.Conv2d(in_channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]  # 28 -> 24 -> 12
-    body += [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2), _MaxPoolTo(4)]  # 12 -> 8 -> 4
+    body = [nn.Conv2d(in_channels, 20, 5), nn.MaxPool2d(2), nn.ReLU()]  # 28 -> 24 -> 12
+    body += [nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), _MaxPoolTo(4), nn.ReLU()]  # 12 -> 8 -> 4
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(800, 100), nn.ReLU()), 100
 
 
@@ -251,8 +251,9 @@ def _cnn_small(in_channels: int, image_size: object, *, batch_norm: bool = False
     body: list[nn.Module] = []
     for channels, width, stride in ((in_channels, 32, 2), (32, 64, 1)):
         body += [nn.Conv2d(channels, width, 3, stride=stride, padding=1)]
-        body += [nn.BatchNorm2d(width), nn.ReLU()] if batch_norm else [nn.ReLU()]
-    return nn.Sequential(*body, _MaxPoolTo(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
+        body += [nn.BatchNorm2d(width)] if batch_norm else []
+        body += [nn.ReLU()] if width == 32 else [_MaxPoolTo(2), nn.ReLU()]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(256, 64), nn.ReLU()), 64
 
 
 def _mlp(in_channels: int, image_size: int | tuple[int, int] | None, *, width: int = 128) -> Body:
@@ -286,7 +287,13 @@ class _MaxPoolTo(nn.Module):
         # not AdaptiveMaxPool2d: its CUDA gradient has no deterministic form
         stride = [n // self.side for n in inputs.shape[-2:]]
         window = [n - (self.side - 1) * s for n, s in zip(inputs.shape[-2:], stride, strict=True)]
-        return max_pool2d(inputs, window, stride)
+        if max(window) == 1:
+            return inputs
+        pooled = max_pool2d(inputs, window, stride)
+        if pooled.requires_grad and inputs.is_contiguous(memory_format=torch.channels_last):
+            # a gradient in another layout, as flattening gives, makes torch copy the map twice
+            pooled.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+        return pooled
 
 
 class _FlattenTo(nn.Module):

@@ -160,9 +160,9 @@ class Run:
         default (so that a new field leaves old keys alone; a default never changes), and the
         versions of the method and of the training loop."""
         described = self.as_dict()
-        for item in dataclasses.fields(self):
-            if item.name in NOT_IN_KEY or getattr(self, item.name) == item.default:
-                del described[item.name]
+        for name, default in _DEFAULTS.items():
+            if name in NOT_IN_KEY or getattr(self, name) == default:
+                del described[name]
         defaults = lookup.default_options(self.method)
         described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
         described["versions"] = [loop.VERSION, lookup.find_method(self.method).VERSION]
@@ -170,9 +170,12 @@ class Run:
 
     def as_dict(self) -> dict:
         """All fields, ready for JSON."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in _DEFAULTS}
         values["options"] = dict(self.options)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(Run)}
 
 
 def _integers(name: str, value: object, low: int) -> tuple[int, ...]:

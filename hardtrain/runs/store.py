@@ -4,12 +4,12 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import pickle
 import re
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,17 +260,18 @@ def _require_parts(record: dict) -> None:
     history, metrics = record.get("history", []), dict(record["metrics"])
     _require(type(metrics.pop("per_class_error", "")) is str)
     _require(isinstance(history, list) and all(isinstance(row, dict) for row in history))
-    values = (value for row in (metrics, *history) for value in row.values())
-    _require(all(value is None or _is_number(value) for value in values))
-    _require(all(type(v) is str or _is_number(v) for v in record.get("timings", {}).values()))
+    values = [value for row in (metrics, *history) for value in row.values()]
+    _require_finite(value for value in values if value is not None)
+    _require_finite(value for value in record.get("timings", {}).values() if type(value) is not str)
     for entry in record.get("artefacts", {}).values():
         name, digest = entry["file"], entry["sha256"]
         # a name in the store's own folder: neither "../x" nor "C:x"
         _require(bool(re.fullmatch(r"[\w-][\w.-]{,200}", name)) and isinstance(digest, str))
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+def _require_finite(values: Iterable[Any]) -> None:
+    values = list(values)
+    _require({*map(type, values)} <= {int, float} and all(map(math.isfinite, values)))
 
 
 def _is_of(described: Mapping, record: dict) -> bool:

@@ -61,15 +61,16 @@ def find_method(name: str) -> Any:
         raise ParameterError(
             f"method = {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
         ) from error
-    functions = {key: value for module in modules for key, value in vars(module).items()}
-    function: Any = functions.get(function_name)
+    named = [vars(module)[function_name] for module in modules if function_name in vars(module)]
+    function: Any = named[0] if named else None
     if colon and callable(function) and not hasattr(function, "VERSION"):
         raise ParameterError(
             f"method = {name!r}: {function_name} has no VERSION; mark it with @version(1) of "
             "hardtrain.training.lookup, and raise the number when its numbers change"
         )
     if not _is_method(function):
-        known = [key for key, value in functions.items() if _is_method(value)]
+        entries = [entry for module in modules for entry in vars(module).items()]
+        known = [key for key, value in entries if _is_method(value)]
         raise unknown_name("method", name, [f"{module_name}{colon}{key}" for key in known])
     checks.integer(f"VERSION of method {name!r}", function.VERSION, low=0)
     _options(name, function)

@@ -107,9 +107,16 @@ def drop_last(value: object, batch_size: int, num_samples: int) -> bool:
     return bool(value)
 
 
+def positions(values: Tensor | Sequence[int]) -> Tensor:
+    """Integers ``(B,)``, also from a list or an array."""
+    # of a NumPy array that runs backwards torch makes no tensor
+    values = values.copy() if hasattr(values, "strides") else values
+    return tensor("indices", torch.as_tensor(values), ("B",), dtypes=INDICES)
+
+
 def indices(values: Tensor | Sequence[int], num_samples: int) -> Tensor:
-    """Positions ``(B,)`` in a data set of ``num_samples``, also from a list; int64."""
-    given = tensor("indices", torch.as_tensor(values), ("B",), dtypes=INDICES)
+    """Positions in a data set of ``num_samples``."""
+    given = positions(values)
     within("indices", given, 0, num_samples - 1, f"in 0..{num_samples - 1}")
     return given
 

@@ -231,7 +231,7 @@ class HardBatchSampler(Sampler[list[int]]):
 
     def _is_batch(self, indices: Tensor | Sequence[int], device: torch.device) -> Tensor:
         """True at the id of the batch with these ``indices``: ``(N + 1,)`` on ``device``."""
-        given = _checks.tensor("indices", torch.as_tensor(indices), ("B",), dtypes=_checks.INDICES)
+        given = _checks.positions(indices)
         if not _checks.on_host(given):
             return self._match(given).to(device)
         key = tuple(given.tolist() if isinstance(indices, Tensor) else indices)

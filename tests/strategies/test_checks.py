@@ -161,3 +161,9 @@ def test_on_host_knows_where_a_look_is_free():
     assert _checks.on_host(torch.ones(1))
     assert _checks.on_host([1])
     assert not _checks.on_host(torch.ones(1, device="meta"))
+
+
+@pytest.mark.parametrize("values", [[2, 0], np.array([0, 2])[::-1], np.array([0, 1, 2])[::-2]])
+def test_positions_are_taken_from_lists_and_arrays_that_run_backwards(values):
+    assert _checks.positions(values).tolist() == [2, 0]
+    assert _checks.indices(values, 3).tolist() == [2, 0]

@@ -27,6 +27,7 @@ def draw_against(
         if len(epochs):
             x = (begins or {}).get(name, 0.0) + lengths[name] * epochs / epochs[-1]
             plotting.band(ax, x, 100 * values, method=name)
+    ax.set_ylim(bottom=max(0, ax.get_ylim()[0]))  # where an interval reaches below
     ax.set_xlabel(label)
 
 

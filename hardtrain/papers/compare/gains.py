@@ -8,7 +8,7 @@ import pandas as pd
 from hardtrain.papers.compare import plan
 from hardtrain.papers.compare.costs import as_timings, sent_backward
 from hardtrain.papers.compare.plan import BASELINES
-from hardtrain.papers.compare.tables import Cells, at_equal_time, costs, errors_by_seed
+from hardtrain.papers.compare.tables import Cells, Errors, costs, errors_by_seed
 from hardtrain.report import tables
 from hardtrain.report.text import format_difference, format_number
 from hardtrain.runs.run import Run
@@ -21,12 +21,11 @@ Gains = Mapping[str, Mapping[str, PairedDifference | None]]  # by arm and column
 
 
 def gains(
-    results: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, cells: Cells
+    results: pd.DataFrame, in_time: Errors, cells: Cells
 ) -> dict[str, dict[str, PairedDifference | None]]:
     """By arm and column the paired differences (points), the means over the settings; the p values
-    of a column, which is one question, are Holm-corrected."""
+    of a column, which is one question, are Holm-corrected. ``in_time``: from `at_equal_time`."""
     final = errors_by_seed(results, cells, tables.TEST_ERROR)
-    in_time = at_equal_time(results, history, timings, cells)
     (names,) = {tuple(arms) for arms in cells.values()}
     found: dict[str, dict[str, PairedDifference | None]] = {name: {} for name in names}
     for equal, errors in zip(EQUAL, (final, in_time), strict=True):

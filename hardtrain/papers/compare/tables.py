@@ -115,16 +115,14 @@ def error_table(
     return frame
 
 
-def time_table(
-    results: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, cells: Cells
-) -> pd.DataFrame:
-    """Test error when plain training's time is over, everything counted, and what an arm costs."""
-    errors = at_equal_time(results, history, timings, cells)
+def time_table(in_time: Errors, timings: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+    """Test error when plain training's time is over, everything counted, and what an arm costs.
+    ``in_time``: from `at_equal_time`."""
     rows = []
     for setting, arms in cells.items():
         limit = sum(costs(timings, arms["plain"]))
         for name, arm in arms.items():
-            values = errors[setting][name].dropna()
+            values = in_time[setting][name].dropna()
             row = {
                 "setting": setting,
                 "arm": plan.label(name),
@@ -132,7 +130,7 @@ def time_table(
                 "test error (%)": tables.describe_values(values, 2) if len(values) else "too late",
             }
             for base in BASELINES:
-                gap = None if base == name else tables.paired(values, errors[setting][base])
+                gap = None if base == name else tables.paired(values, in_time[setting][base])
                 row[f"minus {plan.label(base).lower()}"] = gap
             rows.append(row)
     digits = {f"minus {plan.label(base).lower()}": 2 for base in BASELINES}
@@ -190,7 +188,8 @@ def ranking_table(
     """One ranking, by the mean over the settings, best first; beside it the data as it is.
 
     Args:
-        errors: final ones, from `errors_by_seed`. in_time: from `at_equal_time`.
+        errors: final ones, from `errors_by_seed`.
+        in_time: from `at_equal_time`.
     """
     found, later = judged(errors), mean_gaps(in_time)
     order = sorted(found, key=lambda name: found[name].mean.mean if found[name].mean else math.inf)

@@ -8,6 +8,7 @@ import pytest
 from papers.compare.test_tables import cells_of, history_of, noise, results_of, timings_of
 
 from hardtrain.papers.compare import costs, gains, plan
+from hardtrain.papers.compare.tables import at_equal_time
 
 
 def found_for(effects, seconds=None):
@@ -15,7 +16,8 @@ def found_for(effects, seconds=None):
     level = noise(1, spread=0.005)
     results = results_of(cells, lambda *who: level(*who) + effects.get(who[1], 0.0))
     timings = timings_of(cells, seconds or {})
-    return gains.gains(results, history_of(cells), timings, cells), cells, results
+    in_time = at_equal_time(results, history_of(cells), timings, cells)
+    return gains.gains(results, in_time, cells), cells, results
 
 
 def test_planted_gains_are_said_against_both_baselines():
@@ -38,7 +40,8 @@ def test_a_gain_that_time_leaves_is_kept():
     history = history_of(cells)
     errors = results.set_index("key")["test_error"]
     history["test_error"] = history["key"].map(errors)  # from the first evaluation on
-    found = gains.gains(results, history, timings_of(cells, {"focal": 19.0}), cells)
+    in_time = at_equal_time(results, history, timings_of(cells, {"focal": 19.0}), cells)
+    found = gains.gains(results, in_time, cells)
     assert gains.sentences(found)[0].endswith("; it keeps its gain.")
 
 
@@ -48,7 +51,8 @@ def test_an_arm_that_is_too_late_in_one_setting_is_not_compared_at_equal_time():
     late = timings_of(cells, {}, before={"reducible_loss": 11.0})
     keys = {run.key for run in cells["wrong labels"]["reducible_loss"]}
     late.loc[late["key"].isin(keys), "seconds_before"] = math.nan
-    found = gains.gains(results, history_of(cells), late, cells)
+    in_time = at_equal_time(results, history_of(cells), late, cells)
+    found = gains.gains(results, in_time, cells)
     assert found["reducible_loss"]["equal time, minus plain training"] is None
     assert "; at equal time too late, or not run" in gains.sentences(found)[-1]
 

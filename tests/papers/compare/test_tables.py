@@ -105,7 +105,8 @@ def test_equal_time_stops_who_takes_longer_and_counts_what_came_before():
     assert found == {"plain": {10.0}, "random_share": {10.0}, "focal": {40.0}, "trimming": {20.0},
                      "reducible_loss": {30.0}}  # fmt: skip
     late = timings_of(cells, seconds, before={"reducible_loss": 9.0})
-    table = compare_tables.time_table(results, history, late, cells).set_index("arm")
+    in_time = compare_tables.at_equal_time(results, history, late, cells)
+    table = compare_tables.time_table(in_time, late, cells).set_index("arm")
     assert table.loc["Reducible loss", "test error (%)"] == "too late"
     assert table.loc["Reducible loss", "time of its whole training"] == "1.70"
     assert table.loc["Focal loss", "minus plain training"].startswith("+30.00")

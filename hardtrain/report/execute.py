@@ -4,18 +4,23 @@
 ``--refresh``  run each from the committed results and replace the file itself
 ``--check``    compare each committed notebook's outputs with what it gives now (nbval)
 
+Profiles of which results are committed, but which the notebook does not show, are drawn by
+``--refresh`` too, and their tables compared by ``--check``.
+
 papermill writes its output file again and again, says "completed" of cells whose kernel died, and
 two of it overwrite each other. Here the output appears under its name only when the notebook's
 last cell has said that it is complete, and one process at a time writes it.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -26,7 +31,7 @@ from hardtrain import checks, files
 from hardtrain.errors import HardtrainError, ParameterError
 from hardtrain.files import project_root, store_errors, write_atomically
 from hardtrain.report.figure_data import stale
-from hardtrain.report.notebook import END_MARKER, parameter_names
+from hardtrain.report.notebook import END_MARKER, default_profile, parameter_names
 from hardtrain.runs.committed import damaged
 
 NO_DATA = os.path.join(os.sep, "no", "image", "sets")  # tables say what is not at hand
@@ -70,11 +75,24 @@ def _checked(source: Path, parameters: Mapping[str, object]) -> dict:
     without a cell of parameters, which trains no runs, is given none."""
     if not parameters:
         return {}
-    cells = [c for c in read_notebook(source).cells if "parameters" in c.metadata.get("tags", ())]
-    known = [name for cell in cells for name in parameter_names(cell.source)]
+    cells = _parameter_cells(source)
+    known = [name for cell in cells for name in parameter_names(cell)]
     for name in parameters if cells else ():
         checks.choice("parameter", name, known)
     return dict(parameters) if cells else {}
+
+
+def _parameter_cells(path: Path) -> list[str]:
+    cells = read_notebook(path).cells
+    return [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
+
+
+def _not_shown(path: Path, figures: Path) -> list[dict]:
+    """Parameters for each profile of which ``figures`` has results, but the one that the notebook
+    shows."""
+    profiles = {results.parent.name for results in (figures / path.stem).glob("*/results.csv")}
+    shown = {default_profile(cell) for cell in _parameter_cells(path)} if profiles else set()
+    return [{"profile": profile, "train": False} for profile in sorted(profiles - shown)]
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -113,11 +131,30 @@ def check(notebooks: list[Path]) -> int:
     }
     command = [sys.executable, "-m", "pytest", "--nbval", "-o", "addopts=", "-q"]
     command += [f"--nbval-cell-timeout={CELL_TIMEOUT}", "-p", "no:cacheprovider"]
+    if (processes := min(os.cpu_count() or 1, len(notebooks))) > 1:
+        command += ["-n", str(processes), "--dist", "loadscope"]  # a notebook's cells in one
     command += [f"--rootdir={copy}", *(str(copy / "notebooks" / path.name) for path in notebooks)]
     failed = subprocess.run(command, cwd=copy, env=environment).returncode
+
+    others = [
+        (copy / "notebooks" / path.name, parameters)
+        for path in notebooks
+        for parameters in _not_shown(path, copy / "figures")
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        changed += pool.map(lambda other: _draw(*other, environment), others)
     changed += [line for path in notebooks for line in _redrawn(copy, path.stem)]
+    changed = [line for line in changed if line]
     print(*changed, sep="\n", file=sys.stderr)
     return failed or bool(changed)
+
+
+def _draw(path: Path, parameters: dict, environment: dict) -> str:
+    """Execute a notebook for its tables alone; what went wrong, else nothing."""
+    command = [sys.executable, "-m", "papermill", path.name, os.devnull, "--no-progress-bar"]
+    command += ["-k", "python3", "-y", json.dumps(parameters)]
+    run = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
+    return f"{path.name}, {parameters}: {run.stderr}" if run.returncode else ""
 
 
 def _redrawn(copy: Path, name: str) -> list[str]:
@@ -171,10 +208,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["HARDTRAIN_DATA"] = NO_DATA
     for path in options.notebooks:
         began = time.perf_counter()
-        target = path if options.refresh else project_root() / "build" / "notebooks" / path.name
-        parameters = {"use_committed": False, "profile": "quick"} if options.train else {}
+        build = project_root() / "build" / "notebooks" / path.name
         try:
-            execute(path, target, parameters)
+            if options.train:
+                execute(path, build, {"use_committed": False, "profile": "quick"})
+            else:
+                execute(path, path, {})
+                for parameters in _not_shown(path, project_root() / "figures"):
+                    execute(path, build, parameters)
         except (RuntimeError, HardtrainError) as error:
             sys.exit(str(error))
         print(f"{path.name}: complete in {time.perf_counter() - began:.0f} s", flush=True)

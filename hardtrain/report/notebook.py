@@ -132,6 +132,12 @@ def parameter_names(source: str) -> list[str]:
     return list(_annotated(_parsed(source)))
 
 
+def default_profile(source: str) -> str | None:
+    """The profile that a parameters cell names; ``None`` if it has none."""
+    node = _annotated(_parsed(source)).get("profile")
+    return ast.literal_eval(node.value) if node and node.value else None
+
+
 def _parsed(source: str) -> ast.Module:
     try:
         return ast.parse(source)

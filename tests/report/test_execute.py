@@ -313,6 +313,51 @@ def change_number(path):
     path.write_text(json.dumps(content))
 
 
+PROFILES = """profile: str = "reduced"
+train: bool = True"""
+TABLE = """import os, pathlib
+number = pathlib.Path(os.environ["HARDTRAIN_COMMITTED"], "number.txt").read_text()
+folder = pathlib.Path(os.environ["HARDTRAIN_FIGURES"], "01_a", profile)
+folder.mkdir(parents=True)
+_ = (folder / "table_1.csv").write_text(f"a\\n{'trained' if train else number}\\n")"""
+
+
+def test_profiles_that_a_notebook_does_not_show_are_compared_and_drawn_too(
+    committed_notebook, monkeypatch, capsys
+):
+    root = committed_notebook.parents[1]
+    write_notebook(committed_notebook, PROFILES, TABLE)
+    notebook = nbformat.read(committed_notebook, 4)
+    for number, cell in enumerate(notebook.cells[1:], 1):
+        cell.execution_count = number
+    nbformat.write(notebook, committed_notebook)
+    for profile, value in (("quick", 41), ("reduced", "trained")):
+        folder = root / "figures" / "01_a" / profile
+        folder.mkdir(parents=True)
+        (folder / "results.csv").write_text("key\n")
+        (folder / "table_1.csv").write_text(f"a\n{value}\n")
+    monkeypatch.setattr(execute, "damaged", lambda folder: [])
+    subprocess.run(["git", "add", "."], cwd=root, check=True)
+    assert execute.check([committed_notebook]) == 0
+    (root / "figures" / "number.txt").write_text("40")
+    subprocess.run(["git", "add", "."], cwd=root, check=True)
+    assert execute.check([committed_notebook]) != 0
+    error = capsys.readouterr().err
+    assert "quick/table_1.csv is not what its notebook gives now" in error
+    assert "reduced" not in error
+
+    calls = []
+    monkeypatch.setattr(execute, "execute", lambda *call: calls.append(call))
+    monkeypatch.setenv("HARDTRAIN_PROGRESS", "terminal")
+    assert execute.main(["--refresh", str(committed_notebook)]) == 0
+    build = root / "build" / "notebooks" / "01_a.ipynb"
+    quick = {"profile": "quick", "train": False}
+    assert calls == [
+        (committed_notebook, committed_notebook, {}),
+        (committed_notebook, build, quick),
+    ]
+
+
 def test_check_compares_what_is_staged(committed_notebook, monkeypatch):
     commands, run = [], subprocess.run
 

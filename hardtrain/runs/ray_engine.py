@@ -23,7 +23,8 @@ from hardtrain.data.images import resolve_device
 from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
 from hardtrain.runs import costs, ray_start
 from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
-from hardtrain.runs.ray_worker import Desk, settings, train_task
+from hardtrain.runs.ray_desk import Desk
+from hardtrain.runs.ray_worker import settings, train_task
 from hardtrain.runs.run import Run
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore

@@ -1,10 +1,11 @@
-"""What runs elsewhere on a Ray cluster: a run's task, and the desk at which tasks report."""
+"""What runs elsewhere on a Ray cluster: a run's task."""
 
 import contextlib
 import io
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,7 @@ from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import train_run
 
-
-class Desk:
-    """The driver's store, and what the workers tell of their progress: an actor on its machine.
-
-    It holds the store: Ray rewrites the methods of an actor's class, inherited ones where they
-    are, so that a store of its own would change every `RunStore` of the process.
-    """
-
-    def __init__(self, path: Path, checkpoint_seconds: float):
-        self._store = RunStore(path, checkpoint_seconds=checkpoint_seconds)
-        self._notes: list[tuple] = []
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method of the store gives."""
-        return getattr(self._store, method)(*arguments)
-
-    def note(self, *what: Any) -> None:
-        self._notes.append(what)
-
-    def take_notes(self) -> list[tuple]:
-        notes, self._notes = self._notes, []
-        return notes
+NOTE_SECONDS = 0.5  # between two notes of a run: the driver looks no more often
 
 
 class _WorkersStore(RunStore):
@@ -116,9 +96,12 @@ def train_task(
             else _DistantStore(desk, pause)
         )
         desk.note.remote(key, 0, None, host, shared)
+        told = [time.monotonic()]
 
         def note(run: Run, epochs: int, loss: float | None = None) -> None:
-            desk.note.remote(key, epochs, loss, host, shared)
+            if time.monotonic() - told[-1] >= NOTE_SECONDS:
+                told.append(time.monotonic())
+                desk.note.remote(key, epochs, loss, host, shared)
 
         return train_run(run, store, note)
     except (torch.OutOfMemoryError, HardtrainError) as error:

@@ -64,18 +64,24 @@ def rows() -> list[dict]:
 
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
+    if hours < 0.1:
+        return "< 0.1"
     return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
 
 
 def main() -> None:
-    table = to_markdown(pd.DataFrame(rows()))
-    text = (
-        f"{table}\n\nCPU: {machine('cpu')}, {os.cpu_count()} cores, steps measured, one run after "
-        "the other. H200: as many times fewer hours as a ResNet-18's step takes there (3.0 ms for "
-        "128 images), and no step under 0.9 ms, which is what a small network's step takes when "
-        "fourteen runs share the card ([measured](benchmarks/gpu_h200.md)). Loading data is "
-        "not counted; `python -m benchmarks.costs` writes this table.\n"
-    )
+    table = to_markdown(pd.DataFrame(rows())).strip()
+    here = f"{machine('cpu')}, {os.cpu_count()} cores"
+    text = f"""What the profiles cost, in hours:
+
+{table}
+
+CPU: {here}; steps measured, one run after the other.
+H200: as many times fewer hours as a ResNet-18's step takes there (3.0 ms for 128 images), and no
+step under 0.9 ms, which is what a small network's step takes when fourteen runs share the card
+([measured](benchmarks/gpu_h200.md)). Loading data is not counted. `python -m benchmarks.costs`
+writes this table.
+"""
     begin, end = MARKS
     readme = ROOT / "README.md"
     above, _, rest = readme.read_text(encoding="utf-8").partition(begin)

@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 from numbers import Integral, Real
 
 import torch
@@ -107,7 +108,7 @@ def drop_last(value: object, batch_size: int, num_samples: int) -> bool:
     return bool(value)
 
 
-def positions(values: Tensor | Sequence[int]) -> Tensor:
+def positions(values: Any) -> Tensor:
     """Integers ``(B,)``, also from a list or an array."""
     # of a NumPy array that runs backwards torch makes no tensor
     values = values.copy() if hasattr(values, "strides") else values

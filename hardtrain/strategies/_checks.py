@@ -7,8 +7,8 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Generator, Tensor

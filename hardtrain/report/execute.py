@@ -90,7 +90,8 @@ def _parameter_cells(path: Path) -> list[str]:
 def _not_shown(path: Path, figures: Path) -> list[dict]:
     """Parameters for each profile of which ``figures`` has results, but the one that the notebook
     shows."""
-    profiles = {results.parent.name for results in (figures / path.stem).glob("*/results.csv")}
+    folders = [results.parent.name for results in (figures / path.stem).glob("*/results.csv")]
+    profiles = {name for name in folders if "+" not in name}  # behind it stand changed parameters
     shown = {default_profile(cell) for cell in _parameter_cells(path)} if profiles else set()
     return [{"profile": profile, "train": False} for profile in sorted(profiles - shown)]
 

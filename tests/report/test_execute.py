@@ -346,6 +346,9 @@ def test_profiles_that_a_notebook_does_not_show_are_compared_and_drawn_too(
     assert "quick/table_1.csv is not what its notebook gives now" in error
     assert "reduced" not in error
 
+    changed = root / "figures" / "01_a" / "quick+epochs"  # of someone's own parameters
+    changed.mkdir()
+    (changed / "results.csv").write_text("key\n")
     calls = []
     monkeypatch.setattr(execute, "execute", lambda *call: calls.append(call))
     monkeypatch.setenv("HARDTRAIN_PROGRESS", "terminal")

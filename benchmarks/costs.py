@@ -14,7 +14,7 @@ import pandas as pd
 
 from hardtrain import Run, RunStore
 from hardtrain.data.images import SIZES, pretended
-from hardtrain.files import write_atomically
+from hardtrain.report.claims import write_between
 from hardtrain.report.plan import plan
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
@@ -82,11 +82,7 @@ step under 0.9 ms, which is what a small network's step takes when fourteen runs
 ([measured](benchmarks/gpu_h200.md)). Loading data is not counted. `python -m benchmarks.costs`
 writes this table.
 """
-    begin, end = MARKS
-    readme = ROOT / "README.md"
-    above, _, rest = readme.read_text(encoding="utf-8").partition(begin)
-    _, _, below = rest.partition(end)
-    write_atomically(readme, f"{above}{begin}\n{text}\n{end}{below}".encode())
+    write_between(ROOT / "README.md", MARKS, text)
     print(text)
 
 

@@ -541,3 +541,16 @@ def test_network_size_counts_two_operations_for_each_multiply_add():
     convolutions = 16 * 16 * 32 * 27 + 16 * 16 * 64 * 288
     matrices = 256 * 64 + 64 * 10
     assert network_size("cnn_small", 10, 32)["flops"] == 2 * (convolutions + matrices)
+
+
+def test_pooling_gives_its_gradient_the_layout_of_its_map_and_changes_no_bit():
+    images = torch.randn(4, 3, 32, 32)
+    layouts, gradients = [], []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = images.clone(memory_format=layout).requires_grad_()
+        pooled = build_network("cnn_small", 10, 3).body[3](maps)
+        pooled.register_hook(lambda g, to=layout: layouts.append(g.is_contiguous(memory_format=to)))
+        pooled.flatten(1).square().sum().backward()
+        gradients.append(maps.grad)
+    assert layouts == [True, True]  # flattening alone gives the second another one
+    assert torch.equal(*gradients)

@@ -218,15 +218,24 @@ def refresh(readme: Path, figures: Path) -> None:
         ParameterError: it has no marks. RecordError: see `all_claims`.
     """
     claims = all_claims(figures)
-    with store_errors(f"read {readme}"):
-        text = readme.read_bytes().decode(errors="surrogateescape")
-    above, begin, rest = text.partition(_MARKS[0])
-    _, end, below = rest.partition(_MARKS[1])
-    if not end:
-        raise ParameterError(f"{readme} has no {_MARKS[0]!r} with {_MARKS[1]!r} behind it")
-    new = f"{above}{begin}\n{findings_markdown(claims)}\n{end}{below}"
-    write_atomically(readme, new.encode(errors="surrogateescape"))
+    write_between(readme, _MARKS, findings_markdown(claims))
     draw_effects(claims).savefig(figures / "findings.png", dpi=150, metadata={"Software": None})
+
+
+def write_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Put ``text`` between two marks of a file.
+
+    Raises:
+        ParameterError: it has no such marks.
+    """
+    with store_errors(f"read {path}"):
+        content = path.read_bytes().decode(errors="surrogateescape")
+    above, begin, rest = content.partition(marks[0])
+    _, end, below = rest.partition(marks[1])
+    if not end:
+        raise ParameterError(f"{path} has no {marks[0]!r} with {marks[1]!r} behind it")
+    new = f"{above}{begin}\n{text}\n{end}{below}"
+    write_atomically(path, new.encode(errors="surrogateescape"))
 
 
 if __name__ == "__main__":

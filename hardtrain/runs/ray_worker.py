@@ -99,8 +99,8 @@ def train_task(
         told = [time.monotonic()]
 
         def note(run: Run, epochs: int, loss: float | None = None) -> None:
-            if time.monotonic() - told[-1] >= NOTE_SECONDS:
-                told.append(time.monotonic())
+            if time.monotonic() - told[0] >= NOTE_SECONDS:
+                told[0] = time.monotonic()
                 desk.note.remote(key, epochs, loss, host, shared)
 
         return train_run(run, store, note)

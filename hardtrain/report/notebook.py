@@ -282,6 +282,7 @@ class Notebook:
             if absent := len(keys - set(results["key"])):
                 command = f"papermill {self.name}.ipynb OUT.ipynb -p profile {self.p.profile}"
                 print(f"{absent} of {len(keys)} runs not run; {command} trains them")
+                self._note(f"{len(keys) - absent} of {len(keys)} runs so far")
         else:  # all of them, if what was missing was trained
             results, keys = runs, set(runs["key"]) if self.trains else None
         # a profile's own folder holds its own runs; elsewhere those of many programs gather
@@ -292,9 +293,13 @@ class Notebook:
         print(f"{len(distinct)} runs, of which {diverged} diverged")
         if num := one_class(distinct).sum():
             print(f"{num} of the networks say one class only, whatever they are shown")
-        if (note := environments(results, self.store)) and note not in self.caption:
-            self.caption += f"; {note}"
+        self._note(environments(results, self.store))
         return results, load_history(results, self.store)
+
+    def _note(self, note: str) -> None:
+        """Let the caption say it, once."""
+        if note and note not in self.caption:
+            self.caption += f"; {note}"
 
     def figure_data(self, name: str, make: Callable, *, runs=(), artefact: str = "", **settings):
         """Arrays by name, as `figure_data.figure_data` computes or finds them; ``device`` and

@@ -341,6 +341,7 @@ def test_nothing_is_trained_where_train_is_false(book, tiny_run, capsys, monkeyp
         "1 of 2 runs not run; papermill 01_a.ipynb OUT.ipynb -p profile quick trains them\n"
         "1 runs, of which 0 diverged\n"
     )
+    assert mine.caption.endswith("; 1 of 2 runs so far")
     make = {"name": "fig_1", "make": first_features, "artefact": "features"}
     assert mine.figure_data(**make, runs=runs) is None
     assert capsys.readouterr().out == (

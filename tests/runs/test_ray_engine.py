@@ -309,6 +309,24 @@ def test_a_node_takes_the_drivers_data_folder_unless_it_has_its_own(store, tiny_
         assert ray_worker.train_task(*task) == (own or "of the driver")
 
 
+def test_a_worker_tells_of_its_epochs_at_most_twice_a_second(store, tiny_run, monkeypatch):
+    clock = iter(range(1000))  # a tick of 0.1 s whenever somebody looks
+    monkeypatch.setattr(ray_worker, "time", SimpleNamespace(monotonic=lambda: next(clock) / 10))
+    run, told = tiny_run(), []
+
+    def train(run, store, note):
+        for epoch in range(1, 101):
+            note(run, epoch, 0.5)
+
+    monkeypatch.setattr(ray_worker, "train_run", train)
+    desk = SimpleNamespace(note=SimpleNamespace(remote=lambda *what: told.append(what[1])))
+    ray_worker.train_task(run.as_dict(), run.key, (Path.cwd(), store.path, 0.0, 1), {}, desk)
+    seconds = 100 * 0.1
+    assert told[0] == 0, "that it has begun, at once"
+    assert 0.5 * seconds < len(told) - 1 <= 2 * seconds
+    assert told == sorted(set(told))
+
+
 def test_another_nodes_data_are_not_mixed_in(driver, store):
     job = next(iter(driver.jobs.values()))
     record = {"key": job.run.key, "fingerprint": "other", "status": "finished"}

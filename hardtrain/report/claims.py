@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.special import stdtr, stdtrit
 
 from hardtrain import checks
 from hardtrain.errors import ParameterError
@@ -18,12 +19,21 @@ from hardtrain.report import plotting
 from hardtrain.report.tables import MISSING, Protocol
 from hardtrain.report.text import format_interval, format_number, to_markdown
 from hardtrain.runs.committed import sealed_content
-from hardtrain.statistics import MIN_SEEDS, Interval, PairedDifference, holm, verdict
+from hardtrain.statistics import (
+    CONFIDENCE,
+    MIN_SEEDS,
+    Interval,
+    PairedDifference,
+    holm,
+    holm_corrected,
+    verdict,
+)
 
 PROFILES = ("paper", "reduced", "quick")  # README shows the first at which a claim was run
 COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
 _SHOWN = ["claim", "quantity", "printed", "here", "p", "finding"]  # in README
 _MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
+_EQUAL = "; equal: within"  # in the quantity of a claim of equality, before its margin
 _EDGES = -2, 4  # of README's picture, in printed effects
 _COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5", MISSING: "0.8"}
 
@@ -34,14 +44,16 @@ class Claim(NamedTuple):
     Args:
         claim: what the paper says, a sentence.
         quantity: what is measured, with its unit.
-        expected: the side of 0 on which the claim sees the quantity: "lower", "higher", or
+        expected: the side of ``edge`` on which the claim sees the quantity: "lower", "higher", or
             "equal", that is within ``margin`` of 0.
         found: our paired difference or interval; ``None`` where nothing was run. Several are one
             claim on any of many ("in some networks"): of those on the claim's side the smallest
-            Holm-corrected p decides; where all are on the other side, the largest.
+            Holm-corrected p decides; where all are on the other side, the largest. Several that
+            are to be "equal" are one claim on all of them.
         printed: the paper's number; nan where it prints none.
         protocol: whether the printed number can be held against ours.
         margin: half width of "equal", in the unit of the quantity.
+        edge: what a "lower" or "higher" quantity is to be told from, in its unit.
         digits: decimals.
     """
 
@@ -52,17 +64,20 @@ class Claim(NamedTuple):
     printed: float = math.nan
     protocol: Protocol = Protocol(False)
     margin: float = 0.0
+    edge: float = 0.0
     digits: int = 2
 
 
 def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     """A row for each claim: what is printed, what was found, and the finding.
 
-    "supports": the 95 % interval lies on the claim's side of 0, and the p value, Holm-corrected
-    over the claims of the table, is below 0.05. "contradicts": the same on the other side; or the
-    paper's protocol was followed and the verdict on its number is "not reproduced". "undecided":
-    neither, or fewer than 3 seeds. "not run". A claim of "equal" is supported by an interval within
-    the margin and contradicted by one outside.
+    "supports": the 95 % interval lies on the claim's side of its edge, and the p value,
+    Holm-corrected over the claims of the table, is below 0.05. "contradicts": the same on the other
+    side; or the paper's protocol was followed and the verdict on its number is "not reproduced".
+    "undecided": neither, or fewer than 3 seeds. "not run". A claim of "equal" is supported by an
+    interval within the margin and contradicted by one outside. p is two-sided, of a mean at the
+    edge, or at the nearer end of the margin; where it is none of 0, the quantity says which. What
+    has no p, as repeated measurements of a time, goes by its interval.
 
     Returns:
         Text columns ``claim, quantity, printed, here, n, p, finding, scale``.
@@ -79,7 +94,7 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     p_values = holm([math.nan if f is None else getattr(f, "p", math.nan) for f in found])
     rows = []
     for claim, ours, p in zip(claims, found, p_values, strict=True):
-        row = {"claim": claim.claim, "quantity": claim.quantity}
+        row = {"claim": claim.claim, "quantity": claim.quantity + _edge_words(claim)}
         row["printed"] = format_number(claim.printed, claim.digits, signed=True)
         row["here"] = MISSING if ours is None else format_interval(ours, claim.digits, signed=True)
         row["n"] = "" if ours is None else str(ours.n)
@@ -89,24 +104,50 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _edge_words(claim: Claim) -> str:
+    """What the claim says of the quantity, where it is not merely a side of 0."""
+    if claim.expected == "equal":
+        return f"{_EQUAL} {claim.margin:.2g}"
+    return f"; {claim.expected} than {claim.edge:+g}" if claim.edge else ""
+
+
+def _beyond(claim: Claim, found: PairedDifference | Interval) -> float:
+    """How far the mean lies on the claim's side of its edge; negative on the other side."""
+    if claim.expected == "equal":
+        return claim.margin - abs(found.mean)
+    beyond = found.mean - claim.edge
+    return beyond if claim.expected == "higher" else -beyond
+
+
 def _decisive(claim: Claim) -> PairedDifference | Interval | None:
-    """Of several the one that speaks most for the claim, its p corrected over all of them."""
+    """What is held against the claim; of several the one that decides, its p corrected over all."""
     found = claim.found
-    if found is None or isinstance(found, (PairedDifference, Interval)):
+    if found is None or isinstance(found, Interval):
         return found
-    there = [one for one in found if one is not None]
+    if isinstance(found, PairedDifference):
+        return _of_edge(claim, found)
+    there = [_of_edge(claim, one) for one in found if one is not None]
     if not there:
         return None
-    corrected = [
-        one._replace(p=p) for one, p in zip(there, holm([o.p for o in there]), strict=True)
-    ]
+    corrected = holm_corrected(there)
+    for_it = [one for one in corrected if _beyond(claim, one) > 0]
     if claim.expected != "equal":
-        higher = claim.expected == "higher"
-        for_it = [one for one in corrected if one.mean != 0 and (one.mean > 0) == higher]
-        if not for_it:
-            return max(corrected, key=lambda one: (math.isnan(one.p), one.p))
-        corrected = for_it
-    return min(corrected, key=lambda one: (math.isnan(one.p), one.p))
+        return min(for_it, key=_by_p) if for_it else max(corrected, key=_by_p)
+    against = [one for one in corrected if one not in for_it]
+    return min(against, key=_by_p) if against else max(there, key=_by_p)
+
+
+def _by_p(found: PairedDifference) -> tuple[bool, float]:
+    return math.isnan(found.p), found.p
+
+
+def _of_edge(claim: Claim, found: PairedDifference) -> PairedDifference:
+    """``found`` with the two-sided p of a mean at the claim's edge in place of one at 0."""
+    at_zero = claim.expected != "equal" and claim.edge == 0
+    if at_zero or not 0 < found.half_width < math.inf:
+        return found
+    t = stdtrit(found.n - 1, (1 + CONFIDENCE) / 2) * abs(_beyond(claim, found)) / found.half_width
+    return found._replace(p=2 * float(stdtr(found.n - 1, -t)))
 
 
 def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -> str:
@@ -114,15 +155,12 @@ def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -
         return MISSING
     if ours.n < MIN_SEEDS or math.isnan(ours.low):
         return "undecided"
-    if claim.expected == "equal":
-        if -claim.margin <= ours.low and ours.high <= claim.margin:
-            return "supports"
-        outside = ours.low > claim.margin or ours.high < -claim.margin
-        return "contradicts" if outside else "undecided"
-    seen = not ours.low <= 0 <= ours.high and not p >= 0.05
-    if seen:
-        return "supports" if (ours.mean > 0) == (claim.expected == "higher") else "contradicts"
-    if isinstance(ours, PairedDifference) and claim.protocol.comparable:
+    margin = claim.margin
+    edges = (-margin, margin) if claim.expected == "equal" else (claim.edge,)
+    if not (any(ours.low <= edge <= ours.high for edge in edges) or p >= 0.05):
+        return "supports" if _beyond(claim, ours) > 0 else "contradicts"
+    printed_counts = claim.protocol.comparable and edges == (0,)
+    if isinstance(ours, PairedDifference) and printed_counts:
         outcome = verdict(claim.printed, ours, num_runs=claim.protocol.num_runs)
         if outcome.word == "not reproduced":
             return "contradicts"
@@ -178,12 +216,14 @@ def findings_markdown(claims: pd.DataFrame) -> str:
 
 def effects(claims: pd.DataFrame) -> pd.DataFrame:
     """Of the claims with a printed effect and one of ours: the part of the printed effect that is
-    found here, ``part ± half_width``: 1 is the printed size, 0 none."""
+    found here, ``part ± half_width``: 1 is the printed size, 0 none. Claims of equality see none.
+    """
     number = r"([-+]?\d+\.?\d*)"
     printed = claims["printed"].str.extract(f"^{number}$")[0].astype(float)
     ours = claims["here"].str.extract(f"^{number} ± (\\d+\\.?\\d*)").astype(float)
     found = claims.assign(part=ours[0] / printed, half_width=ours[1] / printed.abs())
-    return found[printed.abs().gt(0) & ours.notna().all(axis=1)]
+    of_a_side = ~claims["quantity"].str.contains(_EQUAL, regex=False)
+    return found[printed.abs().gt(0) & ours.notna().all(axis=1) & of_a_side]
 
 
 def draw_effects(claims: pd.DataFrame) -> Figure:
@@ -197,6 +237,11 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
     for finding, rows in shown.groupby("finding"):
         style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
         ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
+    low, high = _EDGES
+    for i, part in shown["part"][~shown["part"].between(low, high)].items():  # an arrow says where
+        end, marker, side = (low, "<", "left") if part < low else (high, ">", "right")
+        ax.plot(end, i, marker=marker, color=_COLOURS[shown["finding"][i]], clip_on=False)
+        ax.text(end, i, f"   {part:.1f}   ", ha=side, va="center")
     names = [
         f"{textwrap.shorten(row.claim, 72, placeholder=' …')}  {row.notebook[:2]}, "
         f"{row.scale.partition(',')[0]}"

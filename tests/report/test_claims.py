@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from hardtrain import ParameterError, RecordError, StoreError
 from hardtrain.report.claims import (
@@ -19,7 +21,7 @@ from hardtrain.report.claims import (
 )
 from hardtrain.report.tables import Protocol
 from hardtrain.runs.committed import seal_folder
-from hardtrain.statistics import Interval, PairedDifference
+from hardtrain.statistics import Interval, PairedDifference, paired_difference
 
 
 def gap(low, high, p=0.01, n=5, spread=0.0):
@@ -57,11 +59,49 @@ def test_the_side_of_zero_decides(expected, found, finding):
 
 @pytest.mark.parametrize(
     ("low", "high", "finding"),
-    [(-0.4, 0.3, "supports"), (-0.5, 0.5, "supports"), (0.1, 0.6, "undecided"),
-     (0.6, 0.9, "contradicts"), (-0.9, -0.6, "contradicts"), (-2.0, 2.0, "undecided")],
+    [(-0.4, 0.3, "supports"), (-0.49, 0.49, "supports"), (-0.5, 0.5, "undecided"),
+     (0.1, 0.6, "undecided"), (0.6, 0.9, "contradicts"), (-0.9, -0.6, "contradicts"),
+     (-2.0, 2.0, "undecided")],
 )  # fmt: skip
 def test_equal_means_within_the_margin(low, high, finding):
     assert findings(claim("equal", gap(low, high), margin=0.5)) == [finding]
+
+
+@pytest.mark.parametrize(
+    ("expected", "low", "high", "finding"),
+    [("higher", -0.9, 0.1, "supports"), ("higher", -1.5, -0.5, "undecided"),
+     ("higher", -2.5, -1.1, "contradicts"), ("lower", -2.5, -1.1, "supports"),
+     ("lower", -0.9, 0.1, "contradicts")],
+)  # fmt: skip
+def test_an_edge_other_than_zero_is_held_against_and_said(expected, low, high, finding):
+    made = claim(expected, gap(low, high), edge=-1.0, printed=-5.0, protocol=Protocol(True))
+    row = claims_table([made], "digits").iloc[0]
+    assert (row["finding"], row["quantity"]) == (finding, f"error (points); {expected} than -1")
+
+
+@pytest.mark.parametrize("about", [{"expected": "higher", "edge": -1.0}, {"expected": "equal"}])
+@pytest.mark.parametrize("mean", [-1.9, -0.2, 0.7, 1.6])
+def test_p_is_that_of_a_mean_at_the_nearest_edge(about, mean):
+    values = mean + np.random.default_rng(0).normal(0, 0.3, 6)
+    found = paired_difference(dict(enumerate(values)), dict.fromkeys(range(6), 0.0))
+    made = Claim("It is so.", "q", found=found, margin=1.0, **about)
+    edge = -1.0 if "edge" in about else math.copysign(1.0, values.mean())
+    expected = scipy.stats.ttest_1samp(values, edge).pvalue
+    row = claims_table([made], "digits").iloc[0]
+    assert row["p"] == (f"{expected:.3f}" if expected >= 0.001 else "< 0.001")
+    assert (row["finding"] == "undecided") == (expected >= 0.05)
+
+
+def test_equality_of_many_is_a_claim_on_all_of_them():
+    inside, near, outside = gap(-0.2, 0.2), gap(0.1, 0.9), gap(2.0, 2.6)
+    assert findings(claim("equal", [inside, None, inside], margin=1.0)) == ["supports"]
+    assert findings(claim("equal", [inside, gap(-0.7, 1.1)], margin=1.0)) == ["undecided"]
+    assert findings(claim("equal", [inside, near, outside], margin=1.0)) == ["contradicts"]
+    barely = gap(1.05, 2.0)  # p 0.04 alone, and 0.12 of three
+    assert findings(claim("equal", [barely], margin=1.0)) == ["contradicts"]
+    near_edge = gap(-0.7, 1.1)
+    assert findings(claim("equal", [barely, near_edge, near_edge], margin=1.0)) == ["undecided"]
+    assert findings(claim("equal", [None], margin=1.0)) == ["not run"]
 
 
 def test_p_values_are_corrected_over_the_claims_of_a_table():
@@ -192,11 +232,15 @@ def test_effects_are_parts_of_the_printed_ones():
             claim("lower", None, **about),
             claim("lower", gap(-0.7, -0.1)),  # no number is printed
             claim("lower", PairedDifference(-0.4, -math.inf, math.inf, 0.2, 3), **about),
+            claim("equal", gap(-0.7, -0.1), margin=1.0, **about),
+            claim("lower", gap(2.0, 2.2), **about),
         ],
         "digits",
     )
     found = effects(made.assign(notebook="01_a"))
-    assert found["part"].tolist() == pytest.approx([0.8, -0.4])
-    assert found["half_width"].tolist() == pytest.approx([0.6, 0.2])
+    assert found["part"].tolist() == pytest.approx([0.8, -0.4, -4.2])
+    assert found["half_width"].tolist() == pytest.approx([0.6, 0.2, 0.2])
     (ax,) = draw_effects(made.assign(notebook="01_a")).axes
-    assert [text.get_text() for text in ax.get_yticklabels()] == 2 * ["It helps.  01, digits"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == 3 * ["It helps.  01, digits"]
+    assert [text.get_text().strip() for text in ax.texts] == ["-4.2"], "beyond the axis"
+    assert ax.texts[0].get_position() == (ax.get_xlim()[0], 2)

@@ -76,11 +76,12 @@ def main() -> None:
 
 {table}
 
-CPU: {here}; steps measured, one run after the other.
+CPU: {here}, idle; steps measured, one run after the other.
 H200: as many times fewer hours as a ResNet-18's step takes there (3.0 ms for 128 images), and no
 step under 0.9 ms, which is what a small network's step takes when fourteen runs share the card
-([measured](benchmarks/gpu_h200.md)). Loading data is not counted. `python -m benchmarks.costs`
-writes this table.
+([measured](benchmarks/gpu_h200.md)). Loading data is not counted, nor what a busy machine adds.
+"And more": the search of 05 and the subsets of 07 ask for further runs once these are trained.
+`python -m benchmarks.costs` writes this table.
 """
     write_between(ROOT / "README.md", MARKS, text)
     print(text)

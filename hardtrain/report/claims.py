@@ -55,6 +55,7 @@ class Claim(NamedTuple):
         margin: half width of "equal", in the unit of the quantity.
         edge: what a "lower" or "higher" quantity is to be told from, in its unit.
         digits: decimals.
+        scale: on what it was judged, where that is not the scale of the other claims.
     """
 
     claim: str
@@ -66,6 +67,7 @@ class Claim(NamedTuple):
     margin: float = 0.0
     edge: float = 0.0
     digits: int = 2
+    scale: str = ""
 
 
 def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
@@ -100,7 +102,7 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
         row["n"] = "" if ours is None else str(ours.n)
         row["p"] = "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
         row["finding"] = _finding(claim, ours, p)
-        rows.append(row | {"scale": scale})
+        rows.append(row | {"scale": claim.scale or scale})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -168,14 +170,16 @@ def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -
 
 
 def findings_text(table: pd.DataFrame) -> str:
-    """The claims as a Markdown list: the claim, the paper's number, ours, the finding."""
+    """The claims as Markdown lists, one for each scale: the claim, the paper's number, ours, the
+    finding."""
     lines = []
-    for row in table.itertuples():
-        numbers = f"{row.quantity}: printed {row.printed}, here {row.here}"
-        p = f", p {row.p}" if row.p.startswith("<") else f", p = {row.p}" if row.p else ""
-        lines.append(f"- **{row.finding}:** {row.claim} {numbers[0].upper()}{numbers[1:]}{p}.")
-    scale = f"\n*{table['scale'].iloc[0]}*\n" if len(table) else ""
-    return "\n".join(lines) + "\n" + scale
+    for scale, rows in table.groupby("scale", sort=False):
+        for row in rows.itertuples():
+            numbers = f"{row.quantity}: printed {row.printed}, here {row.here}"
+            p = f", p {row.p}" if row.p.startswith("<") else f", p = {row.p}" if row.p else ""
+            lines.append(f"- **{row.finding}:** {row.claim} {numbers[0].upper()}{numbers[1:]}{p}.")
+        lines.append(f"\n*{scale}*\n")
+    return "\n".join(lines)
 
 
 def all_claims(figures: Path) -> pd.DataFrame:

@@ -335,14 +335,15 @@ class Notebook:
 
         display(Markdown("The findings stand here once all cells have run."), display_id="findings")
 
-    def claims(self, claims: Sequence[Claim], scale: str | None = None):
+    def claims(self, claims: Sequence[Claim]):
         """Judge the paper's claims: write ``claims.csv``, give the table, and show its sentences
-        where `findings` stands. ``scale`` says on what, behind the data sets; default: the
+        where `findings` stands. On what, say the data sets and the claim's scale; default: the
         caption."""
         from IPython.display import Markdown, update_display
 
         names = " and ".join(Path(name).stem for name in self.p.datasets)
-        table = claims_table(claims, f"{names}, {self.caption if scale is None else scale}")
+        told = [claim._replace(scale=f"{names}, {claim.scale or self.caption}") for claim in claims]
+        table = claims_table(told, self.caption)
         write_atomically(self.out / "claims.csv", table.to_csv(index=False).encode())
         self._written.add("claims.csv")
         update_display(Markdown(findings_text(table)), display_id="findings")

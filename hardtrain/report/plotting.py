@@ -166,9 +166,11 @@ def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> 
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
-    for text in fig.findobj(Text):  # names as they are written: of formulas only matplotlib's ticks
-        if not text.get_text().startswith(r"$\mathdefault"):
-            text.set_parse_math(False)
+    for text in fig.findobj(Text):  # names as they are written
+        text.set_parse_math(False)
+    fig.draw_without_rendering()  # ticks get their labels, the only formulas
+    for text in fig.findobj(Text):
+        text.set_parse_math(text.get_text().startswith(r"$\mathdefault"))
     with matplotlib.style.context(STYLE):
         for suffix, metadata in nameless.items():
             content = io.BytesIO()
@@ -280,7 +282,7 @@ def intervals(
     Args:
         ax: axes to draw on.
         labels: one text a row.
-        differences: `PairedDifference` or `Interval`, or ``None`` for an empty row.
+        differences: `PairedDifference` or `Interval`, or ``None`` where there is none.
         **style: colour and marker, as from `method_style`; a line style is ignored.
 
     Example:
@@ -293,13 +295,15 @@ def intervals(
     """
     style = {"marker": "o"} | style | {"linestyle": "none"}
     ax.axvline(0, color="0.6", linewidth=1)
+    beside = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
     for row, gap in enumerate(differences):
-        if gap is not None:
-            half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
-            ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
-            if np.isinf(gap.half_width) or gap.half_width == 0:
-                look = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7}
-                ax.annotate("equal in every seed", (gap.mean, row), va="center", **look)
+        if gap is None:
+            ax.annotate("no pair of runs", (0, row), color="0.5", **beside)
+            continue
+        half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
+        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
+        if np.isinf(gap.half_width) or gap.half_width == 0:
+            ax.annotate("equal in every seed", (gap.mean, row), **beside)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
 

@@ -213,7 +213,7 @@ def verdict_cells(
         protocol: whether the two can be compared.
         digits: decimals.
         was_run: whether any of the cell's runs was made here.
-        picked: the cell is the best of several on the test set, so it gets no verdict.
+        picked: among several on the test set, as the best or the worst, so it gets no verdict.
 
     Returns:
         ``Δ, paper``, ``Δ, here`` (with its p), ``verdict`` and ``why``.
@@ -223,7 +223,7 @@ def verdict_cells(
     if found is None and not was_run:
         return cells | {"verdict": MISSING, "why": protocol.not_run}
     if picked:
-        return cells | {"verdict": "no verdict", "why": "the best of several on the test set"}
+        return cells | {"verdict": "no verdict", "why": "picked among several on the test set"}
     if found is None:
         return cells | {"verdict": "not comparable", "why": "no seed finished with both"}
     is_printed = not math.isnan(printed)

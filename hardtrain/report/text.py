@@ -55,12 +55,14 @@ def difference_words(
     Example:
         >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10)
         >>> difference_words("With noise minus without", gap)
-        'With noise minus without: -0.40 ± 0.30 (n = 10) points, lower.'
+        'With noise minus without: -0.40 ± 0.30 (n = 10) points, lower by its own interval.'
     """
     if difference is None:
         return ""
     number = f"{format_interval(difference, digits, signed=True)} {unit}".rstrip()
-    return f"{what}: {number}, {direction(difference)}."
+    seen = direction(difference)
+    by_itself = " by its own interval" if seen in ("higher", "lower") else ""
+    return f"{what}: {number}, {seen}{by_itself}."
 
 
 def by_direction(differences: Mapping[str, PairedDifference | None]) -> str:

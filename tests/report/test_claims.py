@@ -156,7 +156,12 @@ def test_a_row_says_what_was_printed_and_found():
         "- **supports:** It helps. Error (points): printed -0.4, here -0.4 ± 0.3"
     )
     assert text.rstrip().endswith("*digits, quick*")
-    assert findings_text(claims_table([], "")) == "\n"
+    assert findings_text(claims_table([], "")) == ""
+    other = claim("lower", None, scale="cifar10")
+    assert claims_table([other], "digits")["scale"].tolist() == ["cifar10"]
+    both = findings_text(claims_table([claim("lower", None), other, other], "digits"))
+    assert [line for line in both.splitlines() if line.startswith("*")] == ["*digits*", "*cifar10*"]
+    assert both.index("*digits*") < both.rindex("- **not run:**")
 
 
 def write(folder, **found):

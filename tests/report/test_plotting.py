@@ -305,10 +305,12 @@ def test_names_with_dollar_signs_are_shown_as_written(tmp_path, names):
         assert not any(text.get_parse_math() for text in shown)
 
 
-def test_ticks_of_a_logarithmic_axis_stay_powers(tmp_path):
+@pytest.mark.parametrize("drawn_before", [False, True])
+def test_ticks_of_a_logarithmic_axis_stay_powers(tmp_path, drawn_before):
     ax = Figure().subplots()
     ax.set(xscale="log", xlim=(1e-3, 1))
-    ax.figure.savefig(io.BytesIO())
+    if drawn_before:
+        ax.figure.savefig(io.BytesIO())
     save(ax.figure, tmp_path, "fig_1_log")
     assert all(text.get_parse_math() for text in ax.get_xticklabels() if text.get_text())
 
@@ -368,6 +370,7 @@ def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
     assert [(text.get_text(), text.xy) for text in ax.texts] == [
         ("equal in every seed", (0.3, 0)),
         ("equal in every seed", (0.0, 1)),
+        ("no pair of runs", (0, 3)),
     ]
     assert not ax.containers[0].has_xerr
 

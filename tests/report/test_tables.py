@@ -248,7 +248,7 @@ def test_verdict_cells_count_the_runs_behind_a_printed_number():
 def test_a_cell_picked_on_the_test_set_has_no_verdict():
     cells = verdict_cells(SEEN, -0.42, Protocol(True), picked=True)
     assert cells["verdict"] == "no verdict"
-    assert cells["why"] == "the best of several on the test set"
+    assert cells["why"] == "picked among several on the test set"
     assert cells["Δ, here"] == "-0.40 ± 0.30 (n = 10), p = 0.012"
 
 

@@ -70,7 +70,7 @@ def sentences(found: Gains) -> list[str]:
 
 def _compared(gap: PairedDifference, other: str) -> str:
     word = _word(gap)
-    how = "no different, by more than chance, from" if word == "no different" else f"{word} than"
+    how = "not told apart from" if word == "no different" else f"{word} than"
     return f"{how} {other} ({gap.mean:+.2f} points)"
 
 
@@ -85,7 +85,7 @@ def _lost(columns: Mapping[str, PairedDifference | None]) -> str:
     samples, time = (_word(columns[f"{equal}, minus plain training"]) for equal in EQUAL)
     if samples != "better":
         return ""
-    return "; it keeps its gain" if time == "better" else "; at equal time the gain is not there"
+    return "; it keeps its gain" if time == "better" else "; at equal time no gain is seen"
 
 
 def epochs_table(

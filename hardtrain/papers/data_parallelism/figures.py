@@ -160,7 +160,7 @@ def draw_groups(
             draw_points(ax, frames[curve], label=curve.words[kind], **look)
         ax.set_title(title)
         if ax.lines:
-            ax.legend()
+            ax.legend(loc="lower left")
     return fig
 
 

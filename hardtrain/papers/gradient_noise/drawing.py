@@ -156,7 +156,8 @@ def draw_own_noise(
     for label, value, line in zip(("start", "trained"), trace, ("-", "--"), strict=True):
         own = {"color": "0.5", "linestyle": line, "label": f"own noise, {label}"}
         right.axhline((value / largest) ** 0.5, **own)
-    right.set(xlabel="step", ylabel="length of the noise", xscale="log")
+    right.set(xlabel="step", ylabel="length of the noise")
+    plotting.log_axis(right.xaxis)
     right.set_title(f"gradient of B = {largest}")
     for ax in (left, right):
         plotting.log_axis(ax.yaxis)
@@ -184,6 +185,7 @@ def draw_grid(
     if small is not None:
         ax.axhline(-small.mean, color="black", linestyle=":", label=f"B = {smallest}, no noise")
     alphas = [alpha for _, alpha in gaps]
-    ax.set(xlabel="α", xlim=(min(alphas) / 2, 2 * max(alphas)), xscale="log")
+    ax.set(xlabel="α", xlim=(min(alphas) / 2, 2 * max(alphas)))
+    plotting.log_axis(ax.xaxis)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig

@@ -24,10 +24,10 @@ def test_planted_gains_are_said_against_both_baselines():
     found, *_ = found_for({"focal": -0.06, "trimming": 0.08, "random_share": -0.06})
     said = dict(zip(("focal", "trimming", "reducible_loss"), gains.sentences(found), strict=True))
     assert said["focal"].startswith("- **Focal loss**: at equal samples better than plain training")
-    assert "and no different, by more than chance, from the random share" in said["focal"]
+    assert "and not told apart from the random share" in said["focal"]
     assert "worse than plain training (+7." in said["trimming"]
     # the made-up histories end alike, so at equal time there is no gain
-    assert said["focal"].endswith("; at equal time the gain is not there.")
+    assert said["focal"].endswith("; at equal time no gain is seen.")
     assert "gain" not in said["trimming"]
     table = gains.gains_table(found).set_index("arm")
     assert table.index[0] == "Random share"
@@ -111,7 +111,7 @@ def test_equal_epochs_stand_beside_the_papers_words(missing):
     assert table["its paper"].tolist() == ["", gains.PRINTED, gains.PRINTED, ""]
     chance, fixed = said
     assert "sent 0.66 of the samples backward in 0.66 of plain training's time" in chance
-    assert "no different, by more than chance, from plain training" in chance
+    assert "not told apart from plain training" in chance
     assert "better than random share (-3." in chance
     assert "worse than plain training (+1.9" in fixed
 

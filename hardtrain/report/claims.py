@@ -245,7 +245,7 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
     for i, part in shown["part"][~shown["part"].between(low, high)].items():  # an arrow says where
         end, marker, side = (low, "<", "left") if part < low else (high, ">", "right")
         ax.plot(end, i, marker=marker, color=_COLOURS[shown["finding"][i]], clip_on=False)
-        ax.text(end, i, f"   {part:.1f}   ", ha=side, va="center")
+        ax.text(end, i, f"  {part:.1f}  ", ha=side, va="bottom", fontsize=8)
     names = [
         f"{textwrap.shorten(row.claim, 72, placeholder=' …')}  {row.notebook[:2]}, "
         f"{row.scale.partition(',')[0]}"

@@ -296,9 +296,10 @@ def intervals(
     style = {"marker": "o"} | style | {"linestyle": "none"}
     ax.axvline(0, color="0.6", linewidth=1)
     beside = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
+    at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
     for row, gap in enumerate(differences):
         if gap is None:
-            ax.annotate("no pair of runs", (0, row), color="0.5", **beside)
+            ax.text(0.99, row, "no pair of runs", color="0.5", **at_edge)
             continue
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
         ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)

@@ -160,7 +160,8 @@ def draw_groups(
             draw_points(ax, frames[curve], label=curve.words[kind], **look)
         ax.set_title(title)
         if ax.lines:
-            ax.legend(loc="lower left")
+            ax.legend(loc="upper right")
+    axes[0].set_ylim(top=5 * axes[0].get_ylim()[1])  # room for the legends
     return fig
 
 

@@ -95,6 +95,7 @@ class HardBatchSampler(Sampler[list[int]]):
         self.delta = _checks.fraction("delta", delta)
         self.order = _checks.choice("order", order, ("loss", "index", "random"))
         self.drop_last = _checks.drop_last(drop_last, self.batch_size, self.num_samples)
+        self._settings = dict(vars(self))
         _checks.cpu_generator(generator)
         _checks.cpu_generator(draws, "draws")
         if (order == "random") != (draws is not None):
@@ -188,21 +189,13 @@ class HardBatchSampler(Sampler[list[int]]):
     def state_dict(self) -> dict:
         """Tensors, numbers and strings; holds the batches themselves, too."""
         draws = {} if self.draws is None else {"draws": self.draws.get_state()}
-        return (
-            self._settings()
-            | draws
-            | {
-                "permutation": self._permutation.clone(),
-                "round": self.round,
-                "chosen": list(self.chosen),
-                "losses": self._losses.clone(),
-                "updated": self._updated.clone(),
-            }
-        )
+        state = {"permutation": self._permutation.clone(), "round": self.round}
+        state |= {"chosen": list(self.chosen), "losses": self._losses.clone()}
+        return self._settings | draws | state | {"updated": self._updated.clone()}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state``, with its batches, whatever ``generator`` this sampler had."""
-        _checks.settings(state, self._settings())
+        _checks.settings(state, self._settings)
         self._divide(state["permutation"].cpu())
         self.round, self.chosen = state["round"], list(state["chosen"])
         self._losses, self._updated = state["losses"].clone(), state["updated"].clone()
@@ -211,10 +204,6 @@ class HardBatchSampler(Sampler[list[int]]):
         updated = self._updated.tolist()
         self._owed = [i for i in self.chosen if not updated[i]]
         self._num_updates = len(self.chosen) - len(self._owed)
-
-    def _settings(self) -> dict[str, object]:
-        names = ("num_samples", "batch_size", "delta", "order", "drop_last")
-        return {name: getattr(self, name) for name in names}
 
     # That was the method. What follows finds a batch by its indices: on the host in a dictionary,
     # on a device by a comparison with all batches, which gives the same without waiting.

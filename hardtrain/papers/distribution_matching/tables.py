@@ -91,17 +91,11 @@ def with_scores(
 ) -> pd.DataFrame:
     """``results`` with the columns ``names`` of figure data, one number a run; nan where there is
     none. ``parts``: arrays (``None`` if they could not be made) and the runs that they are of."""
-    frames = [
-        pd.DataFrame({name: arrays[name] for name in names}, index=[run.key for run in runs])
-        for arrays, runs in parts
-        if arrays is not None
-    ]
-    scores = (
-        pd.concat(frames)
-        if frames
-        else pd.DataFrame(index=pd.Index([], dtype=str), columns=list(names), dtype=float)
-    )
-    return results.join(scores[~scores.index.duplicated()], on="key")
+    known = [(arrays, [run.key for run in runs]) for arrays, runs in parts if arrays is not None]
+    for name in names:
+        scores = {k: x for arrays, keys in known for k, x in zip(keys, arrays[name], strict=True)}
+        results = results.assign(**{name: results["key"].map(scores).astype(float)})
+    return results
 
 
 def weight_sweep(results: pd.DataFrame, arms: ByWeight, column: str) -> pd.DataFrame:

@@ -55,6 +55,12 @@ def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], column: str) -> pd
     return results[chosen].drop_duplicates("key").set_index("seed")[column]
 
 
+def class_errors(results: pd.DataFrame, arm: Sequence[Run]) -> pd.DataFrame:
+    """The error of each class (columns) of an arm's finished runs, by seed; nan for an absent one."""
+    texts = metric_by_seed(results, arm, "per_class_error")
+    return pd.DataFrame([*texts.map(json.loads)], index=texts.index, dtype=float)
+
+
 def per_run(
     history: pd.DataFrame,
     results: pd.DataFrame,

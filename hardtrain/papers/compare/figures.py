@@ -1,6 +1,5 @@
 """What the comparison's figures need beyond the tables."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,11 +50,5 @@ def begins_in_time(timings: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> 
 
 def change_by_class(results: pd.DataFrame, arms: Mapping[str, Sequence[Run]]) -> np.ndarray:
     """By arm and class the mean over seeds of the error minus plain training's (points)."""
-
-    def errors(arm: Sequence[Run]) -> pd.DataFrame:
-        texts = tables.metric_by_seed(results, arm, "per_class_error")
-        return pd.DataFrame({seed: json.loads(text) for seed, text in texts.items()}, dtype=float)
-
-    plain = errors(arms["plain"])
-    changes = [(errors(arm) - plain).mean(axis=1).to_numpy() for arm in arms.values()]
-    return 100 * np.stack(changes)
+    errors = {name: tables.class_errors(results, arm) for name, arm in arms.items()}
+    return 100 * np.stack([(own - errors["plain"]).mean(axis=0) for own in errors.values()])

@@ -1,6 +1,5 @@
 """Distribution matching: the numbers of runs as the paper has them, its tables beside ours."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from hardtrain.report.tables import (
     Metric,
     Protocol,
     arms_table,
+    class_errors,
     corrected_columns,
     describe,
     describe_values,
@@ -133,10 +133,8 @@ def class_differences(
 
     ``None`` for a class without test samples; no class if one of the two has no finished run.
     """
-    texts = (metric_by_seed(results, arm, "per_class_error") for arm in (treatment, baseline))
-    first, second = (text.map(json.loads).apply(pd.Series, dtype=float) for text in texts)
-    common = [label for label in first if label in second]
-    return [paired(100 * (1 - first[label]), 100 * (1 - second[label])) for label in common]
+    first, second = (100 * (1 - class_errors(results, arm)) for arm in (treatment, baseline))
+    return [paired(first[label], second[label]) for label in first if label in second]
 
 
 class _Line(NamedTuple):
@@ -352,16 +350,11 @@ def class_table(
     """Accuracy of each class (%) without and with, and their difference in points; p values are
     Holm-corrected. A difference that is the same in each seed has no t interval, so an exact sign
     test speaks for it; below six seeds it has no bounds at all."""
-    rows = []
-    gaps = class_differences(results, treatment, baseline)
-    for label, gap in enumerate(gaps):
+    rows, sides = [], {WITHOUT: baseline, "with": treatment}
+    shown = {name: 100 * (1 - class_errors(results, arm)) for name, arm in sides.items()}
+    for label, gap in enumerate(class_differences(results, treatment, baseline)):
         row = {"class": names[label] if label < len(names) else str(label)}
-        for heading, arm in ((WITHOUT, baseline), ("with", treatment)):
-            texts = metric_by_seed(results, arm, "per_class_error").map(json.loads)
-            accuracies = [
-                100 * (1 - errors[label]) for errors in texts if errors[label] is not None
-            ]
-            row[f"{heading} (%)"] = describe_values(accuracies, 2)
+        row |= {f"{k} (%)": describe_values(v[label].dropna(), 2) for k, v in shown.items()}
         rows.append(row | {"difference (points)": gap})
     columns = ["class", f"{WITHOUT} (%)", "with (%)", "difference (points)"]
     frame = pd.DataFrame(rows, columns=columns)

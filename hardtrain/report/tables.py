@@ -56,7 +56,7 @@ def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], column: str) -> pd
 
 
 def class_errors(results: pd.DataFrame, arm: Sequence[Run]) -> pd.DataFrame:
-    """The error of each class (columns) of an arm's finished runs, by seed; nan for an absent one."""
+    """Errors of each class (columns) of an arm's finished runs, by seed; nan where it is absent."""
     texts = metric_by_seed(results, arm, "per_class_error")
     return pd.DataFrame([*texts.map(json.loads)], index=texts.index, dtype=float)
 

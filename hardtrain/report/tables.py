@@ -5,7 +5,7 @@ An *arm* is a list of runs that differ in their seed alone; arms are compared se
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,11 @@ def metric_by_seed(results: pd.DataFrame, arm: Sequence[Run], column: str) -> pd
     """A column of an arm's finished runs, indexed by seed; nan where it is undefined."""
     chosen = results["key"].isin([run.key for run in arm]) & (results["status"] == "finished")
     return results[chosen].drop_duplicates("key").set_index("seed")[column]
+
+
+def is_run(results: pd.DataFrame, arms: Iterable[Sequence[Run]]) -> bool:
+    """Whether there is a result of any run of these arms."""
+    return bool(results["key"].isin([run.key for arm in arms for run in arm]).any())
 
 
 def class_errors(results: pd.DataFrame, arm: Sequence[Run]) -> pd.DataFrame:

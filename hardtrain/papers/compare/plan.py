@@ -16,7 +16,7 @@ from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError, ParameterError
 from hardtrain.networks import build_network
 from hardtrain.papers.compare import costs
-from hardtrain.report import plotting
+from hardtrain.report import plotting, tables
 from hardtrain.report.notebook import Notebook
 from hardtrain.runs.results import load_timings
 from hardtrain.runs.run import Run
@@ -134,12 +134,7 @@ def with_results(
     cells: Mapping[str, Mapping[str, Sequence[Run]]], results: pd.DataFrame
 ) -> Mapping[str, Mapping[str, Sequence[Run]]]:
     """The settings of which anything was run; all where nothing was."""
-    done = set(results["key"])
-    found = {
-        name: arms
-        for name, arms in cells.items()
-        if any(run.key in done for arm in arms.values() for run in arm)
-    }
+    found = {name: arms for name, arms in cells.items() if tables.is_run(results, arms.values())}
     return found or cells
 
 

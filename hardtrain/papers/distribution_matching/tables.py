@@ -192,11 +192,6 @@ def _beside(
     return table
 
 
-def is_run(results: pd.DataFrame, arms: Iterable[Sequence[Run]]) -> bool:
-    """Whether there is a result of any run of these arms."""
-    return bool(results["key"].isin([run.key for arm in arms for run in arm]).any())
-
-
 def not_run_line(printed: pd.DataFrame, dataset: str, networks: Iterable[str]) -> str:
     """One line for cells of the paper that were not run: which, and the command.
 

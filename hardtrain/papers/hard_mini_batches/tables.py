@@ -96,7 +96,7 @@ def delta_table(
         row["e, here"] = tables.describe_values(epochs[network, delta])
         faster, gap = next(corrected), next(corrected)
         if delta != 1:
-            was_run = bool(results["key"].isin([run.key for run in arm]).any())
+            was_run = tables.is_run(results, [arm])
             of_e = tables.verdict_cells(faster, paper["speed_up"], own, digits=1, was_run=was_run)
             headings = ("Δe, paper (%)", "Δe, here (%)", "verdict on Δe", "why, Δe")
             row |= dict(zip(headings, of_e.values(), strict=True))
@@ -130,8 +130,7 @@ def _over_batches(results: pd.DataFrame, arm: Sequence[Run], side: str) -> str:
     """The paper's ±: over the mini-batches of one model, here the mean of several models'."""
     columns = (f"{side}_accuracy_by_batch", f"{side}_half_width_by_batch")
     means = (100 * metric_by_seed(results, arm, column).mean() for column in columns)
-    was_run = results["key"].isin([run.key for run in arm]).any()
-    return _plus_minus(*means) if was_run else MISSING
+    return _plus_minus(*means) if tables.is_run(results, [arm]) else MISSING
 
 
 def _plus_minus(mean: float, half_width: float) -> str:

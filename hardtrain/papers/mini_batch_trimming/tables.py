@@ -15,6 +15,7 @@ from hardtrain.report.tables import (
     corrected_columns,
     describe,
     difference,
+    is_run,
     level_verdicts,
     verdict_cells,
 )
@@ -66,16 +67,11 @@ def error_table(
         row["levels"] = level_verdicts(results, levels, protocol)
         own = protocol._replace(not_run=not_run(cell[0], data_root))
         printed_gap = errors["trimmed_error"] - errors["baseline_error"]
-        was_run = any_run(results, sides[cell])
+        was_run = is_run(results, sides[cell])
         rows.append(row | verdict_cells(corrected[cell], printed_gap, own, was_run=was_run))
     table = pd.DataFrame(rows)
     table.attrs["questions"] = sum(gap is not None and gap.n > 1 for gap in gaps)
     return table
-
-
-def any_run(results: pd.DataFrame, arms: Sequence[Sequence[Run]]) -> bool:
-    """Whether ``results`` have any of the arms' runs."""
-    return bool(results["key"].isin([run.key for arm in arms for run in arm]).any())
 
 
 def step_time_table(measured: Mapping[str, np.ndarray], shares: np.ndarray) -> pd.DataFrame:

@@ -76,7 +76,8 @@ def delta_table(
         for cell in cells
     }
     gaps = {cell: _gaps(results, epochs, arms, dataset, *cell) for cell in cells}
-    corrected = iter(holm_corrected([gap for pair in gaps.values() for gap in pair]))
+    every = [gap for pair in gaps.values() for gap in pair]
+    corrected = iter(holm_corrected(every))
     rows, copied = [], copied_networks()
     for (network, delta), paper in printed.reindex(list(cells)).iterrows():
         arm = arms.get((dataset, network, delta), ())
@@ -103,7 +104,6 @@ def delta_table(
             row |= tables.verdict_cells(gap, paper["gain"], own, was_run=was_run)
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
-    every = [gap for pair in gaps.values() for gap in pair]
     table.attrs["questions"] = sum(gap is not None and gap.n > 1 for gap in every)
     return table
 
@@ -117,9 +117,7 @@ def _gaps(
     delta: float | str,
 ) -> tuple[PairedDifference | None, PairedDifference | None]:
     """Speed-up and gain in test top-1 (points) of an arm over δ = 1; ``None`` for that itself."""
-    if delta == 1:
-        return None, None
-    if (network, 1.0) not in epochs:
+    if delta == 1 or (network, 1.0) not in epochs:
         return None, None
     base, arm = (arms.get((dataset, network, value), ()) for value in (1.0, delta))
     gap = tables.difference(results, arm, base, Metric("test_top1", scale=100))

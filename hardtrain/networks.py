@@ -156,7 +156,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def network_size(
-    name: str, num_classes: int, image_size: int, *, stem: str = "imagenet"
+    name: str, num_classes: int, image_size: int, *, channels: int = 3, stem: str = "imagenet"
 ) -> dict[str, int]:
     """Parameters, and floating-point operations of one image's forward pass.
 
@@ -165,7 +165,7 @@ def network_size(
     and the image have shapes but no content.
 
     Returns:
-        ``{"parameters": int, "flops": int}`` for images with three channels.
+        ``{"parameters": int, "flops": int}`` for images with so many channels.
 
     Example:
         >>> network_size("cnn_small", 10, 32)
@@ -174,10 +174,10 @@ def network_size(
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = build_network(name, num_classes, 3, stem=stem, image_size=image_size).eval()
-        image = torch.empty(1, 3, image_size, image_size)
+        model = build_network(name, num_classes, channels, stem=stem, image_size=image_size)
+        image = torch.empty(1, channels, image_size, image_size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+        model.eval()(image)
     return {"parameters": num_parameters(model), "flops": counter.get_total_flops()}
 
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hardtrain.data.images import SIZES, ImageDataset, load_dataset, resolve_device
-from hardtrain.networks import build_network
+from hardtrain.networks import network_size
 from hardtrain.runs import subsets
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -109,11 +108,8 @@ def _network(run: Run) -> tuple[str, str, int, int, int]:
 
 @functools.lru_cache
 def _operations(network: str, stem: str, channels: int, side: int, classes: int) -> int:
-    """Of one sample's forward pass; counted on tensors without content."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = build_network(network, classes, channels, stem=stem, image_size=side).eval()
-        model(torch.zeros(1, channels, side, side))
-    return counter.get_total_flops()
+    """Of one sample's forward pass."""
+    return network_size(network, classes, side, channels=channels, stem=stem)["flops"]
 
 
 def _kind(run: Run) -> tuple:

@@ -158,12 +158,9 @@ def _step_seconds(
 ) -> float:
     """The median time of a step with a batch of ``size``, the first step not counted."""
     num = 4 * size
-    pixels = torch.randint(0, 256, (num, side, side, channels), dtype=torch.uint8)
-    labels = torch.arange(num) % min(classes, num)
-    names = tuple(map(str, range(classes)))
-    images = ImageDataset.from_arrays(
-        pixels.squeeze(3).numpy(), labels.numpy(), class_names=names, device=device
-    )
+    pixels = torch.randint(0, 256, (num, channels, side, side), dtype=torch.uint8)
+    labels, names = torch.arange(num) % min(classes, num), tuple(map(str, range(classes)))
+    images = ImageDataset("measured", "train", pixels, labels, names, "none").to(device)
     changes: dict[str, Any] = {"batch_size": size, "epochs": 1, "train_size": 0, "test_size": 0}
     changes |= {"warmup_epochs": 0, "evaluate_every": 1, "evaluate_unit": "epoch", "keep": ()}
     changes |= {"balanced": False, "ghost_batch_size": 0, "drop_last": True, "label_noise": 0.0}

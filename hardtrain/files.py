@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import filelock
+from psutil import pid_exists as is_alive
 
 from hardtrain.errors import HardtrainError, ParameterError, StoreError
 
@@ -85,8 +86,6 @@ def write_together(contents: Mapping[Path, Content]) -> None:
         for path, partial in partials.items():
             with store_errors(_writing(path, contents[path])):
                 os.replace(partial, path)
-        for path in list(contents)[-1:]:
-            with store_errors(_writing(path, contents[path])):
                 sync_folder(path.parent)
     finally:
         for partial in partials.values():
@@ -126,19 +125,6 @@ def remove_stale_partials(folder: Path) -> None:
                 partial.unlink(missing_ok=True)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host has this number; always true on Windows."""
-    if os.name == "nt":  # os.kill would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 # --- locks -----------------------------------------------------------------------------------
 
 
@@ -168,14 +154,11 @@ class _KernelLock(filelock.FileLock):
             raise StoreError(f"could not lock {self.lock_file}: {error.strerror}") from error
 
 
-class _NoLock(contextlib.AbstractContextManager):
+class _NoLock(contextlib.nullcontext):
     def acquire(self, blocking: bool = True) -> "_NoLock":
         return self
 
     def release(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
         return None
 
 

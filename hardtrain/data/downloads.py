@@ -6,8 +6,7 @@ Torchvision downloads and checks a set; it is then written in the form of `npz`.
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -104,16 +103,6 @@ def _torchvision_datasets() -> ModuleType:
     return torchvision.datasets
 
 
-@contextmanager
-def _bounded_sockets() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def named_files(
     name: str, split: str, root: str | os.PathLike | None = None, *, download: bool = True
 ) -> dict[str, Path]:
@@ -155,13 +144,15 @@ def _download(name: str, files: dict[str, Path]) -> None:
     raw = folder / f".{name}.download"
     shutil.rmtree(raw, ignore_errors=True)
     class_name, convert = SOURCES[name]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
     try:
-        with _bounded_sockets():
-            source = getattr(_torchvision_datasets(), class_name)
-            for split in SPLITS:
-                images, labels, class_names = convert(source, raw, split)
-                labels = check_pair(f"{name} {split}", images, labels, len(class_names))
-                if not files[split].exists():
-                    write_npz(files[split], images, labels, class_names)
+        source = getattr(_torchvision_datasets(), class_name)
+        for split in SPLITS:
+            images, labels, class_names = convert(source, raw, split)
+            labels = check_pair(f"{name} {split}", images, labels, len(class_names))
+            if not files[split].exists():
+                write_npz(files[split], images, labels, class_names)
     finally:
+        socket.setdefaulttimeout(before)
         shutil.rmtree(raw, ignore_errors=True)

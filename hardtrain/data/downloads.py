@@ -14,6 +14,7 @@ import numpy as np
 import platformdirs
 from PIL import Image
 
+from hardtrain.data.folders import square
 from hardtrain.data.npz import FORMAT, SPLITS, Arrays, check_pair, write_npz
 from hardtrain.data.stratify import pick_per_class
 from hardtrain.errors import DataError
@@ -73,15 +74,10 @@ def _by_folders(source: type, folder: Path, split: str) -> Arrays:
     return Arrays(np.stack([_square(files[i][1]) for i in chosen]), labels[chosen], classes)
 
 
-def _square(path: Path, shorter: int = 144, side: int = 128) -> np.ndarray:
-    """RGB, shorter side resized to ``shorter``, central ``side`` x ``side`` pixels."""
+def _square(path: Path) -> np.ndarray:
+    """RGB, shorter side resized to 144, central 128 x 128 pixels."""
     with Image.open(path) as file:
-        image = file.convert("RGB")
-    scale = shorter / min(image.size)
-    width, height = (max(shorter, round(length * scale)) for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+        return square(file.convert("RGB"), 128, shorter=144)
 
 
 SOURCES: dict[str, tuple[str, Callable[[type, Path, str], Arrays]]] = {

@@ -156,14 +156,15 @@ def _of_one_size(source: str, images: list[np.ndarray]) -> np.ndarray:
             f"scaled and cut to {side}x{side}",
             stacklevel=2,
         )
-        images = [_square(image, side) for image in images]
+        images = [square(Image.fromarray(image), side) for image in images]
     return np.stack(images)
 
 
-def _square(image: np.ndarray, side: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    size = max(side, round(width * scale)), max(side, round(height * scale))
-    scaled = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+def square(image: Image.Image, side: int, *, shorter: int = 0) -> np.ndarray:
+    """The central ``side`` x ``side`` pixels of a picture scaled to a shorter side of ``shorter``,
+    by default ``side``."""
+    shorter = shorter or side
+    width, height = (max(shorter, round(n * (shorter / min(image.size)))) for n in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    scaled = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(scaled.crop((left, top, left + side, top + side)))

@@ -31,7 +31,7 @@ class UniformBatchSampler:
     def __init__(
         self, num_samples: int, batch_size: int, *, drop_last: bool = False, generator: Generator
     ):
-        self.num_samples = checks.integer("num_samples", num_samples, low=1)
+        self.num_all = self.num_samples = checks.integer("num_samples", num_samples, low=1)
         self.batch_size = checks.integer("batch_size", batch_size, low=1)
         checks.cpu_generator("generator", generator)
         if drop_last and self.batch_size > self.num_samples:
@@ -45,7 +45,7 @@ class UniformBatchSampler:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.num_samples, generator=self.generator)
+        order = torch.randperm(self.num_all, generator=self.generator)[: self.num_samples]
         yield from order.split(self.batch_size)[: len(self)]
 
 
@@ -84,10 +84,6 @@ class ShareBatchSampler(UniformBatchSampler):
             size -= 1
         super().__init__(size, batch_size, drop_last=drop_last, generator=generator)
         self.num_all = num_samples
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.num_all, generator=self.generator)[: self.num_samples]
-        yield from order.split(self.batch_size)[: len(self)]
 
 
 class BalancedBatchSampler(UniformBatchSampler):

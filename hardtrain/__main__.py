@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hardtrain.errors import HardtrainError, ParameterError, StoreError
 
@@ -160,13 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     for command, function in ((planning, _plan), (running, _run)):
         command.set_defaults(command=function)
         command.add_argument("notebooks", nargs="+", type=_notebook, metavar="NOTEBOOK")
-        given: dict[str, Any] = {
-            "action": "append",
-            "default": [],
-            "metavar": "YAML",
-            "dest": "yaml",
-        }
-        command.add_argument("-y", **given, help='parameters, as in -y "{profile: paper}"')
+        shown = 'parameters, as in -y "{profile: paper}"'
+        command.add_argument("-y", action="append", default=[], dest="yaml", help=shown)
         command.add_argument("--engine", help="local or ray; short for -y '{engine: ...}'")
     running.add_argument("--together", action="store_true", help="all at the same time")
     running.add_argument("--out", type=Path, help="folder of the results (build/notebooks)")

@@ -64,7 +64,7 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
             )
         except Exception as error:
             raise RuntimeError(f"{source.name} failed: {error}; see {failed}") from error
-        if not _is_complete(notebook):
+        if END_MARKER not in _last_output(notebook):
             raise RuntimeError(f"{source.name} stopped before its last cell; see {failed}")
         write_atomically(target, nbformat.writes(_without_traces(notebook)).encode())
         failed.unlink()
@@ -167,10 +167,6 @@ def _redrawn(copy: Path, name: str) -> list[str]:
             if not committed.is_file() or committed.read_bytes() != drawn.read_bytes():
                 found.append(f"{committed} is not what its notebook gives now")
     return found
-
-
-def _is_complete(notebook: nbformat.NotebookNode) -> bool:
-    return END_MARKER in _last_output(notebook)
 
 
 def _last_output(notebook: nbformat.NotebookNode) -> str:

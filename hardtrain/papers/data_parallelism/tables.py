@@ -60,7 +60,8 @@ def best_table(
             measured.loc[lost[measured["trial"]], "validation_error"] = math.nan
             measured = measured.rename(columns={"validation_error": "error"}).fillna({"step": 1})
             found = steps_to_goal(measured, goals[curve])
-            row["steps"] = spread_text(measures.over_searches(measures.best_trials(trials)))
+            ours = measures.over_searches(measures.best_trials(trials))
+            row["steps"] = _spread(measures.Spread(*ours[list(measures.Spread._fields)].iloc[0]))
             row["best of all"] = f"{_number(found.steps)}, next ≤ {_number(found.next_below)}"
             if found.best_trial is not None:
                 best = counted.iloc[found.best_trial]
@@ -224,11 +225,6 @@ def check_table(
                 row[f"found / exact, {number} trials a round"] = cell
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def spread_text(frame: pd.DataFrame) -> str:
-    """The one row of `over_searches` as text."""
-    return _spread(measures.Spread(*frame[list(measures.Spread._fields)].iloc[0]))
 
 
 def _spread(found: measures.Spread, digits: str = "", *, unknown: str = NOT_REACHED) -> str:

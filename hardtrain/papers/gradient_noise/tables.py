@@ -201,7 +201,7 @@ def difference_table(results: pd.DataFrame, arms: Arms, protocol: Protocol) -> p
             by_seed = (metric_by_seed(results, arms.get(cell, ()), "accuracy") for cell in cells)
             row["share, here"] = str(share_of_gap(*by_seed))
         row["seeds that did not learn"] = "; ".join(
-            f"{_name(side)}: {seeds}"
+            f"B = {side[3]}, {'no noise' if side[2] == 'plain' else 'noise'}: {seeds}"
             for side in (base, cell)
             if (seeds := not_learnt(results, arms.get(side, ())))
         )
@@ -219,10 +219,6 @@ def not_learnt(results: pd.DataFrame, arm: Sequence[Run]) -> str:
     rows = results[results["key"].isin([run.key for run in arm])].drop_duplicates("key")
     gone = rows[rows["status"] == "diverged"]["seed"]
     return ", ".join([*low, *(f"seed {seed} (diverged)" for seed in gone)])
-
-
-def _name(cell: Cell) -> str:
-    return f"B = {cell[3]}, {'no noise' if cell[2] == 'plain' else 'noise'}"
 
 
 def treatments_table(

@@ -75,9 +75,8 @@ class _Training:
 
     def __init__(self, run: Run, store: RunStore, checkpoint: dict | None):
         self.run, self.store, self.checkpoint = run, store, checkpoint
-        train, self.test, self.fingerprint = load_data(run)
+        train, self.test, self.fingerprint, self.validation = _data_of(run)
         self.train = training_set(run, train)
-        self.validation = validation_set(run)
         self.device = self.train.images.device
         self.pause = store.checkpoint_seconds
         # the first end of an epoch writes one, so that lives shorter than the pause get on
@@ -314,11 +313,6 @@ def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
 def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
     """A run's training set, test set and the fingerprint of both, on the run's device."""
     return _data_of(run)[:3]
-
-
-def validation_set(run: Run) -> ImageDataset | None:
-    """The training images that a run holds out, if any."""
-    return _data_of(run)[3]
 
 
 def _data_of(run: Run) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:

@@ -121,7 +121,6 @@ def hard_batches(
     ``delta=1`` and ``order="index"`` it is plain training on fixed mini-batches. The control,
     ``order="random"``, draws each round's part at random.
     """
-    augmentation = generator(run.seed, "augmentation")
     sampler = HardBatchSampler(
         len(data),
         run.batch_size,
@@ -131,7 +130,7 @@ def hard_batches(
         generator=generator(run.seed, "order") if shuffled else None,
         draws=generator(run.seed, "rounds") if order == "random" else None,
     )
-    batches = pieces.augmented_batches(run, data, sampler, augmentation)
+    batches, state = pieces.augmented_batches(run, data, sampler)
     log = memory.BatchLog(run, model, batches)
     logging = "batch_log" in run.keep
 
@@ -145,7 +144,7 @@ def hard_batches(
         mean_objective,
         observe=observe,
         start_epoch=log.compare if logging else nothing,
-        state={"sampler": sampler, "augmentation": augmentation, "log": log},
+        state={"sampler": sampler, **state, "log": log},
         artefacts={"batch_log": log.arrays},
         graph_key=nothing,
     )

@@ -46,13 +46,12 @@ def focal(run: Any, data: ImageDataset, model: nn.Module, *, gamma: float = 2.0)
 def random_share(run: Any, data: ImageDataset, model: nn.Module, *, share: float = 0.5) -> Method:
     """A random share of the data, drawn anew each epoch (RS2: Okanovic et al., ICLR 2024): the
     control of every method that leaves samples out."""
-    order, augmentation = (generator(run.seed, name) for name in ("order", "augmentation"))
+    order = generator(run.seed, "order")
     sampler = ShareBatchSampler(
         share, len(data), run.batch_size, drop_last=run.drop_last, generator=order
     )
-    batches = pieces.augmented_batches(run, data, sampler, augmentation)
-    state = {"order": order, "augmentation": augmentation}
-    return _counted(run, data, batches, state, graph_key=nothing)
+    batches, state = pieces.augmented_batches(run, data, sampler)
+    return _counted(run, data, batches, {"order": order} | state, graph_key=nothing)
 
 
 @version(1)
@@ -71,7 +70,6 @@ def dynamic_pruning(
     ``reading``: ``"paper"``, by chance, or ``"code"``, a fixed number of them. ``ratio=0`` is plain
     training.
     """
-    augmentation = generator(run.seed, "augmentation")
     sampler = PruningBatchSampler(
         len(data),
         run.batch_size,
@@ -82,7 +80,7 @@ def dynamic_pruning(
         drop_last=run.drop_last,
         generator=generator(run.seed, "order"),
     )
-    batches = pieces.augmented_batches(run, data, sampler, augmentation)
+    batches, state = pieces.augmented_batches(run, data, sampler)
 
     def objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = sample_losses(model, batch)
@@ -92,8 +90,8 @@ def dynamic_pruning(
         # a loss that is not finite is the loop's to find, at its next look at the losses
         sampler.update(indices, losses.nan_to_num())
 
-    state = {"sampler": sampler, "augmentation": augmentation}
-    return _counted(run, data, batches, state, objective, update, whole_passes=True)
+    everything = {"sampler": sampler, **state}
+    return _counted(run, data, batches, everything, objective, update, whole_passes=True)
 
 
 @version(1)
@@ -136,10 +134,10 @@ def reducible_loss(
     checks.number("share", share, low=0, above=True, below=1)
     checks.choice("reading", reading, ("evaluation", "training"))
     checks.integer("small_epochs", small_epochs, low=0)
-    order, augmentation = (generator(run.seed, name) for name in ("order", "augmentation"))
+    order = generator(run.seed, "order")
     large = min(len(data), round(run.batch_size / share))
     sampler = UniformBatchSampler(len(data), large, drop_last=run.drop_last, generator=order)
-    candidates = pieces.augmented_batches(run, data, sampler, augmentation)
+    candidates, state = pieces.augmented_batches(run, data, sampler)
     irreducible = torch.zeros(len(data), device=data.labels.device)
 
     def choose(batch: Batch) -> Tensor:
@@ -148,7 +146,7 @@ def reducible_loss(
         return select_reducible(losses, irreducible[batch.indices], count)
 
     batches = pieces.ChosenBatches(candidates, choose, run.batch_size, drop_last=run.drop_last)
-    state = {"order": order, "augmentation": augmentation}
+    state = {"order": order} | state
     held_out = HeldOut(small_network, small_epochs or run.epochs, irreducible.copy_)
     return _counted(run, data, batches, state, held_out=held_out, whole_passes=True)
 

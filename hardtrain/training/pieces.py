@@ -46,27 +46,24 @@ def uniform_batches(
     ones, and the generators that a checkpoint must hold; ``prefix`` makes further, independent
     ones."""
     order = generator(run.seed, f"{prefix}order")
-    augmentation = generator(run.seed, f"{prefix}augmentation")
     options = {"drop_last": run.drop_last, "generator": order}
     if run.balanced:
         sampler: UniformBatchSampler = BalancedBatchSampler(data.labels, run.batch_size, **options)
     else:
         sampler = UniformBatchSampler(len(data), run.batch_size, **options)
-    state = {f"{prefix}order": order, f"{prefix}augmentation": augmentation}
-    return augmented_batches(run, data, sampler, augmentation), state
+    batches, state = augmented_batches(run, data, sampler, prefix=prefix)
+    return batches, {f"{prefix}order": order} | state
 
 
 def augmented_batches(
-    run: Any, data: ImageDataset, batch_sampler: Iterable, augmentation: torch.Generator
-) -> Batches:
-    """The run's augmented batches of the samples that ``batch_sampler`` names."""
-    return Batches(
-        data,
-        train_transform(run, data),
-        batch_sampler,
-        generator=augmentation,
-        channels_last=run.channels_last,
-    )
+    run: Any, data: ImageDataset, batch_sampler: Iterable, *, prefix: str = ""
+) -> tuple[Batches, dict[str, torch.Generator]]:
+    """The run's augmented batches of the samples that ``batch_sampler`` names, and the generator
+    that augments them."""
+    draws = generator(run.seed, f"{prefix}augmentation")
+    options = {"generator": draws, "channels_last": run.channels_last}
+    batches = Batches(data, train_transform(run, data), batch_sampler, **options)
+    return batches, {f"{prefix}augmentation": draws}
 
 
 class ChosenBatches:

@@ -35,16 +35,7 @@ PATIENCE = 0.5  # seconds between two looks at what the workers say
 SHORT = 2e11  # operations of an epoch: a second or two of a core
 
 
-def train_on_ray(
-    runs: Sequence[Run],
-    store: RunStore,
-    progress: Announced,
-    *,
-    ray_address: str | None = None,
-    gpus_per_run: float | None = None,
-    cpus_per_run: float = 1.0,
-    max_runs_at_once: int | None = None,
-) -> None:
+def train_on_ray(runs: Sequence[Run], store: RunStore, progress: Announced, **options: Any) -> None:
     """Train ``runs`` as Ray tasks.
 
     Args:
@@ -60,7 +51,8 @@ def train_on_ray(
         ParameterError: Ray is not installed, or an option is not allowed.
     """
     ray = ray_start.imported()
-    address = ray_address or os.environ.get("RAY_ADDRESS")
+    cpus = options.get("cpus_per_run", 1.0)
+    address = options.get("ray_address") or os.environ.get("RAY_ADDRESS")
     if (address or "").startswith("ray://"):
         raise ParameterError(
             f"ray_address = {address!r}: start the sweep on a node of the cluster, with 'auto'"
@@ -68,16 +60,17 @@ def train_on_ray(
     if len(runs) == 1 and not address and not ray.is_initialized():
         ENGINES["local"](runs, store, progress)  # Ray would only have to start first
         return
-    options = {"num_cpus": cpus_per_run, "num_gpus": gpus_per_run}
+    needs = {"num_cpus": cpus, "num_gpus": options.get("gpus_per_run")}
+    at_once = options.get("max_runs_at_once")
     left = sorted(runs, key=costs.work, reverse=True)
     failed: list[tuple[Run, Exception]] = []
 
     def meanwhile(is_ready: Callable[[], bool]) -> None:
-        failed.extend(_train_meanwhile(left, store, progress, int(cpus_per_run), is_ready))
+        failed.extend(_train_meanwhile(left, store, progress, int(cpus), is_ready))
 
     with (
         ray_start.connected(ray, address, meanwhile) as goes_on,
-        _Driver(ray, store, progress, options, max_runs_at_once, grows=bool(address)) as driver,
+        _Driver(ray, store, progress, needs, at_once, grows=bool(address)) as driver,
     ):
         driver.failed, driver.cancels = failed, goes_on
         driver.train(left, len(runs))

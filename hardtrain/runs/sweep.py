@@ -128,11 +128,12 @@ def run_missing(
 
 def engine_options(engine: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an engine that are not ``None``, checked."""
-    known = inspect.signature(_ENGINES[checks.choice("engine", engine, _ENGINES)]).parameters
+    on_ray = checks.choice("engine", engine, _ENGINES) == "ray"
+    known = inspect.signature(check_options).parameters if on_ray else {}
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
-        checks.choice(f"option of engine {engine!r}", name, list(known)[3:])
-    if engine == "ray":
+        checks.choice(f"option of engine {engine!r}", name, known)
+    if on_ray:
         check_options(**options)
     return options
 

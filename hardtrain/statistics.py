@@ -41,9 +41,7 @@ class PairedDifference(NamedTuple):
     n: int
     spread: float = math.nan
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
+    half_width = Interval.half_width
 
 
 class Verdict(NamedTuple):
@@ -178,13 +176,11 @@ def holm(p_values: ArrayLike) -> list[float]:
         [0.03, 0.06, 0.06]
     """
     p_values = np.asarray(p_values, dtype=float)
-    order = [i for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
-    corrected = p_values.tolist()
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * float(p_values[i])))
-        corrected[i] = largest
-    return corrected
+    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]
+    steps = np.minimum(1, p_values[order] * np.arange(len(order), 0, -1))
+    corrected = p_values.copy()
+    corrected[order] = np.maximum.accumulate(steps)
+    return corrected.tolist()
 
 
 def holm_corrected(

@@ -31,12 +31,7 @@ def integer(name: str, value: object, low: int, high: int = MAX_SEED) -> int:
 
 
 def number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    *,
-    above: bool = False,
-    below: float = math.inf,
+    name: str, value: Any, low: float = -math.inf, *, above: bool = False, below: float = math.inf
 ) -> float:
     """``value`` as a finite float of at least ``low`` (more than ``low`` if ``above``) and less
     than ``below``.

@@ -183,9 +183,7 @@ def holm(p_values: ArrayLike) -> list[float]:
     return corrected.tolist()
 
 
-def holm_corrected(
-    differences: Sequence[PairedDifference | None],
-) -> list[PairedDifference | None]:
+def holm_corrected(differences: Sequence[PairedDifference | None]) -> list[PairedDifference | None]:
     """The differences with their p values corrected by `holm`; ``None`` is no question."""
     corrected = holm([math.nan if d is None else d.p for d in differences])
     return [

@@ -17,13 +17,7 @@ from hardtrain import checks
 from hardtrain.data.images import DATASETS, SIZES, load_dataset
 from hardtrain.data.npz import SPLITS
 from hardtrain.errors import ParameterError, RecordError, StoreError, unknown_name
-from hardtrain.files import (
-    project_root,
-    sha256,
-    store_errors,
-    user_path,
-    write_atomically,
-)
+from hardtrain.files import project_root, sha256, store_errors, user_path, write_atomically
 from hardtrain.networks import NETWORKS
 from hardtrain.report import plotting
 from hardtrain.report.claims import Claim, claims_table, findings_text

@@ -11,13 +11,7 @@ from contextlib import contextmanager
 import filelock
 import torch
 
-from hardtrain.errors import (
-    DataError,
-    HardtrainError,
-    ParameterError,
-    StoreError,
-    SweepError,
-)
+from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore

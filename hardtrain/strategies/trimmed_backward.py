@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain.strategies import _checks
-from hardtrain.strategies.trimming import (
-    Criterion,
-    as_criterion,
-    losses_per_sample,
-    num_kept,
-    trim,
-)
+from hardtrain.strategies.trimming import Criterion, as_criterion, losses_per_sample, num_kept, trim
 
 # Above it two passes can cost more than one. If a backward pass costs two forward passes,
 # 1 + 3 keep < 3 up to 2/3; measured on CPU cores, break-even lay between 0.7 and 0.8. Replaying

@@ -15,12 +15,7 @@ from hardtrain.papers.compare.plan import BASELINES
 from hardtrain.report import tables
 from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import (
-    PairedDifference,
-    detectable,
-    holm_corrected,
-    sampling_deviation,
-)
+from hardtrain.statistics import PairedDifference, detectable, holm_corrected, sampling_deviation
 
 Cells = Mapping[str, Mapping[str, Sequence[Run]]]  # runs by setting and arm
 Errors = Mapping[str, Mapping[str, pd.Series]]  # by setting and arm, by seed (%)

@@ -206,10 +206,7 @@ def not_run_line(printed: pd.DataFrame, dataset: str, networks: Iterable[str]) -
 
 
 def joint_table(
-    results: pd.DataFrame,
-    arms: Mapping[Cell, ByLabel],
-    printed: pd.DataFrame,
-    protocol: Protocol,
+    results: pd.DataFrame, arms: Mapping[Cell, ByLabel], printed: pd.DataFrame, protocol: Protocol
 ) -> pd.DataFrame:
     """Table 1: without and with ITDM-j, of the cells that were run.
 

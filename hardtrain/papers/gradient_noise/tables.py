@@ -28,11 +28,7 @@ from hardtrain.report.tables import (
 )
 from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
-from hardtrain.statistics import (
-    Verdict,
-    holm_corrected,
-    verdict_single,
-)
+from hardtrain.statistics import Verdict, holm_corrected, verdict_single
 
 ACCURACY = Metric("accuracy")
 TRAIN_ACCURACY = Metric("train_accuracy")

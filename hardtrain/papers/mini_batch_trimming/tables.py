@@ -24,11 +24,7 @@ from hardtrain.runs.run import Run
 from hardtrain.statistics import detectable, holm_corrected, mean_interval
 
 # what is compared with what: is it trimming, is it fewer samples, is it hard ones
-COMPARISONS = (
-    ("trimming", "plain"),
-    ("random share", "plain"),
-    ("trimming", "random share"),
-)
+COMPARISONS = (("trimming", "plain"), ("random share", "plain"), ("trimming", "random share"))
 
 
 def error_table(

@@ -135,23 +135,14 @@ def trainings(
     experiment = EXPERIMENTS[cell.experiment]
     by_steps = checks.choice("evaluate", evaluate, ("steps", "epoch")) == "steps"
     epochs = (epochs or experiment.epochs) * longer
-    protocol = {
-        "dataset": cell.dataset,
-        "network": cell.network,
-        "method": "distribution_matching",
-        "options": options,
-        "epochs": epochs,
-        "momentum": 0.5,
-        "batch_size": 150,
-        "image_size": 32 if cell.dataset == "stl10" else 0,
-        "augment": experiment.augment,
-        "lr": lr or experiment.lr,
-        "schedule": "multistep",
-        "gamma": experiment.gamma,
-        "milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops}),
-        "evaluate_every": experiment.evaluate_every if by_steps else 1,
-        "evaluate_unit": "step" if by_steps else "epoch",
-    }
+    protocol = {"method": "distribution_matching", "options": options, "epochs": epochs}
+    protocol |= {"dataset": cell.dataset, "network": cell.network, "augment": experiment.augment}
+    protocol |= {"momentum": 0.5, "batch_size": 150, "lr": lr or experiment.lr}
+    protocol |= {"image_size": 32 if cell.dataset == "stl10" else 0}
+    protocol |= {"schedule": "multistep", "gamma": experiment.gamma}
+    protocol |= {"milestones": sorted({max(1, round(part * epochs)) for part in experiment.drops})}
+    protocol |= {"evaluate_every": experiment.evaluate_every if by_steps else 1}
+    protocol |= {"evaluate_unit": "step" if by_steps else "epoch"}
     keep = {True: ("features", "logits"), False: ("logits",)}
     return [Run(**protocol | fields, seed=seed, keep=keep[seed in features]) for seed in seeds]
 

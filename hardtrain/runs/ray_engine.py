@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -147,26 +147,22 @@ class _Job:
     tries: int = 0
 
 
+@dataclass
 class _Driver:
     """Hands out runs, listens, and writes what comes back."""
 
-    def __init__(
-        self,
-        ray: ModuleType,
-        store: RunStore,
-        progress: Announced,
-        options: dict[str, Any],
-        at_once: int | None,
-        grows: bool = False,
-    ):
-        self.ray, self.store, self.progress = ray, store, progress
-        self.options, self.at_once, self.grows = options, at_once, grows
-        self.running: dict[Any, _Job] = {}  # by the reference of the task
-        self.ready: deque[_Job] = deque()  # to be handed out again
-        self.failed: list[tuple[Run, Exception]] = []
-        self.said: set[str] = set()
-        self.jobs: dict[str, _Job] = {}
-        self.cancels = True
+    ray: ModuleType
+    store: RunStore
+    progress: Announced
+    options: dict[str, Any]
+    at_once: int | None
+    grows: bool = False
+    running: dict[Any, _Job] = field(default_factory=dict)  # by the reference of the task
+    ready: deque[_Job] = field(default_factory=deque)  # to be handed out again
+    failed: list[tuple[Run, Exception]] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+    jobs: dict[str, _Job] = field(default_factory=dict)
+    cancels: bool = True
 
     def __enter__(self) -> "_Driver":
         ray = self.ray

@@ -90,11 +90,9 @@ def train_task(
         run = Run(**fields)
         if run.key != key:
             raise RecordError(f"{run}: {host} has another version of hardtrain, or of the method")
-        store = (
-            _WorkersStore(probe.parents[1], checkpoint_seconds=pause)
-            if shared
-            else _DistantStore(desk, pause)
-        )
+        store: RunStore = _DistantStore(desk, pause)
+        if shared:
+            store = _WorkersStore(probe.parents[1], checkpoint_seconds=pause)
         desk.note.remote(key, 0, None, host, shared)
         told = [time.monotonic()]
 

@@ -169,11 +169,9 @@ def read_one(path: Path, split: str) -> Arrays:
                 f"{path} is one split of two and would be split again; give "
                 f"{str(path).removesuffix(f'{part}.npz').rstrip('_')!r}, or rename {twin.name}"
             )
-    images, labels, class_names = _read(path)
-    (labels,), class_names = plain_labels(path, [labels], class_names)
-    labels = check_pair(path, images, labels, len(class_names) if class_names else None)
+    images, labels, class_names = _whole(path)
     chosen = eighty_twenty(labels, split)
-    return Arrays(images[chosen], labels[chosen], class_names or class_numbers(path, labels))
+    return Arrays(images[chosen], labels[chosen], class_names)
 
 
 def read_pair(files: Mapping[str, Path], split: str) -> Arrays:
@@ -183,26 +181,28 @@ def read_pair(files: Mapping[str, Path], split: str) -> Arrays:
     Raises:
         DataError: that of ``split`` is missing, one is not of the form, or the two disagree.
     """
-    path, other = files[split], files["test" if split == "train" else "train"]
+    return _whole(files[split], files["test" if split == "train" else "train"])
+
+
+def _whole(path: Path, other: Path | None = None) -> Arrays:
+    """A file in the plain form, with the classes of the ``other`` of its set, if that is there."""
     images, labels, class_names = _read(path)
-    if not other.exists():
-        (labels,), class_names = plain_labels(path, [labels], class_names)
-        labels = check_pair(path, images, labels, len(class_names) if class_names else None)
-        return Arrays(images, labels, class_names or class_numbers(path, labels))
-    _, other_labels, other_names = _read(other, with_images=False)
-    if class_names and other_names and class_names != other_names:
-        for k, (name, other_name) in enumerate(zip_longest(class_names, other_names)):
-            if name != other_name:
-                raise DataError(
-                    f"{path} and {other} disagree: class {k} is {name!r} and {other_name!r}"
-                )
-    given = class_names or other_names
-    (labels, other_labels), class_names = plain_labels(path, [labels, other_labels], given)
+    parts = [labels]
+    if other is not None and other.exists():
+        _, other_labels, other_names = _read(other, with_images=False)
+        if class_names and other_names and class_names != other_names:
+            for k, (name, other_name) in enumerate(zip_longest(class_names, other_names)):
+                if name != other_name:
+                    raise DataError(
+                        f"{path} and {other} disagree: class {k} is {name!r} and {other_name!r}"
+                    )
+        parts, class_names = [labels, other_labels], class_names or other_names
+    (labels, *others), class_names = plain_labels(path, parts, class_names)
     count = len(class_names) if class_names else None
     labels = check_pair(path, images, labels, count)
-    other_labels = check_labels(other, other_labels, count)
-    class_names = class_names or class_numbers(path, np.concatenate([labels, other_labels]))
-    return Arrays(images, labels, class_names)
+    others = [check_labels(str(other), part, count) for part in others]
+    names = class_names or class_numbers(path, np.concatenate([labels, *others]))
+    return Arrays(images, labels, names)
 
 
 def write_npz(

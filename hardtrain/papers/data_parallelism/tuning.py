@@ -132,25 +132,15 @@ class Protocol(NamedTuple):
         epochs, steps = self.length(curve.dataset, batch_size)
         # the difference has noise in its last digits, which should not be part of a key
         momentum = round(1 - point.get("one_minus_momentum", 1.0), 10)
-        return Run(
-            dataset=curve.dataset,
-            network=curve.network,
-            label_noise=curve.label_noise,
-            batch_size=batch_size,
-            epochs=epochs,
-            drop_last=True,
-            seed=seed,
-            lr=point["lr"],
-            momentum=momentum,
-            # without momentum it is plain SGD, and PyTorch refuses the word
-            nesterov=curve.optimizer == "nesterov" and momentum > 0,
-            schedule="linear",
-            gamma=point.get("final_fraction", 1.0),
-            step_epochs=max(1, round(point.get("decay_length", 1.0) * epochs)),
-            evaluate_unit="step",
-            evaluate_every=max(1, steps // self.num_evaluations),
-            **self.base,
-        )
+        fields = dict(dataset=curve.dataset, network=curve.network, label_noise=curve.label_noise)
+        fields |= dict(batch_size=batch_size, epochs=epochs, drop_last=True, seed=seed)
+        # without momentum it is plain SGD, and PyTorch refuses the word
+        nesterov = curve.optimizer == "nesterov" and momentum > 0
+        fields |= dict(lr=point["lr"], momentum=momentum, nesterov=nesterov)
+        fields |= dict(schedule="linear", gamma=point.get("final_fraction", 1.0))
+        fields |= dict(step_epochs=max(1, round(point.get("decay_length", 1.0) * epochs)))
+        fields |= dict(evaluate_unit="step", evaluate_every=max(1, steps // self.num_evaluations))
+        return Run(**fields, **self.base)
 
 
 def set_sizes(

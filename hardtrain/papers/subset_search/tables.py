@@ -101,12 +101,8 @@ def label_error_table(
     rows, number = [], int(wrong.sum())
     for name in ACQUISITIONS:
         shares = [_label_error_shares(scores[name].astype(float), wrong) for scores in doubts]
-        rows.append(
-            [
-                SPOKEN[name],
-                *(describe_values(column, 1, 100) for column in zip(*shares, strict=True)),
-            ]
-        )
+        cells = [describe_values(column, 1, 100) for column in zip(*shares, strict=True)]
+        rows.append([SPOKEN[name], *cells])
     chance = [f"{100 * value:.1f}" for value in (wrong.mean(), wrong.mean(), 0.9)]
     columns = ["acquisition function", f"wrong among the {number} highest (%)",
                "average precision (%)", "looked at to find 90 % (%)"]  # fmt: skip

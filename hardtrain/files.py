@@ -86,6 +86,8 @@ def write_together(contents: Mapping[Path, Content]) -> None:
         for path, partial in partials.items():
             with store_errors(_writing(path, contents[path])):
                 os.replace(partial, path)
+        for path in list(contents)[-1:]:
+            with store_errors(_writing(path, contents[path])):
                 sync_folder(path.parent)
     finally:
         for partial in partials.values():
@@ -154,11 +156,14 @@ class _KernelLock(filelock.FileLock):
             raise StoreError(f"could not lock {self.lock_file}: {error.strerror}") from error
 
 
-class _NoLock(contextlib.nullcontext):
+class _NoLock(contextlib.AbstractContextManager):
     def acquire(self, blocking: bool = True) -> "_NoLock":
         return self
 
     def release(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
         return None
 
 

@@ -20,7 +20,7 @@ _FOLDER = resources.files(__name__)
 TABLES = tuple(sorted(file.name[:-4] for file in _FOLDER.iterdir() if file.name.endswith(".csv")))
 
 
-def load_table(name: str, *, as_text: bool = False) -> pd.DataFrame:
+def load_table(name: str) -> pd.DataFrame:
     """One printed table, its columns numeric wherever every printed cell is a number.
 
     Args:
@@ -41,8 +41,7 @@ def load_table(name: str, *, as_text: bool = False) -> pd.DataFrame:
     if name not in TABLES:
         raise unknown_name("table", name, TABLES)
     with _FOLDER.joinpath(f"{name}.csv").open(encoding="utf-8") as file:
-        how = {"dtype": str} if as_text else {"na_values": ["-", ""]}
-        return pd.read_csv(file, keep_default_na=False, **how)
+        return pd.read_csv(file, na_values=["-", ""], keep_default_na=False)
 
 
 def erratum(number: str) -> str:

@@ -2,10 +2,19 @@
 
 from collections.abc import Callable, Iterable
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from importlib import resources
 
 import pandas as pd
 
+from hardtrain import papers
+
 _FOLLOWS = {"exact": "yes", "truncated, padded": "truncated", "none": "no"}  # else as it is
+
+
+def printed_table(name: str) -> pd.DataFrame:
+    """A table of `load_table` as text: how many digits are printed is part of what is checked."""
+    with resources.files(papers).joinpath(f"{name}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def agreement(printed: str, value: Decimal) -> str:

@@ -11,7 +11,7 @@ from operator import gt, le, lt
 
 import pandas as pd
 
-from hardtrain.papers import load_table, printed_numbers
+from hardtrain.papers import printed_numbers
 from hardtrain.papers.distribution_matching.printed import itdm_rows
 from hardtrain.papers.printed_numbers import agreement
 
@@ -80,7 +80,7 @@ def claims_audit() -> pd.DataFrame:
         2        accuracy differences have an arrow  16 of 16   12 of 16
     """
     cells, rows = _cells(), []
-    for line in load_table("itdm_text", as_text=True).to_dict("records"):
+    for line in printed_numbers.printed_table("itdm_text").to_dict("records"):
         chosen = {
             key: row
             for key, row in cells.items()
@@ -96,7 +96,7 @@ def claims_audit() -> pd.DataFrame:
 
 def _cells() -> dict[Key, tuple]:
     """The rows of tables 1 to 5, with λ, nan without ITDM, as ``weight``."""
-    rows = pd.concat(itdm_rows(table, as_text=True) for table in range(1, 6))
+    rows = pd.concat(itdm_rows(table, printed_numbers.printed_table) for table in range(1, 6))
     rows = rows.replace("-", "").fillna("")
     rows["weight"] = rows["weight"].replace("", "nan")
     rows = rows.assign(**rows[["acc", "ce", "weight"]].map(Decimal))

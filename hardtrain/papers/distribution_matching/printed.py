@@ -1,5 +1,7 @@
 """Distribution matching: the paper's tables 1 to 5 in one form."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from hardtrain import checks
@@ -9,7 +11,7 @@ _ARMS = {"w/o": "without", "w/o ITDM": "without", "w/ ITDM": "with", "B": "best"
 _OWN_NETWORKS = {1: "cnn2", 2: "cnn5", 3: "cnn5"}  # by table; the paper gives them no name
 
 
-def itdm_rows(table: int, *, as_text: bool = False) -> pd.DataFrame:
+def itdm_rows(table: int, read: Callable[[str], pd.DataFrame] = load_table) -> pd.DataFrame:
     """Table 1, 2, 3, 4 or 5 of the ITDM paper, one row for each data set, network and arm.
 
     Args:
@@ -33,7 +35,7 @@ def itdm_rows(table: int, *, as_text: bool = False) -> pd.DataFrame:
         7  mobilenet     best     0.6  62.02
         8  mobilenet    worst     0.8  58.93
     """
-    rows = load_table(f"itdm_table{checks.integer('table', table, 1, 5)}", as_text=as_text)
+    rows = read(f"itdm_table{checks.integer('table', table, 1, 5)}")
     if table == 1:  # it has a column for each set, and a row for each metric
         rows = rows.iloc[::-1].set_index(["setting", "metric"]).rename_axis(columns="dataset")
         rows = rows.T.stack("setting", future_stack=True).reset_index()

@@ -9,7 +9,7 @@ from operator import gt, lt
 import numpy as np
 import pandas as pd
 
-from hardtrain.papers import load_table, network_name
+from hardtrain.papers import network_name
 from hardtrain.papers.printed_numbers import (
     agreement,
     checked,
@@ -20,6 +20,7 @@ from hardtrain.papers.printed_numbers import (
     likely_slip,
     mean_of,
     number_of,
+    printed_table,
     text_of,
 )
 
@@ -104,11 +105,7 @@ def table6_audit() -> pd.DataFrame:
         0  cifar10  resnet18    0.75      -0.578
     """
     cells, copied, rows = _cells(), copied_networks(), []
-    printed = (
-        load_table("hard_minibatches_table6", as_text=True)
-        .set_index("network")
-        .rename(network_name)
-    )
+    printed = printed_table("hard_minibatches_table6").set_index("network").rename(network_name)
     for dataset, network in product(TABLE_OF, printed.index):
         base, *tests = (cells[dataset, network, delta].test for delta in _DELTAS)
         best = max(tests)
@@ -189,7 +186,7 @@ def _cells() -> dict[tuple[str, str, str], _Row]:
     """Tables 3 to 5: data set, network and printed δ -> row."""
     cells = {}
     for dataset, number in TABLE_OF.items():
-        lines = load_table(f"hard_minibatches_table{number}", as_text=True).to_numpy()
+        lines = printed_table(f"hard_minibatches_table{number}").to_numpy()
         for network, delta, *numbers, delta_e in lines:
             row = _Row(*map(Decimal, numbers), delta_e)
             cells[dataset, network_name(network), delta] = row
@@ -200,7 +197,7 @@ def _text_claims() -> Iterable[tuple]:
     """The claims of ``hard_minibatches_text.csv``, each on cells and the rivals that one must beat,
     all of them: in how many it does, or, of a single cell, by how much."""
     cells = _cells()
-    for line in load_table("hard_minibatches_text", as_text=True).to_dict("records"):
+    for line in printed_table("hard_minibatches_text").to_dict("records"):
         sign, wins, best = (1, gt, max) if line["better"] == "higher" else (-1, lt, min)
         pairs = []
         for cell in product(*(line[name].split() for name in ("datasets", "networks", "deltas"))):
@@ -230,14 +227,14 @@ def _table6_claims() -> Iterable[tuple]:
 
 
 def _size_and_time_claims() -> Iterable[tuple]:
-    sizes = load_table("hard_minibatches_table2", as_text=True).set_index("network")["params_M"]
+    sizes = printed_table("hard_minibatches_table2").set_index("network")["params_M"]
     sizes = sizes.rename(network_name)
     rank = int(sizes.astype(float).rank()[_MOBILE])
     found = "larger" if rank > len(sizes) / 2 else "smaller"
     note = f"{sizes[_MOBILE]} M parameters: number {rank} of {len(sizes)}, from the smallest"
     yield "section 4.4", f'{_MOBILE} among the "larger networks"', "larger", found, note
 
-    base, *lines = load_table("hard_minibatches_table1", as_text=True).to_dict("records")
+    base, *lines = printed_table("hard_minibatches_table1").to_dict("records")
     for line in lines:
         old, new = Decimal(base["dt_seconds"]), Decimal(line["dt_seconds"])
         note = f"{new / old:.3f} times the time; even at {_reduction(new, old):.1f} % fewer epochs"

@@ -4,8 +4,8 @@ from decimal import Decimal
 
 import pandas as pd
 
-from hardtrain.papers import dataset_name, load_table, network_name
-from hardtrain.papers.printed_numbers import checked, number_of
+from hardtrain.papers import dataset_name, network_name
+from hardtrain.papers.printed_numbers import checked, number_of, printed_table
 
 
 def trimming_audit() -> pd.DataFrame:
@@ -22,7 +22,7 @@ def trimming_audit() -> pd.DataFrame:
         1  densenet121    0.20     4.329   improved
     """
     rows = []
-    for dataset, network, *errors in load_table("trimming_table1", as_text=True).to_numpy():
+    for dataset, network, *errors in printed_table("trimming_table1").to_numpy():
         row = {"dataset": dataset_name(dataset), "network": network_name(network)}
         base, trimmed = map(Decimal, errors)
         row |= {"baseline_error": float(base), "trimmed_error": float(trimmed)}

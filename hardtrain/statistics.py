@@ -41,7 +41,9 @@ class PairedDifference(NamedTuple):
     n: int
     spread: float = math.nan
 
-    half_width = Interval.half_width
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
 
 
 class Verdict(NamedTuple):

@@ -36,11 +36,22 @@ def small_runs(run: Run, wanted: HeldOut, train: ImageDataset) -> list[Run]:
     draws = randomness.generator(run.seed, "halves")
     shuffled = pool[torch.randperm(len(pool), generator=draws)]
     by_label = shuffled[labels[shuffled].argsort(stable=True)]
-    changes = {"method": "plain", "options": {}, "network": wanted.network, "epochs": wanted.epochs}
-    changes |= {"warmup_epochs": min(run.warmup_epochs, wanted.epochs), "keep": ("train_losses",)}
-    changes |= {"evaluate_every": wanted.epochs, "evaluate_unit": "epoch", "evaluate_train": False}
-    parts = [subsets.pack(by_label[start::2].numpy(), len(train)) for start in (0, 1)]
-    return [dataclasses.replace(run, subset=part, **changes) for part in parts]
+    return [
+        dataclasses.replace(
+            run,
+            method="plain",
+            options={},
+            network=wanted.network,
+            epochs=wanted.epochs,
+            warmup_epochs=min(run.warmup_epochs, wanted.epochs),
+            evaluate_every=wanted.epochs,
+            evaluate_unit="epoch",
+            evaluate_train=False,
+            subset=subsets.pack(by_label[start::2].numpy(), len(train)),
+            keep=("train_losses",),
+        )
+        for start in (0, 1)
+    ]
 
 
 def held_out_losses(small: Sequence[Run], losses: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,11 +20,22 @@ from hardtrain.runs.run import NOT_IN_KEY, Run
 from hardtrain.runs.store import RunStore
 
 _LEADING = ("key", "fingerprint", "source", "status")
-_ALWAYS = ("test_error", "test_loss", "train_loss", "per_class_error")
-_ALWAYS += ("diverged_epoch", "diverged_step")
-_WITH_TRAINING_SET = ("train_set_error", "train_set_loss")  # of runs with ``evaluate_train``
-_WITH_TRAINING_SET += ("train_set_accuracy_by_batch", "train_set_half_width_by_batch")
-_WITH_TRAINING_SET += ("test_accuracy_by_batch", "test_half_width_by_batch")
+_ALWAYS = (
+    "test_error",
+    "test_loss",
+    "train_loss",
+    "per_class_error",
+    "diverged_epoch",
+    "diverged_step",
+)
+_WITH_TRAINING_SET = (  # of runs with ``evaluate_train``
+    "train_set_error",
+    "train_set_loss",
+    "train_set_accuracy_by_batch",
+    "train_set_half_width_by_batch",
+    "test_accuracy_by_batch",
+    "test_half_width_by_batch",
+)
 _WITH_VALIDATION = ("validation_error", "validation_loss")  # of runs with ``validation_size``
 METRICS = _ALWAYS + _WITH_TRAINING_SET + _WITH_VALIDATION
 # fields of ``Run`` since the first results: columns if they are used

@@ -16,8 +16,17 @@ from hardtrain.networks import NETWORKS
 from hardtrain.runs import subsets
 from hardtrain.training import lookup, loop
 
-ARTEFACTS = ("final_weights", "features", "logits", "train_losses", "checkpoints:N")
-ARTEFACTS += ("sample_counts", "batch_log", "emphasis", "prediction_history")
+ARTEFACTS = (
+    "final_weights",
+    "features",
+    "logits",
+    "train_losses",
+    "checkpoints:N",
+    "sample_counts",
+    "batch_log",
+    "emphasis",
+    "prediction_history",
+)
 _FLOAT32 = 2.0**128  # the optimisers' numbers
 NOT_IN_KEY = ("device", "data_root", "keep")  # they change where a run is made, not its numbers
 

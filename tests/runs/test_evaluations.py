@@ -8,7 +8,7 @@ from helpers import kept_network
 from torch.nn.functional import cross_entropy
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
-from hardtrain.runs.train import load_data, validation_set
+from hardtrain.runs.train import _data_of, load_data
 from hardtrain.training import evaluation, methods, pieces, randomness
 
 
@@ -75,8 +75,7 @@ def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_ru
     history = load_history(pd.DataFrame([row]), store)
     assert "test_error" not in history
     whole, test, _ = load_data(tiny_run())
-    train, _, fingerprint = load_data(run)
-    held = validation_set(run)
+    train, _, fingerprint, held = _data_of(run)
     assert (len(train), len(held)) == (30, 12)
     pictures = [{image.numpy().tobytes() for image in part.images} for part in (train, held)]
     assert not pictures[0] & pictures[1]

@@ -13,7 +13,6 @@ from hardtrain.papers.distribution_matching.tables import (
     cells_table,
     class_differences,
     class_table,
-    is_run,
     joint_table,
     last_evaluations,
     mean_gap,
@@ -25,7 +24,7 @@ from hardtrain.papers.distribution_matching.tables import (
     weights_table,
     with_scores,
 )
-from hardtrain.report.tables import Metric, Protocol
+from hardtrain.report.tables import Metric, Protocol, is_run
 from hardtrain.statistics import paired_difference
 
 DIGITS = Cell("small", "digits", "cnn_small")

@@ -342,7 +342,7 @@ def test_status_of_a_running_sweep(tiny_run, store):
             progress(runs[1], epoch, 0.25)
         _, sweep, line = report(store).splitlines()
         assert "1 done, 1 running, 2 waiting" in sweep
-        assert line.startswith(f"  {runs[1]}: epoch 2 of 4, test loss 0.25, ")
+        assert line.startswith(f"  {runs[1]}: epoch 2 of 4, loss 0.25, ")
         assert line.endswith(" left")
     assert report(store).endswith("no sweep is running")
     assert list((store.path / "sweeps").iterdir()) == []

@@ -14,7 +14,7 @@ from hardtrain import checks
 
 class Progress:
     """Counts the finished epochs of a sweep; ``progress(run, epochs)`` moves the bar.
-    ``loss``, the last on the test set, is for those who look on (`status.Announced`).
+    ``loss``, of the last evaluation, is for those who look on (`status.Announced`).
 
     ``$HARDTRAIN_PROGRESS``: ``bar``; ``lines``, one a finished run, with the time left;
     ``terminal``, from a notebook on the terminal (or in the log) of the program that runs it;

@@ -111,7 +111,7 @@ def _described(sweep: dict, states: dict[str, str]) -> Iterator[str]:
             time_left = _duration(done - entry["first"], entry["epochs"] - done, entry["since"])
             yield (
                 f"  {entry['name']}: epoch {done} of {entry['epochs']}, "
-                f"{'no loss yet' if loss is None else f'test loss {loss:.4g}'}, {time_left}"
+                f"{'no loss yet' if loss is None else f'loss {loss:.4g}'}, {time_left}"
             )
 
 

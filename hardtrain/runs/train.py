@@ -111,7 +111,7 @@ class _Training:
                     self.evaluate,
                     checkpoint=self.checkpoint,
                     save_checkpoint=self.save_checkpoint,
-                    progress=lambda epochs: progress(run, epochs, self.test_loss),
+                    progress=lambda epochs: progress(run, epochs, self.evaluated_loss),
                 )
                 last = history[-1] | self.scores_at_end(history)
             except DivergedError as error:
@@ -183,9 +183,10 @@ class _Training:
         return scores
 
     @property
-    def test_loss(self) -> float | None:
-        """Of the last evaluation so far."""
-        return self.final["test"].loss if "test" in self.final else None
+    def evaluated_loss(self) -> float | None:
+        """On the test set, or what is held out in its place, at the last evaluation so far."""
+        name = "validation" if self.validation else "test"
+        return self.final[name].loss if name in self.final else None
 
     def save_checkpoint(self, state: dict) -> None:
         """Save it if the last one is old enough; large ones, as of an ensemble's copies, may take

@@ -8,7 +8,7 @@ from helpers import kept_network
 from torch.nn.functional import cross_entropy
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
-from hardtrain.runs.train import _data_of, load_data
+from hardtrain.runs.train import _data_of, load_data, train_run
 from hardtrain.training import evaluation, methods, pieces, randomness
 
 
@@ -96,6 +96,14 @@ def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_ru
         assert row[f"{name}_error"] == pytest.approx(found.error)
         assert row[f"{name}_loss"] == pytest.approx(found.loss, rel=1e-5)
     assert history["validation_error"].iloc[-1] == row["validation_error"]
+
+
+@pytest.mark.parametrize("validation_size", [0, 12])
+def test_who_looks_on_is_told_the_last_loss(tiny_run, store, validation_size):
+    run, told = tiny_run(validation_size=validation_size, epochs=3), []
+    record = train_run(run, store, lambda run, epochs, loss=None: told.append((epochs, loss)))
+    name = "validation_loss" if validation_size else "test_loss"
+    assert told == [(0, None), *((row["epoch"], row[name]) for row in record["history"])]
 
 
 def test_a_test_loss_that_is_not_finite_at_the_end_is_divergence(tiny_run, store, monkeypatch):

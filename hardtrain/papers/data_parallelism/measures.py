@@ -8,7 +8,7 @@ for R of them; or, of a mean, a 95 % interval over them.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -152,6 +152,20 @@ def lowest_errors(
     }
     where = [rows["batch_size"], rows["seed"]]
     return pd.DataFrame(errors).groupby(where).min().reset_index()
+
+
+def ends_within(errors: pd.DataFrame, budgets: Iterable[str]) -> tuple[int, int]:
+    """The smallest and the largest batch of which every search evaluated a trial within each of
+    the budgets; of all where there is none.
+
+    Example:
+        >>> errors = pd.DataFrame({"batch_size": [8, 32, 128], "step": [math.nan, 0.2, 0.1]})
+        >>> ends_within(errors, ["step"])
+        (32, 128)
+    """
+    known = errors[list(budgets)].notna().all(axis=1).groupby(errors["batch_size"]).all()
+    sizes = known.index[known] if known.any() else known.index
+    return int(sizes.min()), int(sizes.max())
 
 
 def change(errors: pd.DataFrame, budget: str, small: int, large: int) -> pd.Series:

@@ -287,6 +287,14 @@ def test_costs_come_from_records_where_there_are_any(tiny_run, store):
     assert ways == {"recorded": 3, "by operations": 1}
 
 
+def test_small_batches_have_a_speed_of_their_own(tiny_run, store):
+    small, large, larger = (tiny_run(batch_size=size, device="cpu") for size in (4, 64, 640))
+    run_missing([small], store, use_committed=False)
+    _, ways = costs.seconds([small, large, larger], store, budget=0)
+    assert ways == {"recorded": 1, "by operations": 2}
+    assert costs._kind(large) == costs._kind(larger)
+
+
 def test_work_counts_every_pass(tiny_run):
     one = costs.work(tiny_run(epochs=1))
     assert costs.work(tiny_run(epochs=1, train_size=30)) / one == pytest.approx((90 + 20) / 200)

@@ -27,6 +27,7 @@ _FREE |= {"train_size", "test_size", "validation_size", "evaluate_last", "subset
 _FREE |= {"balanced"}
 _PASSES = 3  # forward passes that a training step costs: one there, two back
 _SHORT = 3e10  # operations of the measured steps on a CPU: about a second
+_LARGE = 64  # images in a mini-batch; on a CPU a sample of a larger one costs the same, nearly
 _LONG = 1.0  # seconds after which a measurement ends, whatever it has
 
 
@@ -119,7 +120,7 @@ def _kind(run: Run) -> tuple:
     options = {k: v > 0 if isinstance(v, float) else v for k, v in run.options.items()}
     fields["options"] = str(options)
     if resolve_device(run.device).type == "cpu":
-        del fields["batch_size"]  # a sample costs the same in any batch, nearly
+        fields["batch_size"] = min(run.batch_size, _LARGE)  # from there a sample costs the same
     return run.method, _network(run)[:-1], *map(str, sorted(fields.items()))
 
 

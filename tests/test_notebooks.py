@@ -86,7 +86,7 @@ NOTEBOOKS = {
         tables=(
             "table_1_time", "table_2_networks", "table_3_cifar10", "table_4_cifar100",
             "table_5_stl10", "table_11_digits", "table_6_best_delta", "table_7_convergence",
-            "table_8_stress", "table_9_audit", "table_10_claims",
+            "table_8_stress", "table_9_audit", "table_10_claims", "table_12_staleness",
         ),
         arrays=(
             "samples", "fig_2_timeline", "table_1_time", "table_2_networks",
@@ -182,7 +182,7 @@ NOTEBOOKS = {
         tables=(
             "table_1_formulas", "table_2_test_error", "table_3_reduction", "table_4_trade_off",
             "table_5_directions", "table_6_sensitivity", "table_7_readings", "table_8_rises",
-            "table_9_settings",
+            "table_9_settings", "table_10_correlations",
         ),
         arrays=(
             "samples", "fig_6_wrong_labels", "fig_7_emphasised", "fig_8_correlations",

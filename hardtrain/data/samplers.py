@@ -31,7 +31,8 @@ class UniformBatchSampler:
     def __init__(
         self, num_samples: int, batch_size: int, *, drop_last: bool = False, generator: Generator
     ):
-        self.num_all = self.num_samples = checks.integer("num_samples", num_samples, low=1)
+        self.num_samples = checks.integer("num_samples", num_samples, low=1)
+        self.num_all = self.num_samples  # of which a pass draws ``num_samples``; a share: fewer
         self.batch_size = checks.integer("batch_size", batch_size, low=1)
         checks.cpu_generator("generator", generator)
         if drop_last and self.batch_size > self.num_samples:

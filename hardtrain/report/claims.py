@@ -78,8 +78,8 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     side; or the paper's protocol was followed and the verdict on its number is "not reproduced".
     "undecided": neither, or fewer than 3 seeds. "not run". A claim of "equal" is supported by an
     interval within the margin and contradicted by one outside. p is two-sided, of a mean at the
-    edge, or at the nearer end of the margin; where it is none of 0, the quantity says which. What
-    has no p, as repeated measurements of a time, goes by its interval.
+    edge, or at the nearer end of the margin; where that is not 0, the quantity names it. What has
+    no p, as repeated measurements of a time, goes by its interval.
 
     Returns:
         Text columns ``claim, quantity, printed, here, n, p, finding, scale``.
@@ -145,10 +145,12 @@ def _by_p(found: PairedDifference) -> tuple[bool, float]:
 
 def _of_edge(claim: Claim, found: PairedDifference) -> PairedDifference:
     """``found`` with the two-sided p of a mean at the claim's edge in place of one at 0."""
-    at_zero = claim.expected != "equal" and claim.edge == 0
-    if at_zero or not 0 < found.half_width < math.inf:
+    half, beyond = found.half_width, abs(_beyond(claim, found))
+    if math.isnan(half) or (claim.expected != "equal" and claim.edge == 0):
         return found
-    t = stdtrit(found.n - 1, (1 + CONFIDENCE) / 2) * abs(_beyond(claim, found)) / found.half_width
+    if half in (0, math.inf):  # equal in each seed: the exact sign test, as `paired_difference`
+        return found._replace(p=2.0 ** (1 - found.n) if beyond else 1.0)
+    t = stdtrit(found.n - 1, (1 + CONFIDENCE) / 2) * beyond / half
     return found._replace(p=2 * float(stdtr(found.n - 1, -t)))
 
 

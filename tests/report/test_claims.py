@@ -92,6 +92,18 @@ def test_p_is_that_of_a_mean_at_the_nearest_edge(about, mean):
     assert (row["finding"] == "undecided") == (expected >= 0.05)
 
 
+@pytest.mark.parametrize(
+    ("difference", "n", "finding"),
+    [(0.0, 6, "supports"), (0.2, 6, "supports"), (0.7, 6, "contradicts"), (0.5, 6, "undecided"),
+     (0.0, 5, "undecided")],
+)  # fmt: skip
+def test_differences_that_are_equal_in_each_seed_have_the_sign_tests_p(difference, n, finding):
+    found = paired_difference(dict.fromkeys(range(n), difference), dict.fromkeys(range(n), 0.0))
+    row = claims_table([claim("equal", found, margin=0.5)], "digits").iloc[0]
+    p = 1.0 if difference == 0.5 else 2.0 ** (1 - n)
+    assert (row["finding"], row["p"]) == (finding, f"{p:.3f}")
+
+
 def test_equality_of_many_is_a_claim_on_all_of_them():
     inside, near, outside = gap(-0.2, 0.2), gap(0.1, 0.9), gap(2.0, 2.6)
     assert findings(claim("equal", [inside, None, inside], margin=1.0)) == ["supports"]

@@ -54,6 +54,7 @@ CLASS_COLOURS = (
 )
 MARKERS = "os^Dv<>PX*"
 _FIGURE_NAME = re.compile(r"fig_[A-Za-z0-9][A-Za-z0-9_-]*")
+_NO_PAIR = "no pair of runs"
 
 
 def use_style() -> None:
@@ -275,6 +276,8 @@ def intervals(
     ax: Axes,
     labels: Sequence[str],
     differences: Sequence[Interval | PairedDifference | None],
+    *,
+    missing: str = "",
     **style: object,
 ) -> None:
     """Means with their intervals, one row each from the top down, and a line at zero.
@@ -283,6 +286,7 @@ def intervals(
         ax: axes to draw on.
         labels: one text a row.
         differences: `PairedDifference` or `Interval`, or ``None`` where there is none.
+        missing: what the rows without one say.
         **style: colour and marker, as from `method_style`; a line style is ignored.
 
     Example:
@@ -299,7 +303,7 @@ def intervals(
     at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
     for row, gap in enumerate(differences):
         if gap is None:
-            ax.text(0.99, row, "no pair of runs", color="0.5", **at_edge)
+            ax.text(0.99, row, missing, color="0.5", **at_edge)
             continue
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
         ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
@@ -325,7 +329,7 @@ def beside_printed(
         >>> [line.get_xdata().tolist() for line in ax.lines if line.get_label() == "paper"]
         [[0.3]]
     """
-    intervals(ax, labels, differences, **style)
+    intervals(ax, labels, differences, missing=_NO_PAIR, **style)
     rows = np.flatnonzero(~np.isnan(printed))
     look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
     ax.plot(np.asarray(printed)[rows], rows, color="#D55E00", label="paper", **look)
@@ -377,7 +381,7 @@ def arm_differences(
         **style: as of `intervals`.
     """
     gaps = [difference(results, arm, baseline, metric) for arm in arms.values()]
-    intervals(ax, list(arms), gaps, **style)
+    intervals(ax, list(arms), gaps, missing=_NO_PAIR, **style)
 
 
 def image_grid(

@@ -366,14 +366,17 @@ def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
     few = PairedDifference(0.3, -np.inf, np.inf, 0.25, 3)
     many, other = PairedDifference(0.0, 0.0, 0.0, 1.0, 10), PairedDifference(0.1, 0, 0.2, 0.05, 5)
     ax = Figure().subplots()
-    intervals(ax, ["few", "many", "other", "none"], [few, many, other, None])
+    intervals(ax, ["few", "many", "other", "none"], [few, many, other, None], missing="none run")
     *equal, none = ax.texts
     assert [(text.get_text(), text.xy) for text in equal] == [
         ("equal in every seed", (0.3, 0)),
         ("equal in every seed", (0.0, 1)),
     ]
-    assert (none.get_text(), none.get_position()) == ("no pair of runs", (0.99, 3))
+    assert (none.get_text(), none.get_position()) == ("none run", (0.99, 3))
     assert not ax.containers[0].has_xerr
+    over = Figure().subplots()  # what is drawn over another's rows says nothing in them
+    intervals(over, ["other", "none"], [other, None])
+    assert not any(text.get_text() for text in over.texts)
 
 
 def test_intervals_run_from_the_top_down():

@@ -1,8 +1,6 @@
 """What noise, matching, histories and ensembles cost, each against the plain way to do it."""
 
 import copy
-import ctypes
-import platform
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from hardtrain import (
     sampling_probabilities,
 )
 from hardtrain.report.timing import interleaved, median_ratio
+from hardtrain.runs.environment import keep_freed_memory
 from hardtrain.strategies.subset_selection import EnsembleTally, mutual_information
 from hardtrain.training import pieces
 
@@ -144,7 +143,7 @@ def _matching_steps() -> list[dict]:
             "target": "",
         }
     )
-    _keep_freed_memory()
+    keep_freed_memory()
     for network, channels, side, repetitions in (("cnn5", 1, 28, 15), ("resnet18", 3, 32, 7)):
         what, times = _matching_step(network, channels, side, repetitions)
         rows += [
@@ -192,16 +191,6 @@ def _matching_step(network: str, channels: int, side: int, repetitions: int):
     }
     what = f"{network}, batches of {BATCH} images {side}x{side}"
     return what, interleaved(steps, repetitions)
-
-
-def _keep_freed_memory() -> None:
-    """For the rest of the process. By default glibc hands large freed blocks back to the system,
-    and a step that needs more memory, as one with two batches, pays for its pages anew. CUDA's
-    allocator of PyTorch keeps what is freed, too."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks outside the heap
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def _active_bias() -> list[dict]:

@@ -21,6 +21,7 @@ from hardtrain import Run, RunStore, build_network, load_history, run_missing
 from hardtrain.data.batches import Transform
 from hardtrain.report.timing import interleaved, median_ratio
 from hardtrain.runs import train
+from hardtrain.runs.environment import keep_freed_memory
 from hardtrain.training import loop, methods, pieces
 
 SETTINGS = {
@@ -33,18 +34,18 @@ SETTINGS = {
 
 def rows(*, num_images: int = 4096, repetitions: int = 5, num_records: int = 10_000) -> list[dict]:
     """Ratios and seconds with their targets; a few minutes."""
-    return [
-        *_epochs(num_images, repetitions),
-        *_steps(num_images, repetitions),
-        *_look_up(num_records),
-    ]
+    found = [*_look_up(num_records), *_steps(num_images, repetitions)]
+    keep_freed_memory()  # as `run_missing` does
+    for network in ("cnn_small", "cnn_small_bn"):
+        found += _epochs(network, num_images, repetitions)
+    return found
 
 
-def _epochs(num_images: int, repetitions: int, batch_size: int = 128) -> list[dict]:
+def _epochs(network: str, num_images: int, repetitions: int, batch_size: int = 128) -> list[dict]:
     from torchvision import transforms
 
     dataset = _images(num_images, size=32)
-    network = build_network("cnn_small_bn", 10, 3, image_size=32)
+    initial = build_network(network, 10, 3, image_size=32)
     normalise = transforms.Normalize(*_moments(dataset))
     crop_and_flip = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
     steps = [transforms.ToPILImage(), *crop_and_flip, transforms.ToTensor(), normalise]
@@ -58,14 +59,14 @@ def _epochs(num_images: int, repetitions: int, batch_size: int = 128) -> list[di
     settings = dict(epochs=1, batch_size=batch_size, lr=0.01, momentum=0.9, augment="crop+flip")
 
     def ours(**fields: object) -> None:
-        run = Run("arrays", "cnn_small_bn", device="cpu", **settings, **fields)
-        model = copy.deepcopy(network)
+        run = Run("arrays", network, device="cpu", **settings, **fields)
+        model = copy.deepcopy(initial)
         if run.channels_last:
             model = model.to(memory_format=torch.channels_last)
         loop.fit(run, model, methods.plain(run, dataset, model), lambda model: {})
 
     def own() -> None:
-        model = copy.deepcopy(network)
+        model = copy.deepcopy(initial)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         for inputs, targets in loader:
             loss = cross_entropy(model(inputs), targets)
@@ -76,11 +77,11 @@ def _epochs(num_images: int, repetitions: int, batch_size: int = 128) -> list[di
     functions = {name: lambda s=s: ours(**s) for name, s in SETTINGS.items()} | {"own": own}
     others = {"a loop over a DataLoader with workers": "own"}
     if importlib.util.find_spec("lightning"):
-        functions["lightning"] = lambda: _lightning(copy.deepcopy(network), loader)
+        functions["lightning"] = lambda: _lightning(copy.deepcopy(initial), loader)
         others["Lightning's Trainer"] = "lightning"
     with torch.random.fork_rng(devices=[]):
         times = interleaved(functions, repetitions)
-    what = f"an epoch of {num_images} images 3x32x32, crop and flip, cnn_small_bn: "
+    what = f"an epoch of {num_images} images 3x32x32, crop and flip, {network}: "
     fastest = min(SETTINGS, key=lambda name: float(np.median(times[name])))
     found = [
         {

@@ -14,6 +14,7 @@ import torch
 from hardtrain.data.images import SIZES, ImageDataset, load_dataset, resolve_device
 from hardtrain.networks import network_size
 from hardtrain.runs import subsets
+from hardtrain.runs.environment import keep_freed_memory
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.train import build, environment
@@ -148,6 +149,7 @@ def _measured(run: Run) -> float:
     one_step = _operations(*_network(run)) * _PASSES  # of one sample
     size = run.batch_size
     if device.type == "cpu":  # where a sample costs the same in any batch that is not tiny
+        keep_freed_memory()
         size = min(size, max(2, int(_SHORT / (4 * one_step))))
     with randomness.isolated_randomness(0, device):
         taken = _step_seconds(run, size, channels, side, classes, device)

@@ -22,7 +22,7 @@ from hardtrain.errors import DataError, DivergedError, ParameterError, RecordErr
 from hardtrain.files import sha256
 from hardtrain.runs import halves, subsets
 from hardtrain.runs.environment import environment as environment
-from hardtrain.runs.environment import merged
+from hardtrain.runs.environment import keep_freed_memory, merged
 from hardtrain.runs.results import METRICS
 from hardtrain.runs.run import Run
 from hardtrain.runs.store import RunStore
@@ -78,6 +78,8 @@ class _Training:
         train, self.test, self.fingerprint, self.validation = _data_of(run)
         self.train = training_set(run, train)
         self.device = self.train.images.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.pause = store.checkpoint_seconds
         # the first end of an epoch writes one, so that lives shorter than the pause get on
         self.last_saved = -math.inf

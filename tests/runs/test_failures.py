@@ -3,6 +3,7 @@ trains only what can be trained."""
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -434,3 +435,27 @@ def test_the_time_left_leaves_out_what_was_resumed(monkeypatch):
         shown(runs[0], 9)
         shown(runs[0], 10)
         assert shown._seconds_left() == 100.0  # two epochs in 20 s, ten to come
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+@pytest.mark.parametrize(("own", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "8"}, False)])
+def test_training_keeps_freed_memory_where_the_user_has_said_nothing(tmp_path, own, kept):
+    code = f"""
+from resource import RUSAGE_SELF, getrusage
+import torch
+from hardtrain import Run, RunStore, run_missing
+def new_pages():
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    torch.ones(10**7)
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+before = min(new_pages() for _ in range(8))
+run = Run("digits", "cnn_small", epochs=1, train_size=64, device="cpu")
+run_missing([run], RunStore({str(tmp_path)!r}), use_committed=False)
+after = min(new_pages() for _ in range(8))
+print(before > 1000, after > 1000)
+"""
+    environment = {name: value for name, value in os.environ.items() if "MALLOC_" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | own, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", str(not kept)], done.stderr

@@ -133,8 +133,9 @@ class Transform:
         Raises:
             ParameterError: a random transform without a CPU generator.
         """
-        if self.is_random:
-            checks.cpu_generator("generator", generator)
+        if not self.is_random:
+            return []
+        checks.cpu_generator("generator", generator)
         batch, channels, height, width = shape
         if self.size:
             height = width = self.size

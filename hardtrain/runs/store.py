@@ -154,7 +154,17 @@ class RunStore:
                 files.remove_stale_partials(self.path / name)
             files.write_atomically(probe, b"")
             probe.unlink(missing_ok=True)
+            self._remove_old_checkpoints()
             files.has_locks(self.path / "locks")  # who cannot lock here hears so now
+
+    def _remove_old_checkpoints(self) -> None:
+        """Those that are older than their run's record, whose writer was killed before it could
+        remove them. A newer one is of a run that is trained again for an artefact."""
+        for path in self.path.glob("checkpoints/*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # no record, or another process was first
+                record = self.path / "records" / f"{path.name.partition('.')[0]}.json"
+                if path.stat().st_mtime <= record.stat().st_mtime:
+                    path.unlink()
 
     def lock(self, key: str, fingerprint: str) -> Any:
         """The lock of one run: a kernel lock, so the death of its holder frees it."""

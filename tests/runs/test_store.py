@@ -414,6 +414,19 @@ def test_checkpoints_come_back_and_go(ready):
     assert contents(ready.path) == {}
 
 
+def test_checkpoints_that_a_finished_run_left_are_removed_and_no_others(ready):
+    two_checkpoints(ready)
+    ready.open()
+    assert ready.load_checkpoint(KEY, FINGERPRINT)["epoch"] == 2  # it has no record
+    ready.save(RECORD)  # and is killed here
+    os.utime(record_path(ready), (1e9, 1e9))
+    ready.open()
+    assert ready.load_checkpoint(KEY, FINGERPRINT)["epoch"] == 2  # trained again for an artefact
+    ready.save(RECORD)
+    ready.open()
+    assert ready.load_checkpoint(KEY, FINGERPRINT) is None
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_previous_one(ready):
     two_checkpoints(ready)
     newest, previous = (checkpoint_path(ready, g) for g in ("newest", "previous"))

@@ -21,10 +21,11 @@ from hardtrain.report.timing import machine
 
 def main() -> None:
     rows = []
-    for group in (ratios, strategies, training, engines):
+    of_trainings = (training.epochs, training.steps, training.look_up)
+    for group in (ratios.rows, strategies.rows, *of_trainings, engines.rows):
         # each in a process of its own: what an allocator has learnt makes a difference
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            rows += process.submit(group.rows).result()
+            rows += process.submit(group).result()
     table = pd.DataFrame([_shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (

@@ -32,13 +32,11 @@ SETTINGS = {
 }
 
 
-def rows(*, num_images: int = 4096, repetitions: int = 5, num_records: int = 10_000) -> list[dict]:
-    """Ratios and seconds with their targets; a few minutes."""
-    found = [*_look_up(num_records), *_steps(num_images, repetitions)]
+def epochs(*, num_images: int = 4096, repetitions: int = 7) -> list[dict]:
+    """Ratios with their targets; two minutes."""
     keep_freed_memory()  # as `run_missing` does
-    for network in ("cnn_small", "cnn_small_bn"):
-        found += _epochs(network, num_images, repetitions)
-    return found
+    networks = ("cnn_small", "cnn_small_bn")
+    return [row for network in networks for row in _epochs(network, num_images, repetitions)]
 
 
 def _epochs(network: str, num_images: int, repetitions: int, batch_size: int = 128) -> list[dict]:
@@ -123,14 +121,14 @@ def _lightning(model: nn.Module, loader: torch.utils.data.DataLoader) -> None:
         trainer.fit(Module(), loader)
 
 
-def _steps(num_images: int, repetitions: int) -> list[dict]:
+def steps(*, repetitions: int = 5) -> list[dict]:
+    """Ratios with their targets; two minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a sweep of several runs has
     found = []
     for network, channels, size, batch in (
         ("cnn2", 1, 28, 150), ("cnn5", 1, 28, 150), ("resnet18", 3, 32, 128),
     ):  # fmt: skip
-        batch = min(batch, num_images)
         steps = {
             name: _step(network, channels, size, batch, **how) for name, how in SETTINGS.items()
         }
@@ -169,7 +167,7 @@ def _step(
     return step
 
 
-def _look_up(num_records: int) -> list[dict]:
+def look_up(*, num_records: int = 10_000) -> list[dict]:
     """A sweep that is finished is found again, and its histories of ten rows are read."""
     fields = dict(dataset="digits", network="cnn_small", epochs=10, device="cpu")
     fingerprint = train.fingerprint_at_hand("digits", None)

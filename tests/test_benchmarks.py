@@ -19,7 +19,7 @@ def test_ratios_are_numbers_with_a_target(rows, about):
 
 
 def test_finished_runs_are_found_and_not_trained():
-    found, read, memory = training._look_up(num_records=5)
+    found, read, memory = training.look_up(num_records=5)
     assert found["measured"] > 0
     assert read["what"] == "reading their 50 rows of history, s"
     assert memory["measured"] >= 0

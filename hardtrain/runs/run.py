@@ -170,9 +170,12 @@ class Run:
 
     def as_dict(self) -> dict:
         """All fields, ready for JSON."""
-        values = {name: getattr(self, name) for name in _DEFAULTS}
-        values["options"] = dict(self.options)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return self._fields | {"options": dict(self.options)}
+
+    @functools.cached_property
+    def _fields(self) -> dict:
+        values = ((name, getattr(self, name)) for name in _DEFAULTS)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
 
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(Run)}

@@ -170,15 +170,16 @@ class Run:
 
     def as_dict(self) -> dict:
         """All fields, ready for JSON."""
-        return self._fields | {"options": dict(self.options)}
+        lists = {name: list(getattr(self, name)) for name in _TUPLES}
+        return self._fields | lists | {"options": dict(self.options)}
 
     @functools.cached_property
     def _fields(self) -> dict:
-        values = ((name, getattr(self, name)) for name in _DEFAULTS)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        return {name: getattr(self, name) for name in _DEFAULTS}
 
 
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(Run)}
+_TUPLES = [name for name, default in _DEFAULTS.items() if isinstance(default, tuple)]
 
 
 def _integers(name: str, value: object, low: int) -> tuple[int, ...]:

@@ -1,13 +1,12 @@
 """``make bench``: every ratio, side by side, into ``benchmarks/results.md``; on a
 GPU its checks and step times, too, into ``benchmarks/gpu.md``."""
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -18,14 +17,22 @@ from hardtrain.files import write_atomically
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
 
+GROUPS = {
+    "ratios": ratios.rows,
+    "strategies": strategies.rows,
+    "epochs": training.epochs,
+    "steps": training.steps,
+    "look_up": training.look_up,
+    "engines": engines.rows,
+}
+
 
 def main() -> None:
     rows = []
-    of_trainings = (training.epochs, training.steps, training.look_up)
-    for group in (ratios.rows, strategies.rows, *of_trainings, engines.rows):
-        # each in a process of its own: what an allocator has learnt makes a difference
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            rows += process.submit(group).result()
+    for group in GROUPS:  # each a program of its own: what an allocator has learnt matters
+        command = [sys.executable, "-m", "benchmarks", group]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows += json.loads(done.stdout.splitlines()[-1])
     table = pd.DataFrame([_shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (
@@ -48,4 +55,7 @@ def _shown(what: str, measured: object, target: str, device: str = "cpu") -> dic
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        print(json.dumps(GROUPS[sys.argv[1]]()))
+    else:
+        main()

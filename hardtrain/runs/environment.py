@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     """Let the CPU's allocator keep what is freed, for the rest of the process, as CUDA's does.
 
     By default glibc hands large blocks back to the system after each step and pays for their pages
-    anew in the next: 5 to 25 % of the time of a training. ``$MALLOC_...`` of the user's own stand.
+    anew in the next. ``$MALLOC_...`` of the user's own stand.
     """
     if platform.libc_ver()[0] == "glibc" and not any(n.startswith("MALLOC_") for n in os.environ):
         libc = ctypes.CDLL(None)

@@ -34,6 +34,7 @@ COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
 _SHOWN = ["claim", "quantity", "printed", "here", "p", "finding"]  # in README
 _MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
 _EQUAL = "; equal: within"  # in the quantity of a claim of equality, before its margin
+_NO_HARM = r"; (?:higher than -|lower than \+)"  # in that of a claim that something does no harm
 _EDGES = -2, 4  # of README's picture, in printed effects
 _COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5", MISSING: "0.8"}
 
@@ -222,13 +223,14 @@ def findings_markdown(claims: pd.DataFrame) -> str:
 
 def effects(claims: pd.DataFrame) -> pd.DataFrame:
     """Of the claims with a printed effect and one of ours: the part of the printed effect that is
-    found here, ``part ± half_width``: 1 is the printed size, 0 none. Claims of equality see none.
+    found here, ``part ± half_width``: 1 is the printed size, 0 none. Claims of equality, and that
+    something does no harm, see none.
     """
     number = r"([-+]?\d+\.?\d*)"
     printed = claims["printed"].str.extract(f"^{number}$")[0].astype(float)
     ours = claims["here"].str.extract(f"^{number} ± (\\d+\\.?\\d*)").astype(float)
     found = claims.assign(part=ours[0] / printed, half_width=ours[1] / printed.abs())
-    of_a_side = ~claims["quantity"].str.contains(_EQUAL, regex=False)
+    of_a_side = ~claims["quantity"].str.contains(f"{_EQUAL}|{_NO_HARM}")
     return found[printed.abs().gt(0) & ours.notna().all(axis=1) & of_a_side]
 
 

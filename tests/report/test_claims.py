@@ -250,6 +250,8 @@ def test_effects_are_parts_of_the_printed_ones():
             claim("lower", gap(-0.7, -0.1)),  # no number is printed
             claim("lower", PairedDifference(-0.4, -math.inf, math.inf, 0.2, 3), **about),
             claim("equal", gap(-0.7, -0.1), margin=1.0, **about),
+            claim("lower", gap(-0.7, -0.1), edge=1.0, **about),  # does no harm
+            claim("higher", gap(-0.7, -0.1), edge=-1.0, **about),
             claim("lower", gap(2.0, 2.2), **about),
         ],
         "digits",

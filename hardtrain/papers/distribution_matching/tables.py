@@ -20,10 +20,11 @@ from hardtrain.report.tables import (
     level_verdicts,
     mean_over_arms,
     metric_by_seed,
+    one_class,
     paired,
     verdict_cells,
 )
-from hardtrain.report.text import format_difference, format_number
+from hardtrain.report.text import format_difference, format_interval, format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import PairedDifference, holm_corrected, mean_interval
 
@@ -334,6 +335,24 @@ def mean_gap(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> PairedDiff
     by_seed = {label: metric_by_seed(results, arm, metric.column) for label, arm in arms.items()}
     plain = metric.scale * by_seed.pop(WITHOUT)
     return paired(metric.scale * mean_over_arms([*by_seed.values()]), plain)
+
+
+def without_collapse(results: pd.DataFrame, arms: ByLabel) -> ByLabel:
+    """The arms of which no network says one class only, whatever it is shown."""
+    collapsed = set(results.loc[one_class(results), "key"])
+    return {name: arm for name, arm in arms.items() if not collapsed & {run.key for run in arm}}
+
+
+def collapse_note(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> str:
+    """To be read beside `mean_gap`: at which λ networks collapse, and the mean over the others.
+    Empty where none does."""
+    whole = without_collapse(results, arms)
+    gap = mean_gap(results, whole, metric) if WITHOUT in whole and len(whole) > 1 else None
+    if gap is None or len(whole) == len(arms):
+        return ""
+    collapsed = ", ".join(name.partition(", ")[2] or name for name in arms if name not in whole)
+    others = format_interval(gap, metric.digits, signed=True)
+    return f"; networks collapse at {collapsed}, the others have {others}"
 
 
 def class_table(

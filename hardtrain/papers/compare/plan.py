@@ -44,7 +44,7 @@ class Arm(NamedTuple):
 
 
 _CHANG = "Chang et al. 2017"
-ARMS = {
+ARMS = {  # by their style in figures, or their label
     "plain": Arm("plain", {}, 1, ""),
     "random_share": Arm("random_share", {"share": 0.5}, 0.5, "Okanovic et al. 2024"),
     "focal": Arm("focal", {}, 1, "Lin et al. 2017"),
@@ -56,7 +56,7 @@ ARMS = {
     "active_bias_sampling": Arm("active_bias", {"variant": "SPV"}, 1, _CHANG),
     "active_bias_weighting": Arm("active_bias", {"variant": "WPV"}, 1, _CHANG),
     **{
-        f"active_bias_{variant}": Arm("active_bias", {"variant": variant}, 1, _CHANG)
+        f"Active bias, {variant}": Arm("active_bias", {"variant": variant}, 1, _CHANG)
         for variant in ("SD", "ISD", "SE", "STC", "WD", "WE", "WTC")
     },
     "selective_backprop": Arm("selective_backprop", {}, 0.4, "Jiang et al. 2019"),
@@ -75,8 +75,7 @@ EQUAL_EPOCHS = {  # the random share is as large as what dynamic pruning sends b
 
 def label(name: str) -> str:
     """What an arm is called in tables and figures."""
-    variant = name.removeprefix("active_bias_")
-    return f"Active bias, {variant}" if variant.isupper() else plotting.method_label(name)
+    return name if name.startswith("Active bias, ") else plotting.method_label(name)
 
 
 def only(name: str, values: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 
 class HardtrainError(Exception):
-    """Everything that hardtrain refuses or reports derives from this."""
+    """What hardtrain refuses or reports derives from this; strategies, made for anyone's own loop,
+    raise plain ``ValueError``, ``TypeError`` and ``RuntimeError``."""
 
 
 class ParameterError(HardtrainError, ValueError):

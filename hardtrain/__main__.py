@@ -138,6 +138,7 @@ def _parameters(options: argparse.Namespace) -> dict:
                 if not plain or (type(item) is float and not math.isfinite(item)):
                     raise ParameterError(f"{name} = {item!r} is no number and no text")
         parameters |= given
+    _find_modules_here()
     if isinstance(parameters.get("datasets"), list):
         parameters["datasets"] = [_from_here(name) for name in parameters["datasets"]]
     parameters |= {
@@ -146,6 +147,17 @@ def _parameters(options: argparse.Namespace) -> dict:
         if isinstance(parameters.get(name), str)
     }
     return parameters | ({"engine": options.engine} if options.engine else {})
+
+
+def _find_modules_here() -> None:
+    """Methods and networks of one's own, ``module:function``, may lie in the working folder, also
+    for the kernels of notebooks, which run elsewhere."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if here not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*known, here]))
 
 
 def _from_here(data: object) -> object:

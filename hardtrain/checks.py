@@ -1,5 +1,6 @@
 """Checks of parameters: each gives the value back in its own type, or says what is allowed."""
 
+import importlib
 import math
 import sys
 from collections.abc import Iterable
@@ -108,3 +109,36 @@ def listed(name: str, value: object) -> tuple:
     if len(set(map(repr, value))) < len(value):
         raise ParameterError(f"{name} = {list(value)} holds something twice")
     return tuple(value)
+
+
+def name_or_own(name: str, value: Any, known: Iterable[str]) -> str:
+    """``value`` if it is one of ``known``, or ``"module:function"`` of anyone's own."""
+    if ":" not in text(name, value):
+        return choice(name, value, known)
+    own_function(name, value)
+    return value
+
+
+def own_function(kind: str, name: str) -> Any:
+    """The function that ``"module:function"`` names, of anyone's own, marked with a ``VERSION``.
+
+    Raises:
+        ParameterError: there is no such module or function, or it has no ``VERSION``.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    try:
+        named = vars(importlib.import_module(module_name))
+    except (ImportError, ValueError, TypeError) as error:  # ValueError: "", TypeError: ".relative"
+        raise ParameterError(
+            f"{kind} = {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
+        ) from error
+    function: Any = named.get(function_name)
+    if callable(function) and not hasattr(function, "VERSION"):
+        raise ParameterError(
+            f"{kind} = {name!r}: {function_name} has no VERSION; mark it with @version(1) of "
+            "hardtrain.training.lookup, and raise the number when its numbers change"
+        )
+    known = [key for key, value in named.items() if callable(value) and hasattr(value, "VERSION")]
+    choice(kind, name, [f"{module_name}:{key}" for key in known])
+    integer(f"VERSION of {kind} {name!r}", function.VERSION, low=0)
+    return function

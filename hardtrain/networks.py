@@ -1,6 +1,7 @@
 """The papers' networks by name; each gives its logits and its last hidden layer."""
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -77,7 +78,9 @@ def build_network(
     at 28, 10x10 at 32). The CNNs and ``mlp`` have one stem, so ``stem`` changes nothing in them.
 
     Args:
-        name: one of ``NETWORKS``.
+        name: one of ``NETWORKS``, or ``"module:function"`` of anyone's own: ``function(in_channels,
+            image_size)`` gives what comes before the last linear layer, and the width D in which it
+            ends; ``function.VERSION`` is part of the keys of its runs.
         num_classes: K, at least 1.
         in_channels: 1 or 3.
         stem: ``"cifar"``: first convolution 3x3 with stride 1 and no pooling after it;
@@ -109,14 +112,13 @@ def build_network(
         Traceback (most recent call last):
         hardtrain.errors.DataError: cnn5 takes 28x28 or 32x32; got 8x8
     """
-    checks.choice("network", name, NETWORKS)
+    entry = _entry(name)
     checks.choice("stem", stem, STEMS)
     checks.integer("num_classes", num_classes, low=1)
     if checks.integer("in_channels", in_channels, low=1) not in (1, 3):
         raise ParameterError(f"in_channels = {in_channels} is not 1 or 3")
     if image_size is not None:
         _check_size(name, stem, *_sides(image_size))
-    entry = _NETWORKS[name]
     if entry.own is not None and (stem == "cifar" or not entry.timm):
         body, num_features = entry.own(in_channels, image_size)
         classifier = nn.Linear(num_features, num_classes)
@@ -190,8 +192,16 @@ def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+@functools.lru_cache
+def _entry(name: str) -> "_Entry":
+    """Of `NETWORKS`, or of anyone's own."""
+    if ":" in checks.text("network", name):
+        return _Entry((1, 1), own=checks.own_function("network", name))
+    return _NETWORKS[checks.choice("network", name, NETWORKS)]
+
+
 def _check_size(name: str, stem: str, height: int, width: int) -> None:
-    entry = _NETWORKS[name]
+    entry = _entry(name)
     smallest = entry.smallest[STEMS.index(stem)]
     fits, allowed = min(height, width) >= smallest, f"{smallest}x{smallest} and larger"
     if entry.only:

@@ -210,6 +210,22 @@ def test_a_relative_path_is_that_of_the_caller_and_a_name_stays_one(tmp_path, mo
     assert parameters["data_root"] is None
 
 
+def test_a_network_of_the_callers_folder_is_found(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "nets_of_mine.py").write_text(
+        "from torch import nn\n"
+        "def flat(in_channels, image_size):\n"
+        "    return nn.Flatten(), in_channels * image_size**2\n"
+        "flat.VERSION = 1\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    given = "{networks: ['nets_of_mine:flat']}"
+    assert main(["plan", str(tiny(*CELLS)), "-y", given]) == 0
+    assert "2 x digits, nets_of_mine:flat, plain" in capsys.readouterr().out
+
+
 def test_a_notebook_of_the_repository_is_found_by_its_name(capsys):
     assert _notebook("01_mini_batch_trimming") == ROOT / "notebooks/01_mini_batch_trimming.ipynb"
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """The papers' networks: what they print of them, what every network does, what is refused."""
 
 import functools
+import importlib
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hardtrain import DataError, ParameterError, build_network
+from hardtrain import DataError, ParameterError, build_network, load_artefact, networks, run_missing
 from hardtrain.networks import (
     NETWORKS,
     has_batch_norm,
@@ -554,3 +555,74 @@ def test_pooling_gives_its_gradient_the_layout_of_its_map_and_changes_no_bit():
         gradients.append(maps.grad)
     assert layouts == [True, True]  # flattening alone gives the second another one
     assert torch.equal(*gradients)
+
+
+# --- anyone's own --------------------------------------------------------------------------------
+
+OWN = """
+from torch import nn
+from hardtrain.training.lookup import version
+
+@version({number})
+def tiny(in_channels, image_size):
+    side = image_size // 2
+    body = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(in_channels * side * side, 7), nn.ReLU()]
+    return nn.Sequential(*body), {width}
+
+def unmarked(in_channels, image_size):
+    return nn.Flatten(), in_channels * image_size**2
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A function that writes the module ``own_networks``, and forgets it as it was."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(number=1, width=7):
+        (tmp_path / "own_networks.py").write_text(OWN.format(number=number, width=width))
+        monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+        importlib.invalidate_caches()
+        networks._entry.cache_clear()
+
+    write()
+    yield write
+    networks._entry.cache_clear()
+
+
+def test_a_network_of_ones_own_trains_as_any(own, tiny_run, store):
+    model = build_network("own_networks:tiny", 3, 1, image_size=8)
+    assert (model.classifier.in_features, model.classifier.out_features) == (7, 3)
+    run = tiny_run(network="own_networks:tiny", epochs=12, lr=0.2, keep=("features",))
+    frame = run_missing([run], store)
+    assert frame["test_error"][0] < 0.3
+    assert load_artefact(run, "features", store)["features"].shape[1] == 7
+
+
+def test_the_version_of_ones_own_network_is_part_of_the_key(own, tiny_run, monkeypatch):
+    key = tiny_run(network="own_networks:tiny").key
+    assert tiny_run(network="own_networks:tiny").key == key
+    own(number=2)
+    assert tiny_run(network="own_networks:tiny").key != key
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own_networks:tini", "did you mean 'own_networks:tiny'"),
+        ("own_networks:unmarked", "unmarked has no VERSION; mark it with @version"),
+        ("no_networks:tiny", "cannot import 'no_networks'"),
+        (":tiny", "cannot import ''"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_what_is_no_network_of_ones_own_is_refused(tiny_run, name, text):
+    with pytest.raises(ParameterError, match=text):
+        tiny_run(network=name)
+
+
+def test_a_network_that_makes_no_logits_is_refused_before_training(own, tiny_run, store):
+    own(width=8)
+    with pytest.raises(ParameterError, match=r"network = 'own_networks:tiny' takes no \(2, 1, 8"):
+        run_missing([tiny_run(network="own_networks:tiny")], store)
+    assert not list(store.path.glob("records/*"))

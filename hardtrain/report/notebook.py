@@ -164,7 +164,7 @@ def choose_profile(profiles: Mapping[str, Mapping], namespace: Mapping) -> Simpl
         if isinstance(value, (list, tuple)) and not checks.listed(name, value):
             raise ParameterError(f"{name} = [] is empty; give at least one")
     for name in chosen.get("networks", ()):
-        checks.choice("network", name, NETWORKS)
+        checks.name_or_own("network", name, NETWORKS)
     trains = not namespace.get("use_committed", True) and namespace.get("train", True)
     numbers = []
     for name in chosen.get("datasets", ()):

@@ -158,14 +158,17 @@ class Run:
     def key(self) -> str:
         """20 hex digits of all that changes the numbers: the fields that are not at their
         default (so that a new field leaves old keys alone; a default never changes), and the
-        versions of the method and of the training loop."""
+        versions of the training loop, of the method and of a network of one's own."""
         described = self.as_dict()
         for name, default in _DEFAULTS.items():
             if name in NOT_IN_KEY or getattr(self, name) == default:
                 del described[name]
         defaults = lookup.default_options(self.method)
         described["options"] = {k: v for k, v in self.options.items() if v != defaults[k]}
-        described["versions"] = [loop.VERSION, lookup.find_method(self.method).VERSION]
+        versions = [loop.VERSION, lookup.find_method(self.method).VERSION]
+        if ":" in self.network:
+            versions.append(checks.own_function("network", self.network).VERSION)
+        described["versions"] = versions
         return sha256(json.dumps(described, sort_keys=True).encode())[:20]
 
     def as_dict(self) -> dict:
@@ -201,7 +204,7 @@ def _folder(name: str, value: object) -> str:
 
 _CHECKS: dict[str, Callable[..., Any]] = {
     "dataset": checks.text,
-    "network": partial(checks.choice, known=NETWORKS),
+    "network": partial(checks.name_or_own, known=NETWORKS),
     "method": checks.text,  # found with its options
     "seed train_size test_size image_size warmup_epochs ghost_batch_size": partial(
         checks.integer, low=0

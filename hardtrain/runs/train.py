@@ -1,5 +1,6 @@
 """From a run to its record: its data, its network and method, the training, what is kept."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -293,6 +294,8 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     size = run.image_size or train.image_size
     classes, channels = train.num_classes, train.in_channels
     model = networks.build_network(run.network, classes, channels, stem=run.stem, image_size=size)
+    if ":" in run.network:
+        _try(run, model, (2, channels, size, size), classes)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
     if sizes == {1} and run.batch_size > 1 and networks.normalises_one(model, size):
         sizes = set()
@@ -339,6 +342,18 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         elif name not in ("final_weights", "features", "logits", "train_losses", *method.artefacts):
             raise ParameterError(f"method {run.method!r} keeps no {name!r}")
     return model, method
+
+
+def _try(run: Run, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a network of anyone's own that makes no logits of two images, before data is touched.
+    Nothing is computed: the images have a shape but no content."""
+    try:
+        ends = tuple(copy.deepcopy(model).to("meta")(torch.zeros(shape, device="meta")).shape)
+    except Exception as error:  # whatever it raises
+        raise ParameterError(f"network = {run.network!r} takes no {shape}: {error}") from error
+    if ends != (shape[0], classes):
+        wanted = f"wanted ({shape[0]}, {classes})"
+        raise ParameterError(f"network = {run.network!r} makes {ends} of {shape}; {wanted}")
 
 
 def _take_snapshots(run: Run, name: str, model: nn.Module, method: loop.Method) -> None:

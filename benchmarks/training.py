@@ -20,7 +20,7 @@ from benchmarks.ratios import _images
 from hardtrain import Run, RunStore, build_network, load_history, run_missing
 from hardtrain.data.batches import Transform
 from hardtrain.report.timing import interleaved, median_ratio
-from hardtrain.runs import train
+from hardtrain.runs import run_data
 from hardtrain.runs.environment import keep_freed_memory
 from hardtrain.training import loop, methods, pieces
 
@@ -170,7 +170,7 @@ def _step(
 def look_up(*, num_records: int = 10_000) -> list[dict]:
     """A sweep that is finished is found again, and its histories of ten rows are read."""
     fields = dict(dataset="digits", network="cnn_small", epochs=10, device="cpu")
-    fingerprint = train.fingerprint_at_hand("digits", None)
+    fingerprint = run_data.fingerprint_at_hand("digits", None)
     row = dict.fromkeys(("lr", "train_loss", "objective", "test_loss", "test_error"), 1 / 3)
     history = [{"epoch": float(epoch), "step": 12 * epoch} | row for epoch in range(1, 11)]
     metrics = {"test_error": 0.1, "test_loss": 1 / 3, "train_loss": 0.2, "per_class_error": "[]"}

@@ -2,6 +2,8 @@
 
 Lines that end in ``# + NAME`` are what a strategy adds, ``# state: NAME`` what saves its state;
 without them it is plain training.
+
+To read, not to run; ``python examples/lines.py pytorch hard`` shows one strategy's lines.
 """
 
 from pathlib import Path

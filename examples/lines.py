@@ -3,8 +3,8 @@
 ``python examples/lines.py lightning hard`` prints an example with the lines of one strategy.
 """
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -45,4 +45,12 @@ def marked(framework: str) -> list[tuple[str, str, set[str]]]:
 
 
 if __name__ == "__main__":
-    print(source(*sys.argv[1:]), end="")
+    parser = argparse.ArgumentParser(description="Print an example with these strategies' lines.")
+    frameworks = sorted(path.stem.removeprefix("in_") for path in FOLDER.glob("in_*.py"))
+    parser.add_argument("framework", choices=frameworks)
+    parser.add_argument("strategy", nargs="*", help=f"of {', '.join(STRATEGIES)}; none: plain")
+    chosen = parser.parse_args()
+    for name in chosen.strategy:  # choices would refuse none
+        if name not in STRATEGIES:
+            parser.error(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
+    print(source(chosen.framework, *chosen.strategy), end="")

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from hardtrain.errors import HardtrainError, ParameterError, StoreError
+from hardtrain._version import __version__
+from hardtrain.errors import HardtrainError, ParameterError, StoreError, unknown_name
 
 try:
     import yaml
 
-    from hardtrain.data.images import load_dataset
+    from hardtrain.data.images import DATASETS, load_dataset
     from hardtrain.data.npz import SPLITS
     from hardtrain.data.quality import summary
     from hardtrain.files import project_root, user_path
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     """Execute notebooks, and say of each how it ended."""
     if options.together:
         return _together(options)
-    from hardtrain.report.execute import execute, last_words  # slow to import
+    from hardtrain.report.execute import answers, execute, last_words  # slow to import
 
     parameters = _parameters(options)
     folder = user_path("--out", options.out or project_root() / "build" / "notebooks")
@@ -81,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
         began, target = time.perf_counter(), folder / path.name
         try:
             execute(path, target, parameters)
-            ended = f"complete  {last_words(target)}; {target}"
+            ended = "\n".join([f"complete  {last_words(target)}; {target}", *answers(target)])
         except RuntimeError as error:
             print(error, file=sys.stderr)
             ended, failed = "FAILED, see above", failed + 1
@@ -99,7 +100,8 @@ def _together(options: argparse.Namespace) -> int:
     command += ["--engine", options.engine] if options.engine else []
     processes = [subprocess.Popen([*command, str(path)]) for path in options.notebooks]
     try:
-        return max([process.wait() for process in processes])
+        codes = [process.wait() for process in processes]
+        return max(128 - code if code < 0 else code for code in codes)  # < 0: killed, by a signal
     finally:
         for process in processes:
             process.terminate()
@@ -107,7 +109,7 @@ def _together(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     store = RunStore(options.store)
-    if options.store and not store.path.is_dir():
+    if not store.path.is_dir() and (options.store or store.path.exists()):
         raise StoreError(f"{store.path} is no folder, and so no store")
     print(report(store))
     return 0
@@ -136,18 +138,39 @@ def _parameters(options: argparse.Namespace) -> dict:
                 if not plain or (type(item) is float and not math.isfinite(item)):
                     raise ParameterError(f"{name} = {item!r} is no number and no text")
         parameters |= given
+    if isinstance(parameters.get("datasets"), list):
+        parameters["datasets"] = [_from_here(name) for name in parameters["datasets"]]
+    parameters |= {
+        name: str(user_path(name, parameters[name]))
+        for name in ("data_root", "out_dir")
+        if isinstance(parameters.get(name), str)
+    }
     return parameters | ({"engine": options.engine} if options.engine else {})
 
 
+def _from_here(data: object) -> object:
+    """A data set as a notebook finds it, which runs in its own folder: a path is made absolute,
+    a name is left alone."""
+    if not isinstance(data, str) or data in DATASETS:
+        return data
+    path = user_path("datasets", data)
+    is_there = path.exists() or Path(f"{path}_train.npz").exists()
+    return str(path) if is_there else data
+
+
 def _notebook(text: str) -> Path:
-    path = Path(text).absolute()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no notebook {text}")
-    return path
+    """The notebook in a file, or of that name in the repository."""
+    own = project_root() / "notebooks" / f"{Path(text).stem}.ipynb"
+    for path in (Path(text).absolute(), own):
+        if path.is_file():
+            return path
+    known = [path.stem for path in own.parent.glob("*.ipynb")]
+    raise argparse.ArgumentTypeError(str(unknown_name("notebook", text, sorted(known))))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hardtrain", description="Papers on hard samples, as runs.")
+    parser.add_argument("--version", action="version", version=f"hardtrain {__version__}")
     commands = parser.add_subparsers(required=True, metavar="check | plan | run | status | merge")
 
     checking = commands.add_parser("check", help="read an image set, and say what is odd about it")

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def number(
     name: str, value: Any, low: float = -math.inf, *, above: bool = False, below: float = math.inf
 ) -> float:
     """``value`` as a finite float of at least ``low`` (more than ``low`` if ``above``) and less
-    than ``below``.
+    than ``below``, from numpy too; a bool or a text is refused.
 
     Example:
         >>> number("lr", "1e-3", 0, above=True)
@@ -43,8 +43,10 @@ def number(
     """
     if isinstance(value, str):
         raise ParameterError(f"{name} = {value!r} is text; in YAML write 1.0e-3, not 1e-3")
-    if type(value) not in (int, float):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise ParameterError(f"{name} = {value!r} is {type(value).__name__}, not float")
+    if not isinstance(value, int):  # an int may be too large for a float
+        value = float(value)
     if not -sys.float_info.max <= value <= sys.float_info.max:  # NaN too, and huge integers
         raise ParameterError(f"{name} = {value} is not finite")
     if value < low or (above and value == low):

@@ -6,7 +6,8 @@ from typing import Any
 
 
 class HardtrainError(Exception):
-    """Everything that hardtrain refuses or reports derives from this."""
+    """What hardtrain refuses or reports derives from this; strategies, made for anyone's own loop,
+    raise plain ``ValueError``, ``TypeError`` and ``RuntimeError``."""
 
 
 class ParameterError(HardtrainError, ValueError):
@@ -68,4 +69,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ParameterErro
     folded = {candidate.lower(): candidate for candidate in reversed(known)}
     close = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
-    return ParameterError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")
+    shown = (repr(text) if "," in text else text for text in known)
+    return ParameterError(f"unknown {kind} {name!r}; {hint}known: {', '.join(shown)}")

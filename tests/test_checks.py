@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from hardtrain import HardtrainError, ParameterError, checks
+from hardtrain import HardtrainError, ParameterError, Run, checks
 from hardtrain.errors import unknown_name
 from hardtrain.networks import NETWORKS
 
@@ -84,6 +84,18 @@ def test_number_with_its_lower_end_allowed_says_at_least():
     assert checks.number("weight_decay", 0.0, 0) == 0.0
     with pytest.raises(ParameterError, match="weight_decay = -1 is not at least 0"):
         checks.number("weight_decay", -1, 0)
+
+
+@pytest.mark.parametrize("value", [np.float64(0.05), np.float32(0.5), np.int64(1)])
+def test_number_takes_numpys_numbers_as_floats(value):
+    given = checks.number("lr", value, 0, above=True, below=2)
+    assert (given, type(given)) == (float(value), float)
+    assert Run("digits", "mlp", lr=value).key == Run("digits", "mlp", lr=float(value)).key
+    with pytest.raises(ParameterError, match="lr = inf is not finite"):
+        checks.number("lr", np.float32("inf"))
+    for other in (np.bool_(True), np.array(0.5)):
+        with pytest.raises(ParameterError, match="not float"):
+            checks.number("lr", other)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", None])

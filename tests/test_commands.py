@@ -8,10 +8,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from helpers import colours, save_set
 
 from hardtrain import ParameterError, Run, RunStore, files, run_missing
-from hardtrain.__main__ import main
+from hardtrain.__main__ import _notebook, _parameters, _parser, main
 from hardtrain.data.images import SIZES, load_dataset
+from hardtrain.report.execute import answers, read_notebook
 from hardtrain.report.plan import plan
 from hardtrain.runs import costs
 from hardtrain.runs.merge import merge
@@ -19,6 +21,7 @@ from hardtrain.runs.status import Announced, report
 from hardtrain.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPARE = "notebooks/08_compare.ipynb"
 
 PARAMETERS = """
 profile: str = "quick"  # quick or paper
@@ -196,6 +199,50 @@ def test_a_notebook_without_parameters_asks_for_no_runs(tiny, capsys):
     assert said == "tiny, without parameters\n  0 runs: 0 finished, 0 missing\n"
 
 
+def test_a_relative_path_is_that_of_the_caller_and_a_name_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_set(tmp_path / "mine.npz", *colours(num=60))
+    (tmp_path / "digits").mkdir()
+    given = "{datasets: [mine.npz, digits, nowhere], out_dir: results, data_root: null}"
+    parameters = _parameters(_parser().parse_args(["plan", "08_compare", "-y", given]))
+    assert parameters["datasets"] == [str(tmp_path / "mine.npz"), "digits", "nowhere"]
+    assert parameters["out_dir"] == str(tmp_path / "results")
+    assert parameters["data_root"] is None
+
+
+def test_a_notebook_of_the_repository_is_found_by_its_name(capsys):
+    assert _notebook("01_mini_batch_trimming") == ROOT / "notebooks/01_mini_batch_trimming.ipynb"
+    with pytest.raises(SystemExit):
+        main(["plan", "08_comparision"])
+    assert "did you mean '08_compare'?" in capsys.readouterr().err
+
+
+def test_a_comparison_has_one_data_set(capsys):
+    given = "{datasets: [digits, mnist]}"
+    assert main(["plan", "08_compare", "-y", given]) == 2
+    assert "datasets = ['digits', 'mnist']: a comparison has one" in capsys.readouterr().err
+
+
+def test_own_data_is_not_asked_to_feed_the_second_experiment_of_a_profile(places):
+    given = {"profile": "reduced", "datasets": ["digits"], "seeds": [0, 1, 2, 3]}
+    asked = plan(ROOT / "notebooks/01_mini_batch_trimming.ipynb", given).missing
+    assert asked
+    assert {run.network for run in asked} == {"cnn_small_bn"}
+
+
+def test_what_a_notebook_answers_is_printed_behind_its_end(tmp_path):
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/markdown": text})
+        for text in ("Nothing helps.", "| a | table |")
+    ]
+    cells = [nbformat.v4.new_code_cell("x", outputs=outputs) for _ in range(2)]
+    cells[1].metadata["tags"] = ["answer"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    assert answers(tmp_path / "a.ipynb") == ["Nothing helps."]
+    tags = [cell.metadata.get("tags") for cell in read_notebook(ROOT / COMPARE).cells]
+    assert tags.count(["answer"]) == 1
+
+
 def test_plan_is_strict(tiny, capsys):
     path = tiny(*CELLS)
     for given, text in (
@@ -334,6 +381,21 @@ def test_run_executes_whole_notebooks_and_says_how_they_ended(tiny, capfd, place
     assert len(list(RunStore().records())) == 3
 
 
+def test_a_killed_notebook_is_a_failure_of_all_together(tiny, monkeypatch):
+    codes = iter([-9, 0])
+
+    class Process:
+        def wait(self):
+            return next(codes)
+
+        def terminate(self):
+            pass
+
+    monkeypatch.setattr(subprocess, "Popen", lambda command: Process())
+    paths = [str(tiny(*CELLS, name=name)) for name in ("a", "b")]
+    assert main(["run", *paths, "--together"]) == 137
+
+
 # --- status ---------------------------------------------------------------------------------------
 
 
@@ -386,6 +448,15 @@ def test_a_disk_without_locks_stops_no_sweep_and_hides_none(tiny_run, store, mon
     assert report(store).endswith("no sweep is running")
     with Announced(runs, store):
         assert not dead.file.exists()
+
+
+def test_status_of_a_store_that_may_only_be_read(tiny_run, store, monkeypatch):
+    def refuse(folder):
+        raise PermissionError("only read")
+
+    with Announced([tiny_run()], store):
+        monkeypatch.setattr(files, "has_locks", refuse)
+        assert "sweep of 1 runs" in report(store)
 
 
 # --- merge ----------------------------------------------------------------------------------------
@@ -455,6 +526,13 @@ def test_status_passes_over_files_that_no_sweep_of_ours_wrote(store, capsys, con
 def test_status_of_what_is_no_store_is_refused(places, capsys):
     assert main(["status", str(places / "nowhere")]) == 1
     assert "nowhere is no folder, and so no store" in capsys.readouterr().err
+
+
+def test_status_of_a_file_is_refused_wherever_it_was_named(places, capsys, monkeypatch):
+    (places / "file").touch()
+    monkeypatch.setenv("HARDTRAIN_RUNS", str(places / "file"))
+    assert main(["status"]) == 1
+    assert "file is no folder, and so no store" in capsys.readouterr().err
 
 
 def test_merge_wants_stores(three, tmp_path, capsys):

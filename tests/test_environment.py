@@ -169,10 +169,12 @@ def test_strategies_import_only_torch_and_the_standard_library():
         assert imported(path) <= allowed | of_its_method, path
 
 
-def without_extras(code):
+BROUGHT = {MODULE_NAMES.get(r.name, r.name.replace("-", "_")) for r in DIRECT} - {"torch"}
+
+
+def without_extras(code, missing=BROUGHT):
     """What ``code`` prints where nothing can be imported that an extra brings."""
-    brought = {MODULE_NAMES.get(r.name, r.name.replace("-", "_")) for r in DIRECT} - {"torch"}
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(brought)}))\n"
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(missing)}))\n"
     # -P: the installed package, wherever the tests are run
     command = [sys.executable, "-P", "-W", "ignore", "-c", blocked + code]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -184,7 +186,7 @@ def test_strategies_need_torch_alone():
     assert PROJECT["dependencies"] == ["torch>=2.6"]
     code = """
 import hardtrain
-for name in hardtrain.__all__:
+for name in hardtrain._HOMES:
     try:
         getattr(hardtrain, name)
     except ModuleNotFoundError as error:
@@ -198,6 +200,23 @@ for name in hardtrain.__all__:
         assert re.fullmatch(
             rf"hardtrain.{name} needs [\w.]+: pip install 'hardtrain\[notebooks\]'", said
         )
+
+
+ALL_SHOWN = """
+import hardtrain, inspect, pydoc
+from hardtrain import *
+print(len(inspect.getmembers(hardtrain)) > 40, "TrimmedLoss" in pydoc.render_doc(hardtrain))
+print("Run" in dir(hardtrain), trim.__name__, hardtrain.__version__ == version)
+"""
+
+
+def test_the_face_shows_only_what_can_be_imported():
+    code = f"version = {hardtrain.__version__!r}\n{ALL_SHOWN}"
+    assert without_extras(code) == ["True True", "False trim True"]
+    needed = hardtrain._OTHERS_NEED.split()
+    assert set(needed) <= BROUGHT
+    # without all the others, the whole face is there
+    assert without_extras(code, BROUGHT - set(needed)) == ["True True", "True trim True"]
 
 
 def test_a_strategy_trains_where_torch_is_alone():

@@ -5,11 +5,12 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import runpy
 import sys
 
 import pytest
 import torch
-from lines import STRATEGIES, added, marked, source
+from lines import FOLDER, STRATEGIES, added, marked, source
 
 NEEDS = {
     "pytorch": (),
@@ -74,6 +75,26 @@ def test_plain_training_knows_nothing_of_ours(framework):
     assert "ht." not in code
     names = set().union(*(names for _, _, names in marked(framework)))
     assert names == {"all", *STRATEGIES}
+
+
+def printed(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["lines.py", *words])
+    runpy.run_path(str(FOLDER / "lines.py"), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_what_is_asked_for(monkeypatch, capsys):
+    assert printed(monkeypatch, capsys, "ddp") == source("ddp")
+    assert printed(monkeypatch, capsys, "ddp", "hard", "noise") == source("ddp", "hard", "noise")
+    wrong = {
+        "pytorch triming": "unknown strategy 'triming'; known: trimming, hard",
+        "torch": "invalid choice: 'torch' (choose from",
+        "": "the following arguments are required: framework",
+    }
+    for words, said in wrong.items():
+        with pytest.raises(SystemExit):
+            printed(monkeypatch, capsys, *words.split())
+        assert said in capsys.readouterr().err
 
 
 # --- trained -------------------------------------------------------------------------------------

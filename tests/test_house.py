@@ -145,6 +145,20 @@ def test_the_face_refuses_other_names():
         _ = hardtrain.trimm
     with pytest.raises(ImportError, match="cannot import name 'trimm'"):
         from hardtrain import trimm  # noqa: F401
+    assert not hasattr(hardtrain, "trimm")
+
+
+def test_the_face_names_the_nearest():
+    with pytest.raises(AttributeError, match="no attribute 'trimmedLoss'; did you mean 'TrimmedL"):
+        _ = hardtrain.trimmedLoss
+    with pytest.raises(AttributeError, match=r"no attribute 'zzz'$"):
+        _ = hardtrain.zzz
+
+
+def test_the_face_says_what_each_strategy_is():
+    for name in hardtrain.__all__:
+        if hardtrain._HOMES[name].startswith("hardtrain.strategies."):
+            assert re.search(rf"\b{name}\b", hardtrain.__doc__), name
 
 
 def test_importing_the_face_loads_what_torch_brings_and_nothing_more():

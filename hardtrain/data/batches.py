@@ -160,7 +160,7 @@ class Transform:
             images = torch.cat([images, images.flip(-1)]).index_select(0, rows[0])
         if self.crop_padding:
             _, channels, height, width = images.shape
-            images = functional.pad(images, (self.crop_padding,) * 4)
+            images = functional.pad(images.contiguous(), (self.crop_padding,) * 4)
             high, wide = images.shape[2:]
             # a view of all windows that begin anywhere in the padded batch
             span = ((channels - 1) * high + height - 1) * wide + width

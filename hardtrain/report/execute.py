@@ -27,7 +27,7 @@ import filelock
 import nbformat
 import papermill
 
-from hardtrain import checks, files
+from hardtrain import checks, errors, files
 from hardtrain.errors import HardtrainError, ParameterError
 from hardtrain.files import project_root, store_errors, write_atomically
 from hardtrain.report.figure_data import stale
@@ -63,7 +63,10 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
                 source, failed, parameters, kernel_name="python3", cwd=source.parent
             )
         except Exception as error:
-            raise RuntimeError(f"{source.name} failed: {error}; see {failed}") from error
+            said = str(error)
+            if issubclass(getattr(errors, getattr(error, "ename", ""), object), HardtrainError):
+                said = error.evalue  # it says all; where it came from stands in the notebook
+            raise RuntimeError(f"{source.name} failed: {said}; see {failed}") from error
         if END_MARKER not in _last_output(notebook):
             raise RuntimeError(f"{source.name} stopped before its last cell; see {failed}")
         write_atomically(target, nbformat.writes(_without_traces(notebook)).encode())
@@ -177,6 +180,13 @@ def _last_output(notebook: nbformat.NotebookNode) -> str:
 def last_words(path: Path) -> str:
     """What the last cell of an executed notebook says: how many files, and what they hold."""
     return _last_output(read_notebook(path)).partition(END_MARKER)[2].strip("'\"{} ")
+
+
+def answers(path: Path) -> list[str]:
+    """What an executed notebook says in its cells that are tagged "answer", a text each."""
+    tagged = [c for c in read_notebook(path).cells if "answer" in c.metadata.get("tags", ())]
+    data = [output.get("data", {}) for cell in tagged for output in cell.outputs]
+    return [text for text in (each.get("text/markdown", "") for each in data) if text[:1] != "|"]
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -24,9 +24,9 @@ import numpy as np
 from hardtrain.files import sha256, write_atomically
 from hardtrain.runs.committed import committed_files
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import fingerprint_at_hand
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import load_artefacts
-from hardtrain.runs.train import fingerprint_at_hand
 
 _ABOUT = ("origin", "fingerprints", "function", "code")  # what is kept beside the arrays
 _PLACES = ("device", "data_root")  # arguments that say where something is, not what

@@ -28,9 +28,9 @@ from hardtrain.report.text import to_markdown
 from hardtrain.runs.committed import CHANGES, seal_folder
 from hardtrain.runs.results import environments, load_history, write_results
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import forget_data
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import engine_options, run_missing
-from hardtrain.runs.train import forget_data
 
 END_MARKER = "complete:"  # the runner takes a notebook without it in its last cell as failed
 # parameters that do not change numbers, or that the caption names anyway
@@ -40,7 +40,7 @@ _ELSEWHERE = ("profile", "device", *_ENGINE, "data_root", "out_dir", "use_commit
 
 def _each_entry(check: Callable[[str, object], object], name: str, value: object) -> None:
     for entry in checks.listed(name, value):
-        check(f"an entry of {name}", entry)
+        check(f"entry of {name}", entry)
 
 
 _CHECKS: dict[str, Callable[[str, object], object]] = {

@@ -14,8 +14,9 @@ import torch
 from hardtrain.errors import DataError, HardtrainError, ParameterError, StoreError, SweepError
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import fingerprint_at_hand, load_data
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.train import fingerprint_at_hand, load_data, train_run
+from hardtrain.runs.train import train_run
 
 
 def _train_locally(runs: Sequence[Run], store: RunStore, progress: Progress) -> None:

@@ -46,6 +46,8 @@ def small_runs(run: Run, wanted: HeldOut, train: ImageDataset) -> list[Run]:
             warmup_epochs=min(run.warmup_epochs, wanted.epochs),
             evaluate_every=wanted.epochs,
             evaluate_unit="epoch",
+            evaluate_last=0,
+            ghost_batch_size=0,
             evaluate_train=False,
             subset=subsets.pack(by_label[start::2].numpy(), len(train)),
             keep=("train_losses",),

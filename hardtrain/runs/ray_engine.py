@@ -26,9 +26,9 @@ from hardtrain.runs.engines import ENGINES, described, stored_row, train_if_free
 from hardtrain.runs.ray_desk import Desk
 from hardtrain.runs.ray_worker import settings, train_task
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import fingerprint_at_hand, load_data
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.train import fingerprint_at_hand, load_data
 
 TRIES = 3  # a run whose worker dies so often without finishing another epoch is given up
 PATIENCE = 0.5  # seconds between two looks at what the workers say

@@ -57,6 +57,9 @@ class _DistantStore(_WorkersStore):
         state = torch.load(buffer, weights_only=True, map_location="cpu")
         self._ask("save_checkpoint", key, fingerprint, state)
 
+    def load_artefact(self, record: dict, name: str) -> Any:
+        return self._ask("load_artefact", record, name)
+
     def save_artefact(self, key: str, fingerprint: str, name: str, arrays: Mapping) -> dict:
         return self._ask("save_artefact", key, fingerprint, name, dict(arrays))
 

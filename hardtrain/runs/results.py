@@ -157,11 +157,13 @@ def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLi
     if not sources:
         raise ParameterError("folders is empty; give at least one")
     merged: dict[tuple[str, str], committed.Entry] = {}
-    for folder in sources:
-        for entry in committed.read_folder(folder):
-            merged.setdefault((entry.row["key"], _numbers(entry)), entry)
     out = files.user_path("out_dir", out_dir)
     with committed.folder_lock(out):
+        if out not in sources:  # what stands there already stays
+            sources.append(out)
+        for folder in sources:
+            for entry in committed.read_folder(folder):
+                merged.setdefault((entry.row["key"], _numbers(entry)), entry)
         committed.write_folder(out, _alike(list(merged.values())))
     return len(merged) - len({key for key, _ in merged})
 

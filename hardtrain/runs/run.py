@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -229,3 +229,9 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "device": checks.text,
     "data_root": lambda name, value: value if value is None else _folder(name, value),
 }
+
+
+def keeping(run: Run, names: Iterable[str]) -> Run:
+    """The run, which keeps the artefacts ``names`` too."""
+    kept = tuple(dict.fromkeys((*run.keep, *names)))
+    return run if kept == run.keep else dataclasses.replace(run, keep=kept)

@@ -137,11 +137,11 @@ def _sweeps(folder: Any) -> Iterator[tuple[dict, Any, bool]]:
             list(_described(sweep, {key: _state(entry) for key, entry in sweep["runs"].items()}))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # it has just ended, or is none of ours
-        if files.has_locks(folder):
-            yield sweep, path, _is_held(path.with_suffix(".lock"))
-        else:
-            here = sweep["host"] == socket.gethostname()
-            yield sweep, path, not here or files.is_alive(sweep["pid"])
+        here = sweep["host"] == socket.gethostname()
+        alive = not here or files.is_alive(sweep["pid"])
+        with contextlib.suppress(OSError):  # of who may look, but not write
+            alive = _is_held(path.with_suffix(".lock")) if files.has_locks(folder) else alive
+        yield sweep, path, alive
 
 
 def _is_held(path: Any) -> bool:

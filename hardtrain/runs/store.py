@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -75,9 +76,10 @@ class RunStore:
         if fingerprint is None:
             folder = self.path / "records"
             with store_errors(f"read {folder}"):
-                # a listing may be older than the last record; then the folder is asked
-                listed = _listing(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
-                found = listed.get(key) or sorted(folder.glob(f"{key}-*.json"))
+                # a listing may be older than the last record; then a new one is made, once a second
+                changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
+                listed = _listing(folder, changed).get(key)
+                found = listed or _listing(folder, changed, int(time.monotonic())).get(key, [])
             if len(found) > 1:
                 raise RecordError(
                     f"{len(found)} records of different data answer to run {key}; "
@@ -126,7 +128,9 @@ class RunStore:
             return parse(content)
         except pickle.UnpicklingError:
             why = "holds more than tensors and plain values"
-        except Exception:  # whatever json and torch make of any bytes
+        except Exception as error:  # whatever json and torch make of any bytes
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise  # the file is not to blame
             why = "is torn, edited or of another run or version"
         self._set_aside(path, content, why)
         return None
@@ -237,8 +241,9 @@ class RunStore:
 
 
 @functools.lru_cache(maxsize=4)
-def _listing(folder: Path, changed: int) -> dict[str, list[Path]]:
-    """The records in a folder that ``changed`` then, by key: one listing serves many look-ups."""
+def _listing(folder: Path, changed: int, second: int = 0) -> dict[str, list[Path]]:
+    """The records in a folder that ``changed`` then, by key: one listing serves many look-ups, in
+    one ``second``."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("[!.]*-*.json")):
         found.setdefault(path.stem.rpartition("-")[0], []).append(path)

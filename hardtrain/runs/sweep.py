@@ -13,12 +13,12 @@ import torch
 
 from hardtrain import checks
 from hardtrain.errors import DivergedError, ParameterError, RecordError, SweepError
-from hardtrain.runs import halves, train
+from hardtrain.runs import halves, run_data, train
 from hardtrain.runs.committed import committed_results
 from hardtrain.runs.engines import ENGINES, ended_by_sigterm, stored_row
 from hardtrain.runs.ray_engine import check_options, train_on_ray
 from hardtrain.runs.results import result_frame
-from hardtrain.runs.run import Run
+from hardtrain.runs.run import Run, keeping
 from hardtrain.runs.status import Announced
 from hardtrain.runs.store import RunStore
 from hardtrain.training import randomness
@@ -76,16 +76,16 @@ def run_missing(
     if not isinstance(store, RunStore | None):
         raise ParameterError(f"store = {store!r} is no RunStore; write RunStore(path)")
     options = engine_options(engine, options)
-    train.forget_data()
+    run_data.forget_data()
     store = store or RunStore()
     distinct: dict[str, Run] = {}
     for run in runs:  # one for each key, which keeps what any of its duplicates keeps
-        distinct[run.key] = train.keeping(distinct.get(run.key, run), run.keep)
+        distinct[run.key] = keeping(distinct.get(run.key, run), run.keep)
     committed = committed_results() if use_committed else {}
     rows: dict[str, Any] = {}
     missing: list[Run] = []
     for key, run in distinct.items():
-        fingerprint = train.fingerprint_at_hand(run.dataset, run.data_root)
+        fingerprint = run_data.fingerprint_at_hand(run.dataset, run.data_root)
         fitting = (
             row for row in committed.get(key, ()) if fingerprint in (None, row["fingerprint"])
         )
@@ -143,21 +143,21 @@ def _build_each_kind(runs: Sequence[Run]) -> list[Run]:
     in what the optimiser does, one. Gives the small trainings that some need before them."""
     kinds: dict[Run, list[Run]] = {}
     for run in runs:
-        train.load_data(run)
+        run_data.load_data(run)
         kinds.setdefault(dataclasses.replace(run, **_NOT_BUILT), []).append(run)
     small: list[Run] = []
     for run, *others in kinds.values():
         if (held_out := _built(run).held_out) is not None:
             for one in (run, *others):
                 held_out = held_out if one is run else _built(one).held_out
-                small += halves.small_runs(one, held_out, train.load_data(one)[0])
+                small += halves.small_runs(one, held_out, run_data.load_data(one)[0])
     return small
 
 
 def _built(run: Run) -> Any:
-    data, test, _ = train.load_data(run)
+    data, test, _ = run_data.load_data(run)
     with randomness.isolated_randomness(0, torch.device("cpu")):
-        return train.build(run, train.training_set(run, data), test)[1]
+        return train.build(run, run_data.training_set(run, data), test)[1]
 
 
 class NotTrained(Exception):

@@ -1,7 +1,6 @@
 """From a run to its record: its data, its network and method, the training, what is kept."""
 
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -15,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from hardtrain import networks
-from hardtrain.data.images import DATASETS, ImageDataset, load_dataset, resolve_device
-from hardtrain.data.quality import findings, unpublished
+from hardtrain.data.images import ImageDataset
 from hardtrain.data.samplers import BalancedBatchSampler
 from hardtrain.errors import DataError, DivergedError, ParameterError, RecordError
-from hardtrain.files import sha256
 from hardtrain.runs import halves, subsets
 from hardtrain.runs.environment import environment as environment
 from hardtrain.runs.environment import keep_freed_memory, merged
 from hardtrain.runs.results import METRICS
-from hardtrain.runs.run import Run
+from hardtrain.runs.run import Run, keeping
+from hardtrain.runs.run_data import data_of, load_data, training_set
 from hardtrain.runs.store import RunStore
 from hardtrain.statistics import mean_interval
 from hardtrain.training import evaluation, lookup, loop, pieces, randomness
@@ -62,6 +60,12 @@ def train_run(run: Run, store: RunStore, progress: Callable[..., None]) -> dict:
         if any(words in str(error) for words in _NO_MEMORY):
             raise torch.OutOfMemoryError(str(error)) from error
         raise
+    if stored and any(stored[name] != record[name] for name in ("status", "metrics")):
+        warnings.warn(
+            f"{run} was trained again for an artefact, and in this environment has other numbers, "
+            "which replace the old ones",
+            stacklevel=2,
+        )
     store.save(record)
     store.remove_checkpoints(run.key, fingerprint)
     return record
@@ -75,7 +79,7 @@ class _Training:
 
     def __init__(self, run: Run, store: RunStore, checkpoint: dict | None):
         self.run, self.store, self.checkpoint = run, store, checkpoint
-        train, self.test, self.fingerprint, self.validation = _data_of(run)
+        train, self.test, self.fingerprint, self.validation = data_of(run)
         self.train = training_set(run, train)
         self.device = self.train.images.device
         if self.device.type == "cpu":
@@ -279,69 +283,6 @@ def _finite(log: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
     return logged
 
 
-def forget_data() -> None:
-    """Read the image sets anew when they are next needed: their files may have changed."""
-    _data.cache_clear()
-    fingerprint_at_hand.cache_clear()
-
-
-@functools.lru_cache(maxsize=4)
-def _data(
-    dataset: str, root: str | None, device: str, validation_size: int, *sizes: int
-) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
-    train = load_dataset(dataset, "train", root=root, device=device)
-    test = load_dataset(dataset, "test", root=root, device=device)
-    odd = unpublished(train, test) if dataset in DATASETS else findings(train, test)
-    for text in odd:
-        warnings.warn(f"data set {dataset!r}: {text}", stacklevel=3)
-    fingerprint, validation = _fingerprint(train, test), None
-    if validation_size:
-        if validation_size >= len(train):
-            rest = f"leaves none of the {len(train)} training samples of data set {dataset!r}"
-            raise ParameterError(f"validation_size = {validation_size} {rest}")
-        train, validation = train.hold_out(validation_size)
-    for split, size in zip((train, test), sizes, strict=True):
-        if size > len(split):
-            raise ParameterError(
-                f"{split.split}_size = {size} is more than the {len(split)} {split.split} samples "
-                f"of data set {dataset!r}"
-            )
-    return train.subset(sizes[0]), test.subset(sizes[1]), fingerprint, validation
-
-
-def _fingerprint(train: ImageDataset, test: ImageDataset) -> str:
-    return sha256(f"{train.fingerprint}{test.fingerprint}".encode())
-
-
-def load_data(run: Run) -> tuple[ImageDataset, ImageDataset, str]:
-    """A run's training set, test set and the fingerprint of both, on the run's device."""
-    return _data_of(run)[:3]
-
-
-def _data_of(run: Run) -> tuple[ImageDataset, ImageDataset, str, ImageDataset | None]:
-    sizes = run.validation_size, run.train_size, run.test_size
-    return _data(run.dataset, run.data_root, str(resolve_device(run.device)), *sizes)
-
-
-@functools.lru_cache
-def fingerprint_at_hand(dataset: str, root: str | None) -> str | None:
-    """Of a run's data; ``None`` if it is not at hand (nothing is downloaded to find out)."""
-    try:
-        train = load_dataset(dataset, "train", root=root, download=False)
-        test = load_dataset(dataset, "test", root=root, download=False)
-    except (DataError, ParameterError):  # who needs the data will hear what is wrong
-        return None
-    return _fingerprint(train, test)
-
-
-def training_set(run: Run, train: ImageDataset) -> ImageDataset:
-    """What a run trains on: its data set with its wrong labels, and of that its subset."""
-    train = halves.with_wrong_labels(run, train)
-    if run.subset:
-        train = train.take(subsets.unpack(run.subset, len(train)))
-    return train
-
-
 def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module, loop.Method]:
     """The run's network and method; refuses here what cannot be trained."""
     splits = [
@@ -358,6 +299,10 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     if run.batch_norm == "batch":
         sizes |= {len(test) % run.batch_size}
         sizes |= {len(train) % run.batch_size} if run.evaluate_train else set()
+        sizes |= {run.validation_size % run.batch_size}
+        if "train_losses" in run.keep:  # beyond the subset, too
+            whole = load_data(run)[0] if run.subset else train
+            sizes |= {len(whole) % run.batch_size}
     if networks.has_batch_norm(model) and (run.batch_size == 1 or 1 in sizes):
         raise ParameterError(
             f"batch_size = {run.batch_size} gives a batch of one sample, which {run.network} "
@@ -379,6 +324,11 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
         pieces.try_hooks(model, method.hooks)
     except (ValueError, TypeError) as error:
         raise ParameterError(f"{run}: {error}") from error
+    if run.evaluate_last and method.whole_passes:
+        raise ParameterError(
+            f"evaluate_last = {run.evaluate_last}: method {run.method!r} does not know its number "
+            "of updates before; set evaluate_last = 0"
+        )
     if method.held_out is not None:
         halves.small_runs(run, method.held_out, load_data(run)[0])  # refuses what cannot be
     if run.balanced and not isinstance(method.batches.batch_sampler, BalancedBatchSampler):
@@ -409,9 +359,3 @@ def _observe_and_note(
 ) -> None:
     observe(indices, losses)
     snapshots.note()
-
-
-def keeping(run: Run, names: Iterable[str]) -> Run:
-    """The run, which keeps the artefacts ``names`` too."""
-    kept = tuple(dict.fromkeys((*run.keep, *names)))
-    return run if kept == run.keep else dataclasses.replace(run, keep=kept)

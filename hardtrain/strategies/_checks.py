@@ -180,3 +180,8 @@ def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
     return type(value).__name__
+
+
+def shown(thing: object, **settings: object) -> str:
+    """The ``repr`` of a thing with these settings."""
+    return f"{type(thing).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"

@@ -331,6 +331,10 @@ class WeightedBatchSampler(Sampler[list[int]]):
         >>> sampler = WeightedBatchSampler(torch.tensor([0.0, 1.0, 0.0]), batch_size=2)
         >>> list(sampler), len(sampler)
         ([[1, 1], [1]], 2)
+        >>> from torch.utils.data import DataLoader, StackDataset
+        >>> dataset = [0.5, 0.25, 0.0]
+        >>> loader = DataLoader(StackDataset(dataset, range(len(dataset))), batch_sampler=sampler)
+        >>> inputs, indices = next(iter(loader))
     """
 
     def __init__(
@@ -352,6 +356,9 @@ class WeightedBatchSampler(Sampler[list[int]]):
         _check_distribution(probabilities, self.num_samples)
         self._probabilities = probabilities.detach().clone()
         self._borders = _borders(self._probabilities)
+
+    def __repr__(self) -> str:
+        return _checks.shown(self, num_samples=self.num_samples, batch_size=self.batch_size)
 
     def __len__(self) -> int:
         return math.ceil(self.num_samples / self.batch_size)

@@ -55,6 +55,9 @@ class RankBatchSampler(Sampler[list[int]]):
 
         In the loop, with equal parts on every rank::
 
+            dataset = StackDataset(dataset, range(len(dataset)))  # gives the indices, too
+            loader = DataLoader(dataset, batch_sampler=RankBatchSampler(sampler))
+            ...
             indices = torch.cat(torch.distributed.nn.functional.all_gather(indices))
             losses = torch.cat(torch.distributed.nn.functional.all_gather(losses.detach()))
             sampler.update(indices, losses.mean())
@@ -79,6 +82,9 @@ class RankBatchSampler(Sampler[list[int]]):
             )
         self.num_replicas = _checks.integer("num_replicas", num_replicas)
         self.rank = _checks.integer("rank", rank, 0, self.num_replicas - 1)
+
+    def __repr__(self) -> str:
+        return _checks.shown(self, num_replicas=self.num_replicas, rank=self.rank)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)

@@ -43,9 +43,12 @@ class PruningBatchSampler(Sampler[list[int]]):
         of what it never saw, and keeps its weights when δ times the epochs is no whole number.
 
     Example:
+        >>> from torch.utils.data import DataLoader, StackDataset
+        >>> dataset = torch.arange(10) / 10
         >>> sampler = PruningBatchSampler(10, 2, num_epochs=8, generator=torch.Generator())
-        >>> for indices in sampler:  # DataLoader(dataset, batch_sampler=sampler), with indices
-        ...     losses = torch.tensor(indices) / 10  # criterion(model(inputs), targets)
+        >>> loader = DataLoader(StackDataset(dataset, range(len(dataset))), batch_sampler=sampler)
+        >>> for inputs, indices in loader:
+        ...     losses = inputs  # criterion(model(inputs), targets)
         ...     loss = (sampler.update(indices, losses) * losses).mean()
         >>> sorted(sum(sampler, [])), sampler.weights([0, 9]).tolist()
         ([0, 1, 5, 6, 7, 8, 9], [2.0, 1.0])
@@ -77,6 +80,9 @@ class PruningBatchSampler(Sampler[list[int]]):
         self.order, self._owed = list[int](), list[int]()
         self.losses = self.pass_weights = torch.full((self.num_samples,), math.nan)  # NaN: none yet
         self.due, self.strange, self.coins = self.losses > 0, torch.tensor(False), self._tossed()
+
+    def __repr__(self) -> str:
+        return _checks.shown(self, **self._settings)
 
     def __len__(self) -> int:
         begun = self._owed or ([] if self.updates else self.order)  # workers begin one early

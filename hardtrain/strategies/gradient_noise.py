@@ -129,6 +129,9 @@ class GradientNoise:
         self._handle = optimizer.register_step_pre_hook(self._hook) if hook else None
         optimizer._gradient_noise = self  # type: ignore[attr-defined]
 
+    def __repr__(self) -> str:
+        return _checks.shown(self, alpha=self.alpha, gamma=self.gamma)
+
     @property
     def step(self) -> int:
         """t of the next step: the number of steps taken, without those that a scaler skipped."""

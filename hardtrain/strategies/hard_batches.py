@@ -72,9 +72,12 @@ class HardBatchSampler(Sampler[list[int]]):
         the authors' code; ``"random"`` is ours.
 
     Example:
-        >>> sampler = HardBatchSampler(num_samples=8, batch_size=2, delta=0.5)
-        >>> for indices, loss in zip(sampler, [0.3, 0.5, 0.1, 0.9]):  # the first pass: all
-        ...     sampler.update(indices, loss)
+        >>> from torch.utils.data import DataLoader, StackDataset
+        >>> dataset = [0.2, 0.4, 0.7, 0.3, 0.1, 0.1, 0.8, 1.0]
+        >>> sampler = HardBatchSampler(len(dataset), batch_size=2, delta=0.5)
+        >>> loader = DataLoader(StackDataset(dataset, range(len(dataset))), batch_sampler=sampler)
+        >>> for inputs, indices in loader:  # the first pass: all
+        ...     sampler.update(indices, inputs.mean())  # criterion(model(inputs), targets)
         >>> list(sampler)
         [[6, 7], [2, 3]]
     """
@@ -121,6 +124,9 @@ class HardBatchSampler(Sampler[list[int]]):
     def losses(self) -> Tensor:
         """The stored losses ``(N,)``, on the device of the last one; NaN where none came yet."""
         return self._losses[:-1].clone()
+
+    def __repr__(self) -> str:
+        return _checks.shown(self, **self._settings)
 
     def __len__(self) -> int:
         # of a pass that has begun, what it owes: workers begin one early, loops stop one early

@@ -62,6 +62,9 @@ class SelectiveBackprop:
         self.generator = generator
         self.recent = torch.zeros(0)  # R, the newest last
 
+    def __repr__(self) -> str:
+        return _checks.shown(self, beta=self.beta, history=self.history)
+
     def probabilities(self, losses: Tensor) -> Tensor:
         """P ``(B,)``, float64, by the history as it is."""
         _checks.tensor("losses", losses, ("B",))

@@ -115,6 +115,11 @@ class TrimmedLoss(nn.Module):
         super().__init__()
         if criterion is None:
             criterion = nn.CrossEntropyLoss(reduction="none")
+        if isinstance(criterion, type):  # calling it would make a loss, not give one
+            raise TypeError(
+                f"criterion must be an instance, as {criterion.__name__}(reduction='none'); got "
+                "the class"
+            )
         self.criterion = as_criterion(criterion)
         self.start, self.end = _checks.fraction("start", start), _checks.fraction("end", end)
         self.num_epochs = _checks.integer("num_epochs", num_epochs)

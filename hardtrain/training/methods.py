@@ -61,7 +61,6 @@ def trimming(
     batches, state = uniform_batches(run, data)
     trimmed = TrimmedLoss(start=start, end=end, num_epochs=run.epochs)
     kept = memory.SumsByPhase("counts", run, data, torch.int32)
-    sizes = (run.batch_size, len(data) % run.batch_size)
     losses_of = memory.SumsByPhase("losses", run, data, torch.float32)
     draws, drawn = generator(run.seed, "share"), torch.empty(0)
     if share == "random":
@@ -82,9 +81,6 @@ def trimming(
         drawn = drawn.to(losses.device, non_blocking=True)
         return losses, losses[drawn].mean()
 
-    def sizes_kept() -> tuple[int, ...]:
-        return tuple(num_kept(trimmed.keep, size) for size in sizes)
-
     def count(indices: Tensor, losses: Tensor) -> None:
         number = num_kept(trimmed.keep, len(losses))
         counted = losses.topk(number).indices if share == "hardest" else drawn
@@ -100,7 +96,7 @@ def trimming(
         state=state | {"kept": kept, "losses": losses_of},
         artefacts={"sample_counts": lambda: kept.arrays() | losses_of.arrays()},
         # a random share is drawn on the host, anew each step: no graph of it can be replayed
-        graph_key=sizes_kept if share == "hardest" else None,
+        graph_key=(lambda: trimmed.keep) if share == "hardest" else None,
     )
 
 

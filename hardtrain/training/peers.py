@@ -15,6 +15,7 @@ from hardtrain import checks
 from hardtrain.data.batches import Batch
 from hardtrain.data.images import ImageDataset
 from hardtrain.data.samplers import ShareBatchSampler, UniformBatchSampler
+from hardtrain.errors import ParameterError
 from hardtrain.strategies.dynamic_pruning import PruningBatchSampler
 from hardtrain.strategies.reducible_loss import select_reducible
 from hardtrain.strategies.selective_backprop import SelectiveBackprop
@@ -136,6 +137,13 @@ def reducible_loss(
     checks.integer("small_epochs", small_epochs, low=0)
     order = generator(run.seed, "order")
     large = min(len(data), round(run.batch_size / share))
+    rest = 0 if run.drop_last else len(data) % large
+    normalises = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if reading == "training" and normalises and 1 in (rest, large):
+        raise ParameterError(
+            f"share = {share} leaves one candidate of {len(data)} by itself, which cannot be "
+            "normalised; change batch_size or share, or set drop_last"
+        )
     sampler = UniformBatchSampler(len(data), large, drop_last=run.drop_last, generator=order)
     candidates, state = pieces.augmented_batches(run, data, sampler)
     irreducible = torch.zeros(len(data), device=data.labels.device)

@@ -59,6 +59,13 @@ def test_crop_and_flip_match_a_loop_over_images(padding, flip, height, width):
         torch.testing.assert_close(got[i], torch.from_numpy(cut.astype(np.float32)))
 
 
+def test_crops_of_images_in_another_memory_layout_are_the_same():
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=seeded())
+    transform = Transform((0.5,) * 3, (0.5,) * 3, crop_padding=2)
+    other = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(transform(other, seeded()), transform(images, seeded()))
+
+
 def test_augmentation_is_uniform():
     image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
     image[0, 0, 2, 2], image[0, 0, 2, 3] = 255, 128  # the second tells left from right

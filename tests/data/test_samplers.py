@@ -11,7 +11,7 @@ from hardtrain.data.samplers import (
     ShareBatchSampler,
     UniformBatchSampler,
 )
-from hardtrain.runs.train import load_data
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import pieces
 
 # --- UniformBatchSampler -------------------------------------------------------------------------

@@ -68,9 +68,9 @@ def run_with(injected):
         ("use_committed = None", "use_committed = None is NoneType, not bool"),
         ('seeds = "[0, 1]"', "seeds = '[0, 1]' is text, not a list; papermill takes lists with -y"),
         ("seeds = 3", "seeds = 3 is int, not a list"),
-        ('seeds = [0, "1"]', "an entry of seeds = '1' is str, not int"),
+        ('seeds = [0, "1"]', "entry of seeds = '1' is str, not int"),
         ("seeds = [0, 0]", "seeds = [0, 0] holds something twice"),
-        ("datasets = [3]", "an entry of datasets = 3 is int, not text"),
+        ("datasets = [3]", "entry of datasets = 3 is int, not text"),
     ],
 )
 def test_check_parameters_refuses_and_says_what_is_allowed(injected, text):
@@ -285,7 +285,7 @@ def test_notebook_checks_settings_and_each_entry_of_lists(book):
     book(allowed={"keep": below, "seeds": partial(checks.integer, low=0)})
     with pytest.raises(ParameterError, match=r"keep = 1\.5 is not less than 1"):
         book("keep = 1.5", allowed={"keep": below})
-    with pytest.raises(ParameterError, match="an entry of seeds = 2 is not less than 1"):
+    with pytest.raises(ParameterError, match="entry of seeds = 2 is not less than 1"):
         book("seeds = [0, 2]", allowed={"seeds": below})
 
 

@@ -397,6 +397,17 @@ def test_results_of_two_machines_merge_and_keep_both_numbers(original, elsewhere
     assert len(read_folder(out)) == 6
 
 
+def test_runs_that_stand_where_others_are_merged_to_stay(original, elsewhere, tmp_path):
+    _, _, here = original
+    out = tmp_path / "out"
+    merge_results([here], out)
+    stood = {entry.row["digest"] for entry in read_folder(out)}
+    merge_results([elsewhere], out)
+    digests = {entry.row["digest"] for entry in read_folder(out)}
+    assert digests == stood | {entry.row["digest"] for entry in read_folder(elsewhere)}
+    assert len(digests) > len(stood)
+
+
 def test_what_holds_no_results_is_not_merged(original, tmp_path):
     with pytest.raises(StoreError, match=r"none has no results\.csv"):
         merge_results([original[2], tmp_path / "none"], tmp_path / "out")

@@ -8,7 +8,9 @@ from helpers import kept_network
 from torch.nn.functional import cross_entropy
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
-from hardtrain.runs.train import _data_of, load_data, train_run
+from hardtrain.runs import subsets
+from hardtrain.runs.run_data import data_of, load_data
+from hardtrain.runs.train import train_run
 from hardtrain.training import evaluation, methods, pieces, randomness
 
 
@@ -75,7 +77,7 @@ def test_held_out_training_images_are_evaluated_in_place_of_the_test_set(tiny_ru
     history = load_history(pd.DataFrame([row]), store)
     assert "test_error" not in history
     whole, test, _ = load_data(tiny_run())
-    train, _, fingerprint, held = _data_of(run)
+    train, _, fingerprint, held = data_of(run)
     assert (len(train), len(held)) == (30, 12)
     pictures = [{image.numpy().tobytes() for image in part.images} for part in (train, held)]
     assert not pictures[0] & pictures[1]
@@ -142,9 +144,17 @@ def test_splits_of_different_shapes_are_refused_before_training(tiny_run, store,
     assert not store.path.exists()
 
 
-def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"test_size": 17},
+        {"validation_size": 17},
+        {"train_size": 49, "keep": ("train_losses",), "subset": subsets.pack(np.arange(48), 49)},
+    ],
+)
+def test_a_batch_of_one_in_evaluation_by_batch_statistics_is_refused(tiny_run, store, fields):
     # 60 training images leave no batch of one, 17 test images do
-    run = tiny_run(network="cnn_small_bn", batch_norm="batch", test_size=17)
+    run = tiny_run(network="cnn_small_bn", batch_norm="batch", **fields)
     with pytest.raises(ValueError, match="gives a batch of one sample"):
         run_missing([run], store)
     assert not store.path.exists()

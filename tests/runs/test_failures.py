@@ -26,7 +26,7 @@ from hardtrain import (
     run_missing,
     write_results,
 )
-from hardtrain.runs import progress, train
+from hardtrain.runs import progress, run_data, train
 from hardtrain.runs.progress import Progress
 from hardtrain.training import loop, methods, pieces
 from hardtrain.training.lookup import version
@@ -108,7 +108,7 @@ def test_a_sweep_of_twenty_of_which_six_fail_finishes_fourteen(
         3: raising(MemoryError()),
         5: raising(LOST("CUDA error: unspecified launch failure")),
         7: raising(KeyError("a bug in a method")),
-        10: lambda: (write_set(changing, 1), train._data.cache_clear()),
+        10: lambda: (write_set(changing, 1), run_data._data.cache_clear()),
     }
     tried = failing(acts)
     with pytest.raises(SweepError) as error:
@@ -392,7 +392,7 @@ def test_threads_of_one_process_get_the_numbers_of_one_after_the_other(tmp_path,
 def test_a_sweep_that_waits_for_another_says_so(store, tiny_run, capsys, monkeypatch):
     run = tiny_run()
     store.open()
-    fingerprint = train.load_data(run)[2]
+    fingerprint = run_data.load_data(run)[2]
     lock = store.lock(run.key, fingerprint)
     lock.acquire()
     say = Progress.say
@@ -459,3 +459,12 @@ print(before > 1000, after > 1000)
         [sys.executable, "-c", code], env=environment | own, capture_output=True, text=True
     )
     assert done.stdout.split() == ["True", str(not kept)], done.stderr
+
+
+def test_new_numbers_of_a_run_trained_again_for_an_artefact_are_said(tiny_run, store, monkeypatch):
+    run = tiny_run()
+    run_missing([run], store)
+    metrics = train._Training.metrics
+    monkeypatch.setattr(train._Training, "metrics", lambda *a: metrics(*a) | {"test_loss": 0.123})
+    with pytest.warns(UserWarning, match="has other numbers, which replace the old ones"):
+        run_missing([dataclasses.replace(run, keep=("logits",))], store)

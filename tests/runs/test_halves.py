@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from hardtrain import RecordError, build_network, load_artefact, load_timings, run_missing
-from hardtrain.runs import halves, subsets, train
+from hardtrain import (
+    ParameterError,
+    RecordError,
+    build_network,
+    load_artefact,
+    load_timings,
+    run_missing,
+)
+from hardtrain.runs import halves, ray_worker, subsets, train
 from hardtrain.runs.progress import Progress
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.training import pieces
 from hardtrain.training.loop import HeldOut
 
@@ -22,7 +30,7 @@ def rho(tiny_run, **changes):
 
 
 def small_runs_of(run):
-    return halves.small_runs(run, WANTED, train.load_data(run)[0])
+    return halves.small_runs(run, WANTED, load_data(run)[0])
 
 
 def indices_of(small):
@@ -34,7 +42,7 @@ def test_halves_are_disjoint_whole_and_of_every_label(tiny_run):
     first, second = indices_of(small)
     assert not first & second
     assert first | second == set(range(60))
-    labels = train.load_data(small[0])[0].labels
+    labels = load_data(small[0])[0].labels
     for half in (first, second):
         assert labels[sorted(half)].bincount().tolist() == [10, 10, 10]
     assert indices_of(small_runs_of(rho(tiny_run, seed=1))) != [first, second]
@@ -53,7 +61,7 @@ def test_halves_of_a_subset_and_of_wrong_labels(tiny_run):
     run = rho(tiny_run, subset=part, label_noise=0.4)
     first, second = indices_of(small_runs_of(run))
     assert first | second == set(range(10, 40))
-    given = train.training_set(dataclasses.replace(run, subset=""), train.load_data(run)[0]).labels
+    given = training_set(dataclasses.replace(run, subset=""), load_data(run)[0]).labels
     counts = given[sorted(first)].bincount(minlength=3) - given[sorted(second)].bincount(
         minlength=3
     )
@@ -69,8 +77,8 @@ def test_train_losses_are_those_of_the_whole_set_by_the_final_weights(tiny_run, 
     weights = load_artefact(run, "final_weights", store)
     model = build_network("mlp", 3, 1, image_size=8)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
-    everything = train.training_set(dataclasses.replace(run, subset=""), train.load_data(run)[0])
-    transform = pieces.train_transform(run, train.training_set(run, train.load_data(run)[0]))
+    everything = training_set(dataclasses.replace(run, subset=""), load_data(run)[0])
+    transform = pieces.train_transform(run, training_set(run, load_data(run)[0]))
     with torch.no_grad():
         logits = model.eval()(transform(everything.images))
     expected = cross_entropy(logits, everything.labels, reduction="none")
@@ -162,3 +170,28 @@ def test_a_run_whose_halves_are_not_in_the_store_says_so(tiny_run, store):
     ):
         with Progress([run]) as progress:
             train.train_run(run, store, progress)
+
+
+def test_small_runs_take_nothing_over_that_their_network_may_lack(tiny_run):
+    run = rho(tiny_run, network="cnn_small_bn", ghost_batch_size=5)
+    assert {small.ghost_batch_size for small in small_runs_of(run)} == {0}
+
+
+def test_losses_come_to_a_worker_without_the_disk(tiny_run, store, monkeypatch):
+    """The desk's answers are those of the store here."""
+    run = rho(tiny_run)
+    small = small_runs_of(run)
+    run_missing(small, store)
+    asked = lambda self, method, *arguments: getattr(store, method)(*arguments)  # noqa: E731
+    monkeypatch.setattr(ray_worker._DistantStore, "_ask", asked)
+    distant = ray_worker._DistantStore(None, 300.0)
+    record = train.train_run(run, distant, lambda *about: None)
+    assert record["status"] == "finished"
+
+
+def test_one_candidate_alone_is_refused_where_it_would_be_normalised(tiny_run, store):
+    options = {"share": 0.4, "reading": "training"}
+    run = tiny_run(method="reducible_loss", options=options, network="cnn_small_bn", batch_size=12)
+    run = dataclasses.replace(run, train_size=31)  # 30 candidates, and one
+    with pytest.raises(ParameterError, match="leaves one candidate of 31 by itself"):
+        run_missing([run], store)

@@ -24,8 +24,8 @@ import torch
 from hardtrain import ParameterError, Run, RunStore, SweepError, run_missing, write_results
 from hardtrain.runs import ray_engine, ray_start, ray_worker
 from hardtrain.runs.ray_engine import _Driver
+from hardtrain.runs.run_data import load_data
 from hardtrain.runs.status import Announced
-from hardtrain.runs.train import load_data
 
 TESTS = Path(__file__).resolve().parents[1]
 ROUNDS = int(os.environ.get("HARDTRAIN_RAY_ROUNDS", "1"))

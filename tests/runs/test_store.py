@@ -710,3 +710,26 @@ def test_a_checkpoint_that_could_not_be_loaded_again_is_refused(ready, value):
     with pytest.raises(ParameterError, match=r"state\['method'\]\['x'\]\[0\] is .*; a checkpoint"):
         ready.save_checkpoint(KEY, FINGERPRINT, {"epoch": 1, "method": {"x": [value]}})
     assert contents(ready.path) == {}
+
+
+def test_a_checkpoint_outlives_a_time_of_little_memory(ready, monkeypatch):
+    state = {"epoch": 3, "weights": torch.ones(2)}
+    ready.save_checkpoint("key", "f" * 64, state)
+
+    def load(*arguments, **options):
+        raise RuntimeError("can't allocate memory: you tried to allocate 4000000000 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            ready.load_checkpoint("key", "f" * 64)
+    assert ready.load_checkpoint("key", "f" * 64)["epoch"] == 3
+
+
+def test_missing_records_of_data_that_is_not_at_hand_need_few_listings(ready, monkeypatch):
+    listings, glob = [], type(ready.path).glob
+    monkeypatch.setattr(
+        type(ready.path), "glob", lambda *args: listings.append(args) or glob(*args)
+    )
+    assert not any(ready.load(f"key{i}", None) for i in range(300))
+    assert len(listings) < 20  # one, and one a second

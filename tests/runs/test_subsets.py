@@ -20,7 +20,8 @@ from hardtrain import (
 )
 from hardtrain.runs import subsets
 from hardtrain.runs.results import read_csv
-from hardtrain.runs.train import build, load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
+from hardtrain.runs.train import build
 from hardtrain.training import pieces
 
 

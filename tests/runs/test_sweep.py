@@ -32,7 +32,7 @@ from hardtrain import (
 from hardtrain.runs import sweep, train
 from hardtrain.runs.progress import Progress
 from hardtrain.runs.results import read_csv
-from hardtrain.runs.train import load_data
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import evaluation, loop, methods, pieces
 
 BASE = {
@@ -204,6 +204,13 @@ def test_run_refuses_nesterov_without_momentum():
 def test_run_refuses_last_evaluations_of_epochs():
     with pytest.raises(ParameterError, match="evaluate_last = 3 needs evaluate_unit = 'step'"):
         Run(dataset="digits", network="cnn_small", evaluate_last=3)
+
+
+@pytest.mark.parametrize("method", ["selective_backprop", "dynamic_pruning", "reducible_loss"])
+def test_the_last_evaluations_of_unknown_steps_are_refused(tiny_run, store, method):
+    fields = {"evaluate_unit": "step", "evaluate_last": 2}
+    with pytest.raises(ParameterError, match="does not know its number of updates before"):
+        run_missing([tiny_run(method=method, **fields)], store)
 
 
 def test_run_refuses_an_unknown_field():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import hardtrain
 from hardtrain.strategies import _checks
 
 
@@ -167,3 +168,22 @@ def test_on_host_knows_where_a_look_is_free():
 def test_positions_are_taken_from_lists_and_arrays_that_run_backwards(values):
     assert _checks.positions(values).tolist() == [2, 0]
     assert _checks.indices(values, 3).tolist() == [2, 0]
+
+
+def test_samplers_and_hooks_say_their_settings():
+    hard = hardtrain.HardBatchSampler(8, 2, 0.5)
+    pruning = hardtrain.PruningBatchSampler(8, 2, num_epochs=4)
+    weighted = hardtrain.WeightedBatchSampler(torch.tensor([0.25, 0.75]), batch_size=2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    things = {
+        hard: "HardBatchSampler(num_samples=8, batch_size=2, delta=0.5, order='loss', "
+        "drop_last=False)",
+        pruning: "PruningBatchSampler(num_samples=8, batch_size=2, ratio=0.5, num_epochs=4, "
+        "pruned_part=0.875, reading='paper', drop_last=False)",
+        weighted: "WeightedBatchSampler(num_samples=2, batch_size=2)",
+        hardtrain.RankBatchSampler(hard, num_replicas=2, rank=1): "RankBatchSampler("
+        "num_replicas=2, rank=1)",
+        hardtrain.GradientNoise(optimizer): "GradientNoise(alpha=1e-05, gamma=0.55)",
+        hardtrain.SelectiveBackprop(): "SelectiveBackprop(beta=1.0, history=1024)",
+    }
+    assert [repr(thing) for thing in things] == list(things.values())

@@ -315,6 +315,11 @@ def test_trimmed_loss_rejects_wrong_parameters():
     assert loss_function.keep == 0.2
 
 
+def test_trimmed_loss_rejects_a_class_in_place_of_a_criterion():
+    with pytest.raises(TypeError, match=r"an instance, as CrossEntropyLoss\(reduction='none'\)"):
+        TrimmedLoss(nn.CrossEntropyLoss, num_epochs=1)
+
+
 def test_trimmed_loss_state_dict_restores_the_epoch():
     logits, targets = torch.randn(10, 3), torch.randint(3, (10,))
     one = TrimmedLoss(num_epochs=10)

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import ImageDataset, build_network
 from hardtrain.data.batches import Transform
-from hardtrain.runs.train import load_data
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import evaluation, pieces
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from hardtrain import DivergedError, ParameterError
 from hardtrain.data.batches import Batch
-from hardtrain.runs.train import load_data
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import evaluation, lookup, loop, methods, pieces, randomness
 
 

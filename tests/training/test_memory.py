@@ -12,7 +12,8 @@ from helpers import copied, interrupt_after, small_set
 from torch import nn
 
 from hardtrain import ParameterError, Run, RunStore, load_artefact, run_missing
-from hardtrain.runs.train import build, load_data
+from hardtrain.runs.run_data import load_data
+from hardtrain.runs.train import build
 from hardtrain.training import loop, randomness
 from hardtrain.training.memory import NUM_PHASES, Snapshots, SumsByPhase
 from hardtrain.training.randomness import derived_seed

@@ -24,7 +24,8 @@ from hardtrain import (
 )
 from hardtrain.data.batches import Transform
 from hardtrain.data.samplers import BiasedBatchSampler, UniformBatchSampler
-from hardtrain.runs.train import build, load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
+from hardtrain.runs.train import build
 from hardtrain.strategies import _checks
 from hardtrain.strategies.active_bias import difficulty, easiness, prediction_deviation
 from hardtrain.training import loop, methods, pieces, randomness

@@ -21,7 +21,8 @@ from hardtrain import (
 )
 from hardtrain.data.batches import Transform
 from hardtrain.networks import use_ghost_batch_norm
-from hardtrain.runs.train import build, load_data
+from hardtrain.runs.run_data import load_data
+from hardtrain.runs.train import build
 from hardtrain.strategies import distribution_matching
 from hardtrain.training import evaluation, loop, methods, pieces, randomness
 

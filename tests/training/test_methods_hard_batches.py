@@ -9,7 +9,7 @@ from helpers import interrupt_after, same
 from torch.nn.functional import cross_entropy
 
 from hardtrain import build_network, load_artefact, load_history, run_missing
-from hardtrain.runs.train import load_data
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import lookup, loop, methods, pieces, randomness
 
 

@@ -22,7 +22,7 @@ from hardtrain import (
     run_missing,
     select_reducible,
 )
-from hardtrain.runs.train import load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.training import lookup, loop, pieces, randomness
 
 PEERS = ("focal", "random_share", "dynamic_pruning", "selective_backprop", "reducible_loss")

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
 from hardtrain.data.batches import PairedBatch
-from hardtrain.runs.train import build, load_data
+from hardtrain.runs.run_data import load_data
+from hardtrain.runs.train import build
 from hardtrain.strategies import _checks, distribution_matching
 from hardtrain.training import loop, methods, randomness, step
 from hardtrain.training.step import ReplayedStep, Step
@@ -131,6 +132,12 @@ CASES = {
     "joint match": {"method": "distribution_matching", "options": {"by_class": False}},
     "the code's match": {"method": "distribution_matching", "options": {"reading": "code"}},
     "one side": {"method": "distribution_matching", "options": {"stop_gradient": True}},
+    "trimming of other sizes": {
+        "method": "trimming+random_share",
+        "options": {"random_share_share": 0.9},
+        "batch_size": 8,
+        "epochs": 60,
+    },
     "no match": {"method": "distribution_matching", "options": {"weight": 0.0}},
     "weighted": {"method": "active_bias", "options": {"variant": "WPV"}, "epochs": 6},
     "drawn": {"method": "active_bias", "options": {"variant": "SPV"}, "epochs": 6},

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from hardtrain.papers.active_bias.variants import first_biased_epoch
 from hardtrain.runs.run import Run
-from hardtrain.runs.train import load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.strategies import active_bias
 from hardtrain.training.memory import NUM_PHASES
 

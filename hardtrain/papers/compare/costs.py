@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hardtrain.report import timing
 from hardtrain.runs.run import Run
-from hardtrain.runs.train import build, load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
+from hardtrain.runs.train import build
 from hardtrain.training.loop import Method, fit
 from hardtrain.training.randomness import isolated_randomness
 

@@ -78,6 +78,17 @@ def label(name: str) -> str:
     return name if name.startswith("Active bias, ") else plotting.method_label(name)
 
 
+def only(name: str, values: Sequence[str]) -> str:
+    """The one entry of a list of parameters.
+
+    Raises:
+        ParameterError: there are several.
+    """
+    if len(values) > 1:
+        raise ParameterError(f"{name} = {list(values)}: a comparison has one; make one for each")
+    return values[0]
+
+
 def arms_table(arms: Sequence[str] = tuple(ARMS)) -> pd.DataFrame:
     """The arms, their options, and what part of an epoch they send through the backward pass."""
     about = ("selective_backprop", "dynamic_pruning")  # by chance, and by how training goes

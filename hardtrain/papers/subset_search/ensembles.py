@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hardtrain.data.images import ImageDataset
 from hardtrain.errors import DataError, RecordError
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.runs.store import RunStore
 from hardtrain.runs.sweep import load_artefact, run_missing
-from hardtrain.runs.train import build, load_data, training_set
+from hardtrain.runs.train import build
 from hardtrain.strategies import subset_selection
 from hardtrain.strategies.subset_selection import EnsembleTally
 from hardtrain.training import pieces

@@ -18,8 +18,8 @@ from hardtrain.papers.subset_search import ensembles
 from hardtrain.papers.subset_search.ensembles import ACQUISITIONS, ORDERS, SPOKEN, steps_per_epoch
 from hardtrain.runs import subsets
 from hardtrain.runs.run import Run
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.runs.store import RunStore
-from hardtrain.runs.train import load_data, training_set
 from hardtrain.strategies.subset_selection import select_subset
 from hardtrain.training import randomness
 

@@ -9,7 +9,7 @@ import torch
 
 from hardtrain import PredictionHistory
 from hardtrain.papers.active_bias import emphasis
-from hardtrain.runs.train import load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
 from hardtrain.strategies.active_bias import prediction_deviation
 
 

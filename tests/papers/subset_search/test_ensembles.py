@@ -14,7 +14,8 @@ from hardtrain.papers.subset_search import ensembles, selection
 from hardtrain.papers.subset_search.ensembles import ACQUISITIONS
 from hardtrain.report.figure_data import figure_data
 from hardtrain.runs import subsets
-from hardtrain.runs.train import build, load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
+from hardtrain.runs.train import build
 from hardtrain.strategies import subset_selection
 from hardtrain.training.pieces import train_transform
 

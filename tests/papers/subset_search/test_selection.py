@@ -14,7 +14,7 @@ from hardtrain.papers.subset_search import ensembles, selection
 from hardtrain.papers.subset_search.ensembles import ACQUISITIONS
 from hardtrain.report.figure_data import figure_data
 from hardtrain.runs import engines, subsets
-from hardtrain.runs.train import load_data, training_set
+from hardtrain.runs.run_data import load_data, training_set
 
 NUM_SAMPLES = 60  # of the image set
 

@@ -295,7 +295,7 @@ COLOURS = np.stack([GREY, GREY // 2, 255 - GREY], axis=3)
     [
         (GREY / 255, GREY, r"float64 in 0\.\.1 become uint8: \(255 \* images\)\.round"),
         ((GREY / 255).astype(np.float32), GREY, r"float32 in 0\.\.1 become uint8"),
-        ((GREY / 255).astype(np.float16), GREY, r"float16 in 0\.\.1 become uint8"),  # rounded
+        ((GREY - 0.4).clip(0) / 255, GREY, r"float64 in 0\.\.1 become uint8"),  # rounded
         (GREY.astype(np.int64), GREY, r"int64 in 0\.\.255 become uint8"),
         (GREY[:, None], GREY, r"\(20, 1, 6, 5\) become \(N, H, W, C\): channels were first"),
         (COLOURS.transpose(0, 3, 1, 2), COLOURS, r"\(20, 3, 6, 5\) become"),

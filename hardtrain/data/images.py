@@ -52,9 +52,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    # not Apple's: evaluation and the history of predictions need float64, which it lacks
     available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        available.append("mps")
     asked = str(device)
     if asked == "auto":
         asked = os.environ.get("HARDTRAIN_DEVICE") or "auto"

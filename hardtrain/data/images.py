@@ -99,7 +99,8 @@ class ImageDataset:
         split: str = "train",
         device: str | torch.device = "cpu",
     ) -> "ImageDataset":
-        """From uint8 ``(N, H, W)`` or ``(N, H, W, 3)`` and integers ``(N,)``, checked.
+        """From uint8 ``(N, H, W)`` or ``(N, H, W, 3)`` and integers ``(N,)``, checked. Other forms
+        that leave no doubt are converted, with a warning.
 
         Raises:
             DataError: not of that form, counts differ, or a label is not in 0..K-1.
@@ -110,17 +111,20 @@ class ImageDataset:
         """
         source = f"{name} ({split})"
         # copies of views that run backwards, which torch does not take
-        images = np.ascontiguousarray(images)
-        labels = npz.check_pair(source, images, np.ascontiguousarray(labels))
-        if class_names is None:
-            class_names = npz.class_numbers(source, labels)
-        names = tuple(map(str, class_names))
+        images = np.ascontiguousarray(npz.plain_images(source, np.ascontiguousarray(images)))
+        labels = np.ascontiguousarray(labels)
+        names = None if class_names is None else tuple(map(str, class_names))
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":  # integers from 1 stay as they are
+            (labels,), names = npz.plain_labels(source, [labels], names)
+        labels = npz.check_pair(source, images, labels)
+        names = npz.class_numbers(source, labels) if names is None else names
         for text in names:
             if text.encode(errors="replace").decode() != text:
                 raise DataError(f"{source}: class name {text!r} holds what is no text in UTF-8")
         npz.check_labels(source, labels, len(names))
-        pixels = torch.tensor(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)
-        pixels = pixels.contiguous()
+        pixels = (
+            torch.tensor(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2).contiguous()
+        )
         digest = hashlib.sha256(json.dumps([pixels.shape, names]).encode())
         digest.update(pixels.numpy().data)
         digest.update(labels.astype("<i8").data)
@@ -152,6 +156,32 @@ class ImageDataset:
         """
         arrays = folders.read_items(f"{name} ({split})", dataset)
         return cls.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write this split as a file that `load_dataset` reads, whole or not at all.
+
+        ``P_train.npz`` and ``P_test.npz`` are the data set ``P``, ``train.npz`` and ``test.npz``
+        their folder; both need the same ``class_names``. A file of another name is split 80/20 as
+        it is read. A subset gets a fingerprint of its own.
+
+        Raises:
+            ParameterError: ``path`` does not end in ``.npz``. StoreError: it cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> mine = f"{tempfile.mkdtemp()}/mine"
+            >>> for split in ("train", "test"):
+            ...     load_dataset("digits", split).save(f"{mine}_{split}.npz")
+            >>> load_dataset(mine, "train")
+            ImageDataset(mine train: 1438 images 1x8x8, 10 classes, cpu)
+        """
+        file = user_path("path", path)
+        if file.suffix != ".npz":
+            wanted = "NAME_train.npz and NAME_test.npz, or train.npz and test.npz in a folder"
+            raise ParameterError(f"path = {str(path)!r} does not end in .npz; wanted: {wanted}")
+        pixels = self.images.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = pixels[..., 0] if self.in_channels == 1 else pixels
+        npz.write_npz(file, pixels, self.labels_on_host.numpy(), self.class_names)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -271,10 +301,10 @@ class ImageDataset:
             >>> (noisy.labels != clean.labels).sum().item()
             288
         """
-        if not 0 <= fraction <= 1 or self.num_classes < 2:
-            raise ParameterError(
-                f"fraction = {fraction} is not in [0, 1], or {self.num_classes} classes are too few"
-            )
+        if not 0 <= fraction <= 1:
+            raise ParameterError(f"fraction = {fraction} is not in [0, 1]")
+        if self.num_classes < 2:
+            raise ParameterError(f"{self.name} has one class: no label can be another one's")
         checks.cpu_generator("generator", generator)
         wrong = torch.randperm(len(self), generator=generator)[: round(fraction * len(self))]
         shift = torch.randint(1, self.num_classes, wrong.shape, generator=generator)
@@ -301,10 +331,10 @@ def load_dataset(
     Args:
         name_or_path: a name of `DATASETS`; else one file ``X.npz``, split 80/20 per class by
             content alone, a prefix ``P`` (``P_train.npz``, ``P_test.npz``), a folder
-            (``train.npz``, ``test.npz``), or a folder of pictures (``train/CLASS/*.png`` and
-            ``test/CLASS/*.png``, or ``CLASS/*.png``; see `folders.read_folder`). ``digits``
-            (1,438 + 359 images 8x8) needs no file; its pixels 0..16 are scaled to 0..255, halves
-            rounded up.
+            (``train.npz``, ``test.npz``; `ImageDataset.save` writes all of them), or a folder of
+            pictures (``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``; see
+            `folders.read_folder`). ``digits`` (1,438 + 359 images 8x8) needs no file; its pixels
+            0..16 are scaled to 0..255, halves rounded up.
         split: ``"train"`` or ``"test"``.
         root: folder of the named sets; default ``$HARDTRAIN_DATA``, else the user's cache
             folder. What is missing there is downloaded once.
@@ -314,8 +344,8 @@ def load_dataset(
     Raises:
         ParameterError: unknown name that is no path either, unknown split or device.
         DataError: files missing or not of the form (uint8 ``images`` ``(N, H, W)`` or
-            ``(N, H, W, 3)``, integer ``labels`` ``(N,)``, optional ``class_names``);
-            names the file, the index and what is allowed.
+            ``(N, H, W, 3)``, integer ``labels`` ``(N,)``, optional ``class_names``, or one that
+            leaves no doubt); names the file, the index and what is allowed.
 
     Example:
         >>> load_dataset("digits", "train")
@@ -334,12 +364,13 @@ def load_dataset(
         return _black(name, split)
     elif name in downloads.SOURCES:
         arrays = npz.read_pair(downloads.named_files(name, split, root, download=download), split)
-    elif path.is_file():
-        arrays, name = npz.read_one(path, split), path.stem
+    elif found := folders.read_path(path, split):
+        arrays, name = found, path.stem if path.is_file() else path.name
     else:
-        pictures = folders.read_folder(path, split) if path.is_dir() else None
-        arrays = pictures or npz.read_pair(_own_files(name, path), split)
-        name = path.name
+        raise ParameterError(
+            f"{unknown_name('data set', name, DATASETS)}; nor is there a file or folder {path}, "
+            f"or a file {path}_train.npz"
+        )
     return ImageDataset.from_arrays(**arrays._asdict(), name=name, split=split, device=device)
 
 
@@ -386,15 +417,3 @@ def _digits(split: str) -> npz.Arrays:
     images = ((data.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
     chosen = eighty_twenty(data.target, split)
     return npz.Arrays(images[chosen], data.target[chosen], tuple(map(str, range(10))))
-
-
-def _own_files(name: str, path: Path) -> dict[str, Path]:
-    """The pair of files in a folder, or of a prefix of which one file exists."""
-    prefix = f"{path}{os.sep}" if path.is_dir() else f"{path}_"
-    files = {split: Path(f"{prefix}{split}.npz") for split in npz.SPLITS}
-    if not path.is_dir() and not any(file.is_file() for file in files.values()):
-        raise ParameterError(
-            f"{unknown_name('data set', name, DATASETS)}; nor is there a file or folder {path}, "
-            f"or a file {files['train']}"
-        )
-    return files

@@ -2,8 +2,7 @@
 
 A file holds ``images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, ``labels`` integers ``(N,)`` from
 0, and optionally ``class_names`` ``(K,)``. A set is one such file or a pair of them, ``train``
-and ``test``. Labels from 1, texts and one-hot rows are read, too, and images with alpha (which
-is dropped) or of 16 bits.
+and ``test``. Other forms that leave no doubt are read, too: see `plain_labels` and `plain_images`.
 """
 
 import warnings
@@ -25,6 +24,10 @@ FORMAT = (
 )
 
 
+_TO_BYTES = '(255 * images).round().astype("uint8")'
+LISTED = 5  # names that an error or a warning lists
+
+
 class Arrays(NamedTuple):
     """One split as it lies in a file, checked."""
 
@@ -43,15 +46,19 @@ def check_images(source: str | Path, images: np.ndarray) -> None:
         DataError: naming ``source``, what is wrong there and what to do.
     """
     if images.dtype != np.uint8:
-        values = " (ragged; all need one size)" if images.dtype == object else ""
-        if images.dtype.kind == "f" and images.size:
-            values = f" from {images.min():g} to {images.max():g}"
+        values, recipe = " (ragged; all need one size)" if images.dtype == object else "", ""
+        if images.dtype.kind in "biuf" and images.size:
+            values = f" from {float(images.min()):g} to {float(images.max()):g}"
+            recipe = f': {_TO_BYTES} of 0..1, images.round().astype("uint8") of 0..255'
         raise DataError(
-            f"{source}: images are {images.dtype}{values}; save them as uint8, 0 to 255"
+            f"{source}: images are {images.dtype}{values}; save them as uint8, 0 to 255{recipe}"
         )
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        recipes = {2: "images.reshape(-1, H, W)", 4: "images.transpose(0, 2, 3, 1)"}
+        recipe = f"; try {recipes[images.ndim]}" if images.ndim in recipes else ""
         raise DataError(
             f"{source}: images have shape {images.shape}; allowed: (N, H, W) or (N, H, W, 3)"
+            f"{recipe}"
         )
     if images.size == 0:
         raise DataError(f"{source}: images have shape {images.shape}: 0 samples or no pixels")
@@ -110,11 +117,15 @@ def plain_labels(
 ) -> tuple[list[np.ndarray], tuple[str, ...] | None]:
     """The labels of a set's splits as integers from 0, and the names that they bring.
 
-    One-hot rows and bools become numbers, texts the position of their sorted names (or of
-    ``class_names``). Integers from 1 are moved to 0, if no class name is left over by that; a
-    warning says so. Whatever else there is stays as it is, for `check_labels` to refuse.
+    One-hot rows and bools become numbers, whole floats integers, ``(N, 1)`` ``(N,)``, texts the
+    position of their sorted names (or of ``class_names``). Integers from 1 are moved to 0, if no
+    class name is left over by that. Warnings say what was done to the first of ``parts``.
+    Whatever else there is stays as it is, for `check_labels` to refuse.
     """
-    parts = [_one_hot(labels) for labels in parts]
+    (_, changes), *_ = converted = [_numbers(labels) for labels in parts]
+    for change in changes:
+        warnings.warn(f"{source}: labels {change}", stacklevel=2)
+    parts = [labels for labels, _ in converted]
     if all(labels.dtype.kind in "US" for labels in parts):
         texts = [np.char.decode(part) if part.dtype.kind == "S" else part for part in parts]
         names = class_names or tuple(np.unique(np.concatenate(texts)).tolist())
@@ -133,23 +144,51 @@ def plain_labels(
     return parts, class_names
 
 
-def _one_hot(labels: np.ndarray) -> np.ndarray:
+def _numbers(labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """One number or text a label, where that is meant, and what was changed for it."""
+    changes = []
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        changes.append(f"{labels.shape} become {labels.shape[:1]}")
+        labels = labels[:, 0]
     if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.size:
         if np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
-            return labels.argmax(axis=1)
-    return labels
+            changes.append("in one-hot rows become their numbers")
+            labels = labels.argmax(axis=1)
+    if labels.ndim == 1 and labels.dtype.kind == "f":
+        if (np.abs(labels) < 2**31).all() and (labels == np.rint(labels)).all():
+            changes.append(f"in whole {labels.dtype} become integers")
+            labels = labels.astype(np.int64)
+    return labels, changes
 
 
 def plain_images(source: str | Path, images: np.ndarray) -> np.ndarray:
-    """Images of 16 bits as 8, and without alpha; others as they are."""
+    """Images as uint8 with channels last, without alpha, where that is meant; others as they are.
+
+    Those of 16 bits are divided by 257, floats in 0..1 multiplied by 255, other integers in 0..255
+    (and not all in 0..1) kept; ``(N, 1, H, W)`` and ``(N, 3, H, W)`` are turned if the last axis
+    can be no channels. Warnings say so.
+    """
+    kind, changes = images.dtype.kind, []
+    numbers = images.size and kind in "iuf" and images.dtype != np.uint8
+    low, high = (images.min(), images.max()) if numbers else (0, -1)
     if images.dtype == np.uint16:
+        changes.append("of 16 bits become 8: divided by 257")
         images = (images // 257).astype(np.uint8)
+    elif kind == "f" and 0 <= low <= high <= 1:
+        changes.append(f"{images.dtype} in 0..1 become uint8: {_TO_BYTES}")
+        images = np.rint(255 * images).astype(np.uint8)
+    elif kind in "iu" and 0 <= low and 1 < high <= 255:
+        changes.append(f"{images.dtype} in 0..255 become uint8")
+        images = images.astype(np.uint8)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
+        changes.append(f"{images.shape} become (N, H, W, C): channels were first")
+        images = images.transpose(0, 2, 3, 1)
     if images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 4:
         if (images[..., 3] != 255).any():
-            warnings.warn(
-                f"{source}: images are partly transparent; alpha is dropped", stacklevel=2
-            )
+            changes.append("are partly transparent; alpha is dropped")
         images = images[..., :3]
+    for change in changes:
+        warnings.warn(f"{source}: images {change}", stacklevel=2)
     return images
 
 
@@ -228,16 +267,12 @@ def _read(
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; wanted: {FORMAT}") from error
     except Exception as error:  # zip, zlib, header and pickle faults have a dozen types
-        hint = f"the file is damaged (delete it and get it again) or no .npz; wanted: {FORMAT}"
-        if "Object arrays" in str(error):
-            hint = "ragged or object arrays are not read; save plain uint8, integers and strings"
-        raise DataError(f"{path}: {hint} ({type(error).__name__}: {error})") from error
-    for key in ("images", "labels"):
-        if key not in keys:
-            raise DataError(
-                f"{path}: has no array {key!r} (found: {', '.join(keys) or 'nothing'}); "
-                f"wanted: {FORMAT}"
-            )
+        raise DataError(f"{path}: {_unreadable(path, error)}") from error
+    if missing := [key for key in ("images", "labels") if key not in keys]:
+        raise DataError(
+            f"{path}: has no array {' and no array '.join(map(repr, missing))} "
+            f"(found: {listed(keys) or 'nothing'}); wanted: {FORMAT}"
+        )
     class_names = arrays.get("class_names")
     if class_names is not None:
         if class_names.ndim != 1 or len(class_names) == 0 or class_names.dtype.kind not in "US":
@@ -255,3 +290,34 @@ def _read(
             ) from error
     images = plain_images(path, arrays["images"]) if with_images else np.empty(0)
     return images, arrays["labels"], class_names
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why, in words of ours: numpy's advise to load what is unsafe."""
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read ({error.strerror})"
+    if path.suffix.lower() == ".npy":
+        return (
+            f"is one array; np.savez({path.stem + '.npz'!r}, images=…, labels=…) makes a file of "
+            f"both; wanted: {FORMAT}"
+        )
+    with open(path, "rb") as file:
+        start = file.read(20)
+    if "Object arrays" in str(error):
+        return "ragged or object arrays are not read; save plain uint8, integers and strings"
+    if path.suffix.lower() == ".npz" and start.startswith(b"PK"):
+        why = f"{type(error).__name__}: {error}"
+        return f"the file is damaged: delete it and get it again ({why}); wanted: {FORMAT}"
+    content = f"begins with {start!r}" if start else "is empty"
+    return f"is no .npz (it {content}); wanted: {FORMAT}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of ``names``, and how many more there are.
+
+    Example:
+        >>> listed(list("abcdefg"))
+        'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

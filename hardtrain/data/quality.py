@@ -32,7 +32,7 @@ _PUBLISHED = {
 
 def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
     """What deserves a look in an image set, a sentence each: images that occur twice, are one
-    colour or no squares, classes of one sample or none, or of unequal sizes.
+    colour, no squares or of two shapes, classes of one sample or none, of unequal sizes, or alone.
 
     Example:
         >>> images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 0, 0, 2])
@@ -48,7 +48,7 @@ def findings(train: ImageDataset, test: ImageDataset) -> list[str]:
         test classes have 1 to 3 images: look at the balanced error, the mean over classes
     """
     splits = [*_constant(train), *_constant(test)]
-    return [*_shared(train, test), *splits, *_shapes(train), *_classes(train, test)]
+    return [*_shared(train, test), *splits, *_shapes(train, test), *_classes(train, test)]
 
 
 def summary(train: ImageDataset, test: ImageDataset) -> list[str]:
@@ -129,8 +129,11 @@ def _constant(split: ImageDataset) -> Iterator[str]:
         yield f"{count} are of one colour: the first is number {same[0]}"
 
 
-def _shapes(split: ImageDataset) -> Iterator[str]:
-    height, width = split.images.shape[2:]
+def _shapes(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
+    shapes = ["x".join(map(str, split.images.shape[1:])) for split in (train, test)]
+    if shapes[0] != shapes[1]:
+        yield "training images are {}, test images {}: make them alike".format(*shapes)
+    height, width = train.images.shape[2:]
     if height != width:
         yield f"images are {height}x{width}, no squares: give image_size, or cut them"
 
@@ -140,6 +143,8 @@ def _classes(train: ImageDataset, test: ImageDataset) -> Iterator[str]:
         np.bincount(split.labels.cpu().numpy(), minlength=train.num_classes)
         for split in (train, test)
     )
+    if np.count_nonzero(counts) < 2:
+        yield "one class only: nothing to learn"
     if counts[0] == others[0] == 0 and counts.size > 1:
         yield "labels start at 1, not at 0: class 0 has no sample and stays a class of its own"
     gaps = [k for k in range(1, counts.size) if counts[k] == others[k] == 0]

@@ -34,7 +34,6 @@ def fill(folder, count=5, mode="RGB", classes=CLASSES, **about):
 def test_a_folder_of_pictures_per_class_is_a_set(tmp_path, mode):
     fill(tmp_path / "train", 5, mode)
     fill(tmp_path / "test", 2, mode)
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("no picture")
     data = {split: load_dataset(tmp_path, split) for split in ("train", "test")}
     assert data["train"].class_names == CLASSES
     assert [len(part) for part in data.values()] == [15, 6]
@@ -64,10 +63,90 @@ def test_train_alone_is_split_with_a_warning(tmp_path):
     assert test.fingerprint == load_dataset(tmp_path / "train", "test").fingerprint
 
 
-def test_val_stands_for_test(tmp_path):
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train", "val"), ("train", "valid"), ("Train", "Validation"), ("TRAIN", "Test")],
+)
+def test_other_names_stand_for_train_and_test(tmp_path, train, test):
+    fill(tmp_path / train)
+    fill(tmp_path / test, 1)
+    assert [len(load_dataset(tmp_path, split)) for split in ("train", "test")] == [15, 3]
+
+
+def test_test_pictures_without_labels_do_not_hide_val(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "val", 1)
-    assert len(load_dataset(tmp_path, "test")) == 3
+    (tmp_path / "test").mkdir()
+    picture(1).save(tmp_path / "test" / "1.png")
+    with pytest.warns(UserWarning, match=": not read: test; wanted: one folder a class"):
+        assert len(load_dataset(tmp_path, "test")) == 3
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    for place in ("train", "test"):
+        fill(tmp_path / place)
+    fill(tmp_path / "val")
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "train" / "ant" / "a.heic").touch()
+    (tmp_path / "train" / "ant" / ".hidden").touch()
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.warns() as caught:
+        load_dataset(tmp_path, "train")
+    unread = " labels.csv, train/ant/a.heic, val".replace("/", os.sep)
+    assert [str(warning.message) for warning in caught] == [
+        f"{tmp_path}: not read:{unread}; wanted: one folder a class",
+        f"{tmp_path}: empty, so no class: {Path('train', 'cat')}; wanted: one folder a class",
+    ]
+
+
+def test_splits_without_classes_are_said_to_be_taken_for_classes(tmp_path):
+    fill(tmp_path, classes=("train", "test"))
+    with pytest.warns(UserWarning, match="test, train are read as classes"):
+        assert load_dataset(tmp_path, "train").class_names == ("test", "train")
+
+
+def _beside(folder):
+    for k in range(6):
+        picture(k).save(folder / f"{k}.png")
+
+
+def _files(*names):
+    def make(folder):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (_beside, "6 pictures lie directly in it"),
+        (
+            lambda folder: [fill(folder / name) for name in ("trian", "test")],
+            r"it has the folders test, trian; did you mean train\?",
+        ),
+        (lambda folder: fill(folder / "pictures"), r"folders pictures; did you mean .*pictures\?"),
+        (lambda folder: fill(folder / "all" / "train"), r"folders all; did you mean .*all\?"),
+        (_files("ant/1.heic", "bee/2.HEIC"), r"folders ant, bee with \.HEIC, \.heic files"),
+        (
+            _files("images.npy", "y.npy"),
+            r"files images\.npy, y\.npy; np\.savez\('mine\.npz', images",
+        ),
+        (_files("mine_train.npz.gz"), r"it has the files mine_train\.npz\.gz"),
+        (_files("a_train.npz", "a_test.npz"), r"; did you mean .*mine.a\?"),
+        (_files("a.npz"), r"; did you mean .*mine.a\.npz\?"),
+        (lambda folder: None, "it is empty"),
+    ],
+)
+def test_a_folder_of_neither_form_says_what_is_inside(tmp_path, make, text):
+    (folder := tmp_path / "mine").mkdir()
+    make(folder)
+    with pytest.raises(DataError, match=f"mine is no image set: .*{text}") as caught:
+        load_dataset(folder, "train")
+    for form in ("train.npz and test.npz, each an .npz with images", "train/CLASS", ".png .jpg"):
+        assert form in str(caught.value)
 
 
 def test_pictures_of_several_sizes_become_one_with_a_warning(tmp_path):
@@ -90,6 +169,13 @@ def test_faults_name_the_file(tmp_path):
     (tmp_path / "mine" / "ant" / "3.png").write_bytes(b"no picture at all")
     with pytest.raises(DataError, match=r"ant.3\.png cannot be read as a picture"):
         load_dataset(tmp_path / "mine", "train")
+    for k in range(8):
+        (tmp_path / "mine" / "ant" / f"{k}.png").write_bytes(b"no picture at all")
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path / "mine", "train")
+    assert "0.png cannot be read as a picture" in str(caught.value)
+    assert ", nor 7 more: " in str(caught.value)
+    assert str(caught.value).endswith("5.png and 2 more")
     (tmp_path / "empty" / "ant").mkdir(parents=True)
     with pytest.raises((DataError, ParameterError), match="empty"):
         load_dataset(tmp_path / "empty", "train")
@@ -151,6 +237,16 @@ def test_a_torchvision_folder_and_its_class_names(tmp_path):
         ([(torch.full((3, 8, 8), 2.0), 0)], r"item 0 is float32 \(8, 8, 3\); allowed"),
         ([(np.zeros((8, 8), np.int64), 0)], "item 0 is int64"),
         ([(np.zeros((8, 8), np.uint8), -1)], "label -1 at index 0"),
+        ([(picture(1), [0, 1])], r"item 0 has the label \[0, 1\]; wanted: one integer from 0"),
+        ([(picture(1), torch.eye(3)[0])], r"label tensor.*; .* \(of a one-hot row label\.argmax"),
+        ([(picture(1), np.eye(3)[0])], r"label array.*; wanted: one integer"),
+        ([(picture(1), "ant")], r"label 'ant'; .* of a text names\.index\(label\)"),
+        ([(picture(1), 0.5)], r"label 0\.5; wanted: one integer"),
+        ([(picture(1), float("inf"))], "label inf; wanted: one integer"),
+        ([picture(1)], r"item 0 is .*; wanted \(image, label\)"),
+        ([(picture(1),)], r"item 0 is .*; wanted \(image, label\)"),
+        (torch.utils.data.DataLoader([0]), r"mine \(train\) is DataLoader.*is loader\.dataset"),
+        (iter([0]), r"is list_iterator, .* of an iterable one list\(items\)"),
     ],
 )
 def test_items_that_are_no_images_are_refused(items, text):

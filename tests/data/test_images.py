@@ -143,6 +143,52 @@ def test_label_noise_replaces_the_stated_part_by_other_classes():
     assert {int(n) for n in (everything.labels - train.labels).remainder(3)} == {1, 2}
 
 
+def test_label_noise_says_which_of_its_reasons_it_is():
+    with pytest.raises(ParameterError, match=r"^fraction = 1.5 is not in \[0, 1\]$"):
+        small_set().with_label_noise(1.5, seeded(0))
+    with pytest.raises(ParameterError, match="has one class: no label can be another one's"):
+        small_set(classes=1).with_label_noise(0.3, seeded(0))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(("name", "files"), [("a", "a_{}.npz"), ("b", "b/{}.npz")])
+def test_saved_splits_are_loaded_as_they_were(tmp_path, grey, name, files):
+    images, labels = colours()
+    images = images[..., 0] if grey else images
+    about = {"class_names": ["ä", "b c", "1", "", "unused"]}
+    parts = {
+        "train": ImageDataset.from_arrays(images, labels, **about),
+        "test": ImageDataset.from_arrays(images[:5] // 2, labels[:5], split="test", **about),
+    }
+    for split, part in parts.items():
+        part.save(str(tmp_path / files.format(split)))
+    for split, part in parts.items():
+        again = load_dataset(tmp_path / name, split)
+        assert again.fingerprint == part.fingerprint
+        assert torch.equal(again.images, part.images)
+        assert again.class_names == part.class_names
+
+
+def test_save_needs_the_suffix_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    data = small_set()
+    with pytest.raises(
+        ParameterError, match=r"mine' does not end in \.npz; wanted: NAME_train\.npz"
+    ):
+        data.save(tmp_path / "mine")
+    data.save(tmp_path / "mine.npz")
+    whole = (
+        load_dataset(tmp_path / "mine.npz", "train"),
+        load_dataset(tmp_path / "mine.npz", "test"),
+    )
+    assert sum(map(len, whole)) == len(data)
+    before = (tmp_path / "mine.npz").read_bytes()
+    monkeypatch.setattr(np, "savez", lambda file, **_: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        data.save(tmp_path / "mine.npz")
+    assert (tmp_path / "mine.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.npz"]
+
+
 # ---- names and files
 
 

@@ -1,6 +1,7 @@
 """The ``.npz`` form: what is read, what is refused by name, and that a file is written whole."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -40,18 +41,30 @@ def test_labels_of_every_integer_type_are_read(tmp_path):
             {"labels": np.array([0] * 7 + [255] * 13), "class_names": np.array(["a", "b"])},
             r"label 255 at index 7 is not in 0\.\.1 \(2 classes\)",
         ),
-        ({"labels": np.arange(20) / 1.0}, "labels are float64; save them as integers"),
+        ({"labels": np.arange(20) / 2}, "labels are float64; save them as integers"),
+        ({"labels": np.array([np.inf] + [0.0] * 19)}, "labels are float64; save them"),
+        ({"labels": np.array([-1.0] + [0.0] * 19)}, "label -1 at index 0"),
         ({"labels": np.array([b"a", None] * 10, object)}, "object arrays are not read"),
         ({"labels": 2 * np.eye(20)}, r"labels have shape \(20, 20\); allowed: \(N,\)"),
         (
             {"labels": np.array(["cat"] * 20), "class_names": np.array(["dog"])},
             r"label 'cat' is not among class_names \['dog'\]",
         ),
-        ({"images": np.ones((20, 8, 8), np.float32)}, "float32 from 1 to 1; save them as uint8"),
+        ({"images": np.full((20, 8, 8), 2, np.float32)}, "float32 from 2 to 2; save them as uint8"),
+        (
+            {"images": np.linspace(-1, 1, 320).reshape(20, 4, 4)},
+            r'from -1 to 1; .*: \(255 \* images\)\.round\(\)\.astype\("uint8"\) of 0\.\.1, ',
+        ),
+        ({"images": np.ones((20, 8, 8), bool)}, r"bool from 1 to 1; .*: \(255 \* images\)"),
+        ({"images": np.full((20, 8, 8), -1)}, "int64 from -1 to -1; save them as uint8"),
+        ({"images": np.full((20, 8, 8), 256)}, "int64 from 256 to 256; save them as uint8"),
         ({"images": np.full((20, 2, 2), np.nan)}, "float64 from nan to nan; save them as uint8"),
-        ({"images": np.zeros((20, 8, 8), np.int64)}, "images are int64; save them as uint8"),
-        ({"images": np.zeros((20, 64), np.uint8)}, r"shape \(20, 64\); allowed"),
-        ({"images": np.zeros((20, 3, 8, 8), np.uint8)}, r"shape \(20, 3, 8, 8\); allowed"),
+        ({"images": np.zeros((20, 8, 8), np.int64)}, "int64 from 0 to 0; save them as uint8"),
+        ({"images": np.zeros((20, 64), np.uint8)}, r"shape \(20, 64\); .*reshape\(-1, H, W\)"),
+        (
+            {"images": np.zeros((20, 4, 8, 8), np.uint8)},
+            r"shape \(20, 4, 8, 8\); allowed.*; try images\.transpose\(0, 2, 3, 1\)",
+        ),
         ({"images": RAGGED, "labels": np.arange(2)}, "ragged or object arrays are not read"),
         ({"class_names": np.array([["a"]])}, r"class_names are <U1 \(1, 1\)"),
         ({"class_names": np.arange(4)}, "class_names are int64"),
@@ -81,21 +94,60 @@ def test_missing_array_is_named_beside_those_there(tmp_path):
     np.savez(tmp_path / "b.npz", images=colours()[0], y=colours()[1])
     with pytest.raises(DataError, match=r"no array 'labels' \(found: images, y\)"):
         load_dataset(tmp_path / "b.npz", "train")
+    np.savez(tmp_path / "c.npz", **{f"{k}.png": 0 for k in range(9)})
+    text = r"no array 'images' and no array 'labels' \(found: 0.png, .* and 4 more\); wanted: an"
+    with pytest.raises(DataError, match=text):
+        load_dataset(tmp_path / "c.npz", "train")
 
 
 def test_damaged_file_is_refused_by_name(tmp_path):
     path = save_set(tmp_path / "a.npz")
     whole = path.read_bytes()
-    damaged = [b"", b"<!DOCTYPE html><html>404</html>", b"PK\x03\x04", whole[:-1], whole[:99]]
+    damaged = [b"PK\x03\x04", whole[:-1], whole[:99]]
     for place in (200, 1000, 3000):  # in the pixels, found by the checksum
         damaged.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.npz: the file is damaged .* or no \.npz"):
+        with pytest.raises(
+            DataError, match=r"a\.npz: the file is damaged: delete it .*; wanted: an"
+        ):
             load_dataset(path, "train")
-    np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"b\.npy: .* or no \.npz; wanted: an \.npz with images"):
-        load_dataset(tmp_path / "b.npy", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("l.csv", b"a.png,0\n", r"is no \.npz \(it begins with b'a\.png,0"),
+        ("x.npz", b"<!DOCTYPE html>", r"is no \.npz \(it begins with b'<!DOCTYPE"),
+        ("x.npz", b"", r"is no \.npz \(it is empty\)"),
+        ("x.txt", b"PK", r"is no \.npz"),
+        (
+            "x.npy",
+            None,
+            r"is one array; np\.savez\('x\.npz', images=…, labels=…\) makes a file of both",
+        ),
+        ("x.npy", b"torn", "is one array"),
+    ],
+)
+def test_file_of_another_kind_is_not_called_damaged(tmp_path, name, content, text):
+    if content is None:
+        np.save(tmp_path / name, np.zeros(3))
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{text}.*; wanted: an .npz with images") as caught:
+        load_dataset(tmp_path / name, "train")
+    assert "pickle" not in str(caught.value)
+    assert "damaged" not in str(caught.value)
+
+
+def test_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    path = save_set(tmp_path / "a.npz")
+    monkeypatch.setattr(npz.np, "load", refuse)
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read \(Permission denied\)"):
+        load_dataset(path, "train")
 
 
 def test_pickles_are_never_loaded(tmp_path):
@@ -106,8 +158,9 @@ def test_pickles_are_never_loaded(tmp_path):
     bomb = np.empty(20, object)
     bomb[:] = Bomb()
     for arrays in ({"labels": bomb}, {"images": bomb}, {"class_names": bomb}):
-        with pytest.raises(DataError, match="object arrays"):
+        with pytest.raises(DataError, match="object arrays") as caught:
             load_dataset(save_set(tmp_path / "a.npz", **arrays), "train")
+        assert "allow_pickle" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -228,5 +281,72 @@ def test_alpha_is_dropped_and_16_bits_become_8(tmp_path):
         load_dataset(save_set(tmp_path / "b.npz", images=rgba), "train")
     deep = np.full((20, 8, 8), 65535, np.uint16)
     deep[:, 0] = 257 * 3
-    shallow = load_dataset(save_set(tmp_path / "c.npz", images=deep), "train").images
+    with pytest.warns(UserWarning, match="images of 16 bits become 8: divided by 257"):
+        shallow = load_dataset(save_set(tmp_path / "c.npz", images=deep), "train").images
     assert set(shallow.flatten().tolist()) == {3, 255}
+
+
+GREY = np.arange(20 * 6 * 5, dtype=np.uint8).reshape(20, 6, 5)
+COLOURS = np.stack([GREY, GREY // 2, 255 - GREY], axis=3)
+
+
+@pytest.mark.parametrize(
+    ("images", "plain", "text"),
+    [
+        (GREY / 255, GREY, r"float64 in 0\.\.1 become uint8: \(255 \* images\)\.round"),
+        ((GREY / 255).astype(np.float32), GREY, r"float32 in 0\.\.1 become uint8"),
+        ((GREY - 0.4).clip(0) / 255, GREY, r"float64 in 0\.\.1 become uint8"),  # rounded
+        (GREY.astype(np.int64), GREY, r"int64 in 0\.\.255 become uint8"),
+        (GREY[:, None], GREY, r"\(20, 1, 6, 5\) become \(N, H, W, C\): channels were first"),
+        (COLOURS.transpose(0, 3, 1, 2), COLOURS, r"\(20, 3, 6, 5\) become"),
+        (COLOURS.transpose(0, 3, 1, 2) / 255, COLOURS, r"\(20, 3, 6, 5\) become"),
+    ],
+)
+def test_images_in_other_forms_are_the_same_with_a_warning(tmp_path, images, plain, text):
+    wanted = ImageDataset.from_arrays(plain, NUMBERS).fingerprint
+    with pytest.warns(UserWarning, match=f"images {text}"):
+        assert ImageDataset.from_arrays(images, NUMBERS).fingerprint == wanted
+    for split in ("train", "test"):
+        save_set(tmp_path / f"{split}.npz", images=images, labels=NUMBERS)
+    with pytest.warns(UserWarning, match=rf"test\.npz: images {text}"):
+        assert load_dataset(tmp_path, "test").fingerprint == wanted
+
+
+def test_channels_are_never_guessed():
+    images = np.arange(20 * 3 * 8 * 3, dtype=np.uint8).reshape(20, 3, 8, 3)
+    kept = ImageDataset.from_arrays(images, NUMBERS).images
+    assert np.array_equal(kept.permute(0, 2, 3, 1).numpy(), images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (NUMBERS.astype(np.float32), "in whole float32 become integers"),
+        (NUMBERS[:, None], r"\(20, 1\) become \(20,\)"),
+        (NUMBERS[:, None] / 1, "in whole float64 become integers"),
+        (np.eye(4)[NUMBERS], "in one-hot rows become their numbers"),
+    ],
+)
+def test_labels_in_other_forms_are_the_same_with_a_warning(tmp_path, labels, text):
+    wanted = ImageDataset.from_arrays(GREY, NUMBERS).fingerprint
+    with pytest.warns(UserWarning, match=f"labels {text}"):
+        assert ImageDataset.from_arrays(GREY, labels).fingerprint == wanted
+    save_set(tmp_path / "train.npz", images=GREY, labels=labels)
+    save_set(tmp_path / "test.npz", images=GREY, labels=NUMBERS)
+    with pytest.warns(UserWarning, match=rf"train\.npz: labels {text}"):
+        assert load_dataset(tmp_path, "train").fingerprint == wanted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the other file's labels are no change of this one's
+        load_dataset(tmp_path, "test")
+
+
+def test_arrays_take_texts_as_labels_and_leave_integers_from_1():
+    words = np.array(["bee", "ant", "cow", "dog"])[NUMBERS]
+    data = ImageDataset.from_arrays(GREY, words)
+    assert data.class_names == ("ant", "bee", "cow", "dog")
+    assert data.labels[:4].tolist() == [1, 0, 2, 3]
+    assert (
+        ImageDataset.from_arrays(GREY, words, class_names=list("x") + list(words[:4])).labels[0]
+        == 1
+    )
+    assert ImageDataset.from_arrays(GREY, NUMBERS + 1).num_classes == 5

@@ -78,6 +78,19 @@ def test_images_that_are_no_squares_are_named():
     assert said == "images are 8x10, no squares: give image_size, or cut them"
 
 
+def test_images_of_two_shapes_are_named():
+    small = np.random.default_rng(1).integers(0, 256, (6, 2, 2), dtype=np.uint8)
+    assert findings(*pair(test=small)) == [
+        "training images are 1x4x4, test images 1x2x2: make them alike"
+    ]
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+def test_a_set_of_one_class_is_named(names):
+    said = findings(*pair(labels=[0] * 6, class_names=names))
+    assert said[0] == "one class only: nothing to learn"
+
+
 def test_test_classes_of_unequal_sizes_are_named():
     said = findings(*pair(labels=[0, 0, 0, 0, 1, 1]))
     assert said == ["test classes have 2 to 4 images: look at the balanced error, the mean over "

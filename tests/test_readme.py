@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from helpers import colours, save_set
 from papermill.cli import papermill
 
-from hardtrain import RunStore
+from hardtrain import RunStore, build_network
 from hardtrain.__main__ import _parameters, _parser, main
 from hardtrain.report.claims import all_claims, findings_markdown
 from hardtrain.report.plan import plan
@@ -52,6 +52,16 @@ def test_a_sampler_in_ones_own_loop():
     exec(snippet, space)
     assert (model.weight != before).any()
     assert space["sampler"].round > 0
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    (snippet,) = (text for text in SNIPPETS if "def mine(" in text)
+    (tmp_path / "my_module.py").write_text(snippet)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build_network("my_module:mine", 3, 1, image_size=8)(torch.zeros(2, 1, 8, 8)).shape == (
+        2,
+        3,
+    )
 
 
 def test_whole_trainings_compared(tmp_path, monkeypatch):

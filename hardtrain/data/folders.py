@@ -1,6 +1,7 @@
 """Image sets as folders of pictures, one folder a class, and as any other program's data sets."""
 
 import difflib
+import functools
 import os
 import re
 import warnings
@@ -211,8 +212,15 @@ def _labels(classes: Sequence[Path]) -> np.ndarray:
 
 
 def _read(classes: Sequence[Path]) -> np.ndarray:
+    found = [(path, path.stat()) for folder in classes for path in _pictures(folder)]
+    stamps = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+    return _decoded(str(classes[0].parent), stamps)
+
+
+@functools.lru_cache(maxsize=1)  # a sweep asks for both splits, again and again
+def _decoded(source: str, stamps: tuple[tuple[Path, int, int], ...]) -> np.ndarray:
     images, faults = [], {}
-    for path in (picture for folder in classes for picture in _pictures(folder)):
+    for path, *_ in stamps:
         try:
             with Image.open(path) as image:
                 images.append(_pixels(str(path), image))
@@ -223,7 +231,7 @@ def _read(classes: Sequence[Path]) -> np.ndarray:
         why = faults[first]
         more = f", nor {len(others)} more: {listed(others)}" if others else ""
         raise DataError(f"{first} cannot be read as a picture ({why}){more}") from why
-    return _of_one_size(str(classes[0].parent), images)
+    return _of_one_size(source, images)
 
 
 def _pixels(where: str, image: Any) -> np.ndarray:

@@ -153,11 +153,24 @@ def test_pictures_of_several_sizes_become_one_with_a_warning(tmp_path):
     fill(tmp_path / "train", size=(20, 12))
     fill(tmp_path / "test", 2, size=(12, 16))
     picture(9, "L", (30, 10)).save(tmp_path / "test" / "ant" / "0.png")
-    with pytest.warns(UserWarning, match=r"of 3 sizes, from \(10, 30\) to \(16, 12\)"):
+    sizes = r"of 3 sizes, from \(10, 30\) to \(16, 12\); all are scaled and cut to 10x10"
+    with pytest.warns(UserWarning, match=sizes):
         train = load_dataset(tmp_path, "train")
     assert train.images.shape == (15, 3, 10, 10)
-    with pytest.warns(UserWarning, match="scaled and cut to 10x10"):
-        assert load_dataset(tmp_path, "test").images.shape == (6, 3, 10, 10)
+    assert load_dataset(tmp_path, "test").images.shape == (6, 3, 10, 10)  # read, and said, once
+
+
+def test_pictures_are_read_once_until_one_changes(tmp_path, monkeypatch):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", 2)
+    opened, read = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or read(path))
+    before = [load_dataset(tmp_path, split).fingerprint for split in ("train", "test", "train")]
+    number = len(opened)
+    assert number == len(set(opened))
+    picture(99).save(opened[0])
+    assert load_dataset(tmp_path, "train").fingerprint != before[0] == before[2]
+    assert len(opened) == 2 * number
 
 
 def test_faults_name_the_file(tmp_path):

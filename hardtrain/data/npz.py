@@ -293,7 +293,7 @@ def _read(
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """Why, in words of ours: numpy's advise to load what is unsafe."""
+    """Why, in words of ours: NumPy's advise loading what is unsafe."""
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read ({error.strerror})"
     if path.suffix.lower() == ".npy":

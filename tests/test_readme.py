@@ -56,12 +56,10 @@ def test_a_sampler_in_ones_own_loop():
 
 def test_a_network_of_ones_own(tmp_path, monkeypatch):
     (snippet,) = (text for text in SNIPPETS if "def mine(" in text)
-    (tmp_path / "my_module.py").write_text(snippet)
+    (tmp_path / "networks_of_mine.py").write_text(snippet)
     monkeypatch.syspath_prepend(tmp_path)
-    assert build_network("my_module:mine", 3, 1, image_size=8)(torch.zeros(2, 1, 8, 8)).shape == (
-        2,
-        3,
-    )
+    model = build_network("networks_of_mine:mine", 3, 1, image_size=8)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
 
 def test_whole_trainings_compared(tmp_path, monkeypatch):

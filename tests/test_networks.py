@@ -578,6 +578,8 @@ def unmarked(in_channels, image_size):
 def own(tmp_path, monkeypatch):
     """A function that writes the module ``own_networks``, and forgets it as it was."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    # a file of the same second and size would be taken for the one that was compiled
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(number=1, width=7):
         (tmp_path / "own_networks.py").write_text(OWN.format(number=number, width=width))

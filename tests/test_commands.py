@@ -251,6 +251,7 @@ def test_what_a_notebook_answers_is_printed_behind_its_end(tmp_path):
         nbformat.v4.new_output("display_data", {"text/markdown": text})
         for text in ("Nothing helps.", "| a | table |")
     ]
+    outputs.append(nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="}))
     cells = [nbformat.v4.new_code_cell("x", outputs=outputs) for _ in range(2)]
     cells[1].metadata["tags"] = ["answer"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")

@@ -186,7 +186,8 @@ def answers(path: Path) -> list[str]:
     """What an executed notebook says in its cells that are tagged "answer", a text each."""
     tagged = [c for c in read_notebook(path).cells if "answer" in c.metadata.get("tags", ())]
     data = [output.get("data", {}) for cell in tagged for output in cell.outputs]
-    return [text for text in (each.get("text/markdown", "") for each in data) if text[:1] != "|"]
+    texts = (each.get("text/markdown", "") for each in data)
+    return [text for text in texts if text and not text.startswith("|")]  # tables are files, too
 
 
 def _without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

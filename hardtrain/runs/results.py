@@ -143,7 +143,7 @@ def _alike(entries: Sequence[committed.Entry]) -> list[committed.Entry]:
 
 
 def merge_results(folders: Sequence[str | os.PathLike], out_dir: str | os.PathLike) -> int:
-    """Write the runs of several figure folders, as of several machines, into ``out_dir``.
+    """Add the runs of several figure folders, as of several machines, to what is in ``out_dir``.
 
     A run whose numbers agree stands there once. One with other numbers elsewhere stands there
     once for each environment; tables show the first and say so (see `environments`).

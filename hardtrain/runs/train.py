@@ -295,7 +295,7 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     classes, channels = train.num_classes, train.in_channels
     model = networks.build_network(run.network, classes, channels, stem=run.stem, image_size=size)
     if ":" in run.network:
-        _try(run, model, (2, channels, size, size), classes)
+        _require_logits(run, model, (2, channels, size, size), classes)
     sizes = set() if run.drop_last else {len(train) % run.batch_size}
     if sizes == {1} and run.batch_size > 1 and networks.normalises_one(model, size):
         sizes = set()
@@ -344,9 +344,9 @@ def build(run: Run, train: ImageDataset, test: ImageDataset) -> tuple[nn.Module,
     return model, method
 
 
-def _try(run: Run, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
-    """Refuse a network of anyone's own that makes no logits of two images, before data is touched.
-    Nothing is computed: the images have a shape but no content."""
+def _require_logits(run: Run, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a network of anyone's own that makes no logits of images of this ``shape``. Nothing is
+    computed: the images have no content."""
     try:
         ends = tuple(copy.deepcopy(model).to("meta")(torch.zeros(shape, device="meta")).shape)
     except Exception as error:  # whatever it raises

@@ -165,9 +165,9 @@ def fit(
             one_pass = method.batches if method.whole_passes else islice(batches, steps_per_epoch)
             for planned, batch in enumerate(one_pass, first):
                 rate = learning_rate(run, planned, steps_per_epoch)
-                values = take_step(batch, rate)  # forward, backward, optimiser
-                method.observe(batch.indices, values[:-1])
-                trace.add(values)
+                losses, objective = take_step(batch, rate)  # forward, backward, optimiser
+                method.observe(batch.indices, losses)
+                trace.add(losses, objective)
                 step += 1
                 is_due = is_evaluated(step)
                 if method.whole_passes:  # whose ends come below
@@ -257,8 +257,8 @@ def _evaluations(run: Any, steps_per_epoch: int) -> Callable[[int], bool]:
 
 
 class _Trace:
-    """Losses since the last evaluation, left on the device until they are read: of each step one
-    tensor, its losses and behind them its objective; of finished epochs one for all steps."""
+    """Losses since the last evaluation, left on the device until they are read: of each step its
+    losses and behind them its objective; of finished epochs one tensor for all steps."""
 
     def __init__(self, run: Any, device: torch.device):
         self.run, self.device = run, device
@@ -266,9 +266,9 @@ class _Trace:
         self.sizes: list[int] = []  # of each step
         self.starts = [0]  # the first step of each epoch
 
-    def add(self, values: Tensor) -> None:
-        self.values.append(values)
-        self.sizes.append(len(values))
+    def add(self, losses: Tensor, objective: Tensor) -> None:
+        self.values += losses, objective
+        self.sizes.append(losses.numel() + 1)
 
     def end_epoch(self, step: int) -> None:
         """``step`` is the first of the next one."""
@@ -316,7 +316,7 @@ class _Trace:
         self.starts = list(state.get("starts", ()))
         if "losses" in state:  # two tensors a step, in checkpoints of version 0.1
             for losses, objective in zip(state["losses"], state["objectives"], strict=True):
-                self.add(torch.cat([losses, objective.view(1)]).to(self.device))
+                self.add(losses.to(self.device), objective.view(1).to(self.device))
             return
         self.values = [values.to(self.device) for values in state["values"]]
         self.sizes = list(state["sizes"])

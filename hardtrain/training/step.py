@@ -30,23 +30,24 @@ def replays(device: torch.device) -> bool:
 class Step:
     """The plain step: forward, backward, optimiser.
 
-    ``step(batch, rate)`` gives the losses ``(B,)`` and behind them the objective, ``(B + 1,)``.
+    ``step(batch, rate)`` gives the losses ``(B,)`` and the objective ``(1,)``, both detached.
     """
 
     def __init__(self, run: Any, model: nn.Module, method: Any, optimizer: torch.optim.Optimizer):
         self.run, self.method, self.optimizer = run, method, optimizer
         self.model = torch.compile(model) if run.compiled else model
         self.device = next(model.parameters()).device
+        self.precision = precision_context(run.precision, self.device)
         self.rate = torch.zeros((), device=self.device) if replays(self.device) else None
 
-    def __call__(self, batch: Any, rate: float) -> Tensor:
+    def __call__(self, batch: Any, rate: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self.rate is None else self.rate.fill_(rate)
         self.method.advance()
         return self.take(batch)
 
-    def take(self, batch: Any) -> Tensor:
-        with precision_context(self.run.precision, self.device):
+    def take(self, batch: Any) -> tuple[Tensor, Tensor]:
+        with self.precision:
             losses, loss = self.method.objective(self.model, batch)
         if not loss.requires_grad:
             raise ParameterError(
@@ -55,7 +56,7 @@ class Step:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return torch.cat([losses.detach(), loss.detach().view(1)])
+        return losses.detach(), loss.detach().view(1)
 
 
 class ReplayedStep(Step):
@@ -74,7 +75,7 @@ class ReplayedStep(Step):
         self.taken: Counter[tuple] = Counter()  # eager steps
         self.captures = True
 
-    def take(self, batch: Any) -> Tensor:
+    def take(self, batch: Any) -> tuple[Tensor, Tensor]:
         shapes = [(part.shape, part.stride(), part.dtype) for part in _tensors(batch)]
         key = (*shapes, self.method.graph_key())
         if self.captures and key not in self.graphs and self.taken[key] >= WARM_UP:
@@ -83,8 +84,8 @@ class ReplayedStep(Step):
             return self.graphs[key](batch)
         self.taken[key] += 1
         with self.recorder.aside():
-            values = super().take(batch)
-        return values.clone()  # in memory of the stream in use
+            losses, objective = super().take(batch)
+        return losses.clone(), objective.clone()  # in memory of the stream in use
 
     def _capture(self, key: tuple, batch: Any) -> None:
         try:
@@ -99,16 +100,18 @@ class ReplayedStep(Step):
 
 
 class _Graph:
-    """A captured function of a batch, with the memory that it reads and writes."""
+    """A captured step of a batch, with the memory that it reads and writes."""
 
-    def __init__(self, recorder: Any, function: Callable[[Any], Tensor], batch: Any):
+    def __init__(self, recorder: Any, take: Callable[[Any], Sequence[Tensor]], batch: Any):
         self.batch = _cloned(batch)
-        self.replay, self.values = recorder.record(lambda: function(self.batch))
+        # one tensor, so that one copy is taken out
+        self.replay, self.values = recorder.record(lambda: torch.cat([*take(self.batch)]))
 
-    def __call__(self, batch: Any) -> Tensor:
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         torch._foreach_copy_(list(_tensors(self.batch)), list(_tensors(batch)))
         self.replay()
-        return self.values.clone()
+        values = self.values.clone()
+        return values[:-1], values[-1:]
 
 
 class CudaRecorder:

@@ -144,6 +144,13 @@ def test_another_containers_temporary_file_is_kept_until_it_is_a_day_old(tmp_pat
     assert not partial.exists()
 
 
+def test_the_temporary_file_of_a_living_process_is_kept(tmp_path):
+    partial = tmp_path / f".a.12345678.{files._HOST}.{os.getpid()}.partial"
+    partial.write_bytes(b"half")
+    files.remove_stale_partials(tmp_path)
+    assert partial.exists()
+
+
 def test_of_several_files_none_is_changed_if_one_cannot_be_written(tmp_path):
     write_together({tmp_path / "a": b"old", tmp_path / "b": b"old"})
 

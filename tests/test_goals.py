@@ -105,6 +105,8 @@ def test_the_next_search_stays_below_its_bound_as_often_as_it_says():
     assert (theirs[:, 0] <= ours[:, 3]).mean() == pytest.approx(0.9615, abs=0.012)
     assert (theirs[:, 0] < ours[:, 0]).mean() == pytest.approx(0.5, abs=0.03)
     assert steps_to_goal(trials(a=[0.1], b=[0.1]), 0.2).next_below == math.inf  # two are too few
+    backwards = {f"t{i}": [0.9] * (7 - i) + [0.1] for i in range(8)}
+    assert steps_to_goal(trials(**backwards), 0.2).next_below == 400
 
 
 @pytest.mark.parametrize(

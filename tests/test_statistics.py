@@ -10,6 +10,7 @@ import scipy.stats
 from hardtrain import ParameterError
 from hardtrain.statistics import (
     PairedDifference,
+    detectable,
     direction,
     holm,
     holm_corrected,
@@ -363,6 +364,16 @@ def test_holm_corrected_changes_p_alone():
     assert corrected[1] is None
     assert [one.p for one in corrected[::2]] == pytest.approx([0.02, 0.04])
     assert corrected[0]._replace(p=0.01) == pair[0]
+
+
+@pytest.mark.parametrize("questions", [1, 4])
+def test_a_detectable_effect_is_seen_as_often_as_its_power_says(questions):
+    rng, n, power = np.random.default_rng(0), 10, 0.9
+    differences = rng.normal(0, 1, (40_000, n))
+    seen = paired_difference(dict(enumerate(differences[0])), dict.fromkeys(range(n), 0.0))
+    effect = detectable(seen, power, questions) / differences[0].std(ddof=1)
+    p = scipy.stats.ttest_1samp(differences + effect, 0, axis=1).pvalue
+    assert (p < 0.05 / questions).mean() == pytest.approx(power, abs=0.03)
 
 
 def test_sampling_deviation_is_that_of_a_binomial():

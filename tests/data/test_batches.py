@@ -8,7 +8,7 @@ import torch
 from helpers import colours, seeded, small_set
 
 from hardtrain import ImageDataset, ParameterError
-from hardtrain.data.batches import Batches, Transform
+from hardtrain.data.batches import Batches, PairedBatches, Transform
 from hardtrain.data.samplers import UniformBatchSampler
 
 # ---- transforms
@@ -247,6 +247,13 @@ def test_batches_give_channels_last_with_the_same_numbers():
 def test_batches_reject_indices_that_are_no_positions(indices, message):
     with pytest.raises(ParameterError, match=message):
         list(Batches(small_set(), Transform.of(small_set()), [indices]))
+
+
+def test_a_pass_of_pairs_takes_no_more_partners_than_it_has_batches():
+    dataset, partners = small_set(), iter(range(9))
+    pairs = PairedBatches(Batches(dataset, Transform.of(dataset), [[0, 1], [2]]), partners)
+    assert [(pair.indices.tolist(), pair.second) for pair in pairs] == [([0, 1], 0), ([2], 1)]
+    assert next(partners) == 2
 
 
 def test_batches_want_a_generator_as_soon_as_they_are_made():

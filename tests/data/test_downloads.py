@@ -51,6 +51,17 @@ def test_download_is_written_once_in_our_form(tmp_path, monkeypatch):
     assert kept == {"mnist_train.npz", "mnist_test.npz"}
 
 
+def test_a_programs_own_time_limit_of_sockets_is_put_back(tmp_path, monkeypatch):
+    offer(monkeypatch, MNIST=type("MNIST", (Standin,), {}))
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(7.0)
+    try:
+        load_dataset("mnist", "train", root=tmp_path)
+        assert socket.getdefaulttimeout() == 7.0
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def test_download_of_one_missing_split_leaves_the_other_alone(tmp_path, monkeypatch):
     offer(monkeypatch, MNIST=type("MNIST", (Standin,), {}))
     save_set(tmp_path / "mnist_train.npz", class_names=np.array(["zero", "one", "two", "three"]))

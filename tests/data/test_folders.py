@@ -55,6 +55,16 @@ def test_one_folder_is_split_by_content_alone(tmp_path):
     assert load_dataset(tmp_path / "same", "test").fingerprint == test.fingerprint
 
 
+def test_a_picture_that_is_changed_in_its_place_is_read_again(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", 1)
+    place = tmp_path / "train" / "ant" / "a.bmp"  # of one size, whatever it shows
+    for value in (7, 99):
+        picture(value).save(place)
+        os.utime(place, (value, value))
+        assert load_dataset(tmp_path, "train").images[5, 0, 0, 0] == value
+
+
 def test_train_alone_is_split_with_a_warning(tmp_path):
     fill(tmp_path / "train", 10)
     with pytest.warns(UserWarning, match="neither test nor val; train is split 80/20"):

@@ -280,7 +280,7 @@ def test_alpha_is_dropped_and_16_bits_become_8(tmp_path):
     with pytest.warns(UserWarning, match="alpha is dropped"):
         load_dataset(save_set(tmp_path / "b.npz", images=rgba), "train")
     deep = np.full((20, 8, 8), 65535, np.uint16)
-    deep[:, 0] = 257 * 3
+    deep[:, 0], deep[:, 1] = 257 * 3, 257 * 3 + 256
     with pytest.warns(UserWarning, match="images of 16 bits become 8: divided by 257"):
         shallow = load_dataset(save_set(tmp_path / "c.npz", images=deep), "train").images
     assert set(shallow.flatten().tolist()) == {3, 255}

@@ -40,6 +40,8 @@ def test_training_images_that_occur_twice_are_counted():
     images = pair()[0].images[:, 0].numpy().copy()
     images[5] = images[0]
     assert findings(*pair(train=images)) == ["1 training images occur more than once"]
+    _, shared = findings(*pair(train=images, test=images[[5, 5, 5, 5, 5, 5]]))
+    assert shared.endswith("the first is number 0, there number 0")
 
 
 def test_images_of_one_colour_are_named():

@@ -278,6 +278,7 @@ def test_mmd_with_one_float64_set_is_float64():
     x, y = features(4, 5, 2)
     expected = mmd(x, y.float().double())
     assert torch.equal(mmd(x, y.float()), expected)
+    assert torch.equal(mmd(x.float(), y), mmd(x.float().double(), y))
     assert expected.dtype == torch.float64
 
 

@@ -133,6 +133,15 @@ def test_a_last_batch_of_one_sample_joins_the_one_before():
     assert [len(batch) for batch in sampler_of(1, 4)] == [1]
 
 
+@pytest.mark.parametrize("reading", ["paper", "code"])
+def test_losses_equal_to_their_mean_are_not_below_it(reading):
+    for _ in range(5):
+        sampler = after_a_pass(torch.full((12,), 0.5), reading=reading, ratio=0.9)
+        batches = list(sampler)
+        assert sorted(itertools.chain(*batches)) == list(range(12))
+        assert sampler.weights(batches[0]).tolist() == [1.0] * 8
+
+
 def test_ratio_zero_is_the_plain_order():
     sampler, plain = sampler_of(ratio=0), generator()
     for _ in range(3):

@@ -5,6 +5,8 @@ import pytest
 from helpers import interrupt_after
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
+from hardtrain.runs.run_data import load_data
+from hardtrain.runs.train import build
 from hardtrain.training import lookup
 
 KEEP = ("final_weights",)
@@ -27,6 +29,8 @@ def alike(a, b):
         ("trimming+random_share", {"random_share_share": 1.0}, "trimming", {}),
         ("gradient_noise+active_bias", {"alpha": 0.0, "variant": "SPV"}, "active_bias",
          {"variant": "SPV"}),
+        ("gradient_noise+selective_backprop", {"alpha": 0.0}, "selective_backprop", {}),
+        ("gradient_noise+reducible_loss", {"alpha": 0.0}, "reducible_loss", {}),
     ],
 )  # fmt: skip
 def test_a_part_that_does_nothing_leaves_the_other_bit_for_bit(
@@ -53,9 +57,15 @@ def test_both_parts_act(tiny_run, store):
     assert kept.tolist() == pytest.approx([1, 1 - 0.8 / 3, 1 - 1.6 / 3, 0.2])
 
 
-def test_a_combination_goes_on_after_a_pause_with_the_same_bits(tiny_run, store):
-    method = "hard_batches+trimming+gradient_noise"
-    run = tiny_run(method=method, options={"alpha": 1e-4, "delta": 0.8}, epochs=4, keep=KEEP)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("hard_batches+trimming+gradient_noise", {"alpha": 1e-4, "delta": 0.8}),
+        ("trimming+gradient_noise", {}),  # each has a generator called order
+    ],
+)
+def test_a_combination_goes_on_after_a_pause_with_the_same_bits(tiny_run, store, method, options):
+    run = tiny_run(method=method, options=options, epochs=4, keep=KEEP)
     frame = run_missing([run], store)
     for end in (1, 3):
         other = type(store)(store.path.with_name(f"paused{end}"), checkpoint_seconds=0.0)
@@ -71,9 +81,10 @@ def test_artefacts_are_those_of_the_parts(tiny_run, store):
     counts = load_artefact(run, "sample_counts", store)["counts"].sum()
     assert load_artefact(run, "batch_log", store)["ids"].shape == (16,)
     assert 0 < counts < 4 * 60  # of what was kept, not of all that were in a batch
-    share = tiny_run(method="random_share+trimming", epochs=4, keep=("sample_counts",))
-    kept = load_artefact(share, "sample_counts", store)["counts"].sum()
-    assert 0 < kept < 4 * 30  # trimming's, who decides what counts
+    for method in ("random_share+trimming", "trimming+random_share"):
+        share = tiny_run(method=method, epochs=4, keep=("sample_counts",))
+        kept = load_artefact(share, "sample_counts", store)["counts"].sum()
+        assert 0 < kept < 4 * 30  # trimming's, who decides what counts
 
 
 def test_options_are_those_of_the_parts(tiny_run):
@@ -93,8 +104,19 @@ def test_the_key_follows_the_versions_of_all_parts(tiny_run, monkeypatch):
 
     before = tiny_run(method="trimming+gradient_noise").key
     assert before != tiny_run(method="trimming").key
-    monkeypatch.setattr(methods.gradient_noise, "VERSION", 99)
-    assert tiny_run(method="trimming+gradient_noise").key != before
+    keys = {before}
+    for part, number in ((methods.gradient_noise, 99), (methods.trimming, 98)):
+        monkeypatch.setattr(part, "VERSION", number)
+        keys.add(tiny_run(method="trimming+gradient_noise").key)
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(("share", "replayed"), [("hardest", True), ("random", False)])
+def test_steps_are_replayed_only_where_all_parts_allow_it(tiny_run, share, replayed):
+    run = tiny_run(method="trimming+gradient_noise", options={"share": share})
+    train, test, _ = load_data(run)
+    _, method = build(run, train, test)
+    assert (method.graph_key is not None) is replayed
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,42 @@ def test_fit_names_the_first_step_with_a_loss_that_is_not_finite(tiny_run):
     assert [row["epoch"] for row in caught.value.history] == [1.0]
 
 
+def test_fit_ends_with_the_epoch_in_which_a_loss_is_not_finite(tiny_run):
+    seen = iter(range(100))
+
+    def objective(model, batch):
+        losses = pieces.sample_losses(model, batch)
+        return losses, losses.mean() * (math.nan if next(seen) == 1 else 1.0)
+
+    with pytest.raises(DivergedError, match="epoch 0, step 1"):  # not evaluated before its end
+        trained(tiny_run(epochs=3, evaluate_every=3), objective=objective)
+    assert next(seen) == 4
+
+
+def test_where_epochs_began_is_known_after_a_pause(tiny_run):
+    run, places = tiny_run(), torch.device("cpu")
+    trace, resumed = loop._Trace(run, places), loop._Trace(run, places)
+    for step in (3, 5):  # passes of three and of two steps
+        trace.end_epoch(step)
+    resumed.load_state_dict(copied(trace.state_dict()))
+    for step, epoch in ((2, 0), (3, 1), (4, 1), (5, 2)):
+        with pytest.raises(DivergedError) as caught:
+            resumed.require_finite(math.nan, step)
+        assert (caught.value.epoch, caught.value.step) == (epoch, step)
+
+
+def test_the_objective_of_an_epoch_is_the_mean_over_its_steps(tiny_run):
+    given = []
+
+    def objective(model, batch):
+        losses = pieces.sample_losses(model, batch)
+        given.append(losses.mean() * (1 + len(given)))
+        return losses, given[-1]
+
+    _, history, _ = trained(tiny_run(epochs=1), objective=objective)
+    assert history[0]["objective"] == pytest.approx(sum(given).item() / 4, rel=1e-6)
+
+
 def test_fit_finds_a_single_infinite_sample_loss(tiny_run):
     seen = iter(range(100))
 

@@ -7,15 +7,16 @@ import itertools
 import pytest
 import torch
 from helpers import copied, interrupt_after, same
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hardtrain import ParameterError, load_artefact, load_history, run_missing
-from hardtrain.data.batches import PairedBatch
+from hardtrain.data.batches import Batch, PairedBatch
 from hardtrain.runs.run_data import load_data
 from hardtrain.runs.train import build
 from hardtrain.strategies import _checks, distribution_matching
-from hardtrain.training import loop, methods, randomness, step
+from hardtrain.training import loop, methods, pieces, randomness, step
 from hardtrain.training.step import ReplayedStep, Step
 
 
@@ -178,6 +179,26 @@ def test_each_shape_and_each_key_is_captured_once(tiny_run, monkeypatch):
     run = tiny_run(method="trimming", epochs=5, batch_size=8)
     _, _, recorder = trained(run, monkeypatch)
     assert (recorder.recorded, recorder.eager, recorder.replayed) == (5, 20, 20)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_batches_of_another_memory_format_are_captured_by_themselves(tiny_run, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    method = loop.Method([], pieces.mean_objective, graph_key=loop.nothing)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(model, optimizer)
+    taken = ReplayedStep(tiny_run(), model, method, optimizer, recorder=recorder)
+    given = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        for _ in range(step.WARM_UP + 2):
+            given.append(torch.randn(2, 3, 4, 4).contiguous(memory_format=form))
+            taken.take(Batch(given[-1], torch.tensor([0, 2]), torch.arange(2)))
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+    assert len({inputs.sum().item() for inputs in given}) == len(given)  # a batch stays its own
+    theirs = torch.ones(3)
+    monkeypatch.setattr(Step, "take", lambda *_: (theirs, theirs))
+    ours = taken.take(Batch(torch.randn(3, 3, 4, 4), torch.tensor([0, 1, 2]), torch.arange(3)))
+    assert not {part.data_ptr() for part in ours} & {theirs.data_ptr()}  # memory of the captures
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -239,7 +239,11 @@ def test_records_of_data_that_is_not_at_hand_are_looked_up_with_one_listing(read
     for number in range(20):
         assert ready.load(f"{number:020x}", None)["key"] == f"{number:020x}"
     assert len(listings) == 1
+    folder, now = ready.path / "records", time.monotonic()
+    before = folder.stat().st_mtime_ns
     ready.save(RECORD | {"key": "f" * 20})
+    os.utime(folder, ns=(before, before))  # saved within one tick of the file system's clock
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
     assert ready.load("f" * 20, None)["key"] == "f" * 20
     assert ready.load("e" * 20, None) is None
 

@@ -122,7 +122,10 @@ def test_focal_loss_is_its_formula(tiny_run):
         cross_entropy(logits, targets, reduction="none").tolist()
     )
     assert loss.item() == pytest.approx(((1 - right) ** 2 * -right.log()).mean().item(), rel=1e-5)
-    assert ours.grad.isfinite().all()
+    exact = logits.clone().requires_grad_()
+    right = exact.softmax(1)[torch.arange(6), targets]
+    ((1 - right) ** 2 * -right.log()).mean().backward()
+    torch.testing.assert_close(ours.grad, exact.grad.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_random_share_draws_anew_each_epoch_and_has_its_own_schedule(tiny_run):
@@ -288,6 +291,16 @@ def test_a_loss_that_is_not_finite_is_found_in_its_epoch(tiny_run):
             loop.fit(run, model, method, lambda model: {})
     assert (caught.value.epoch, caught.value.step) == (5, whole - 1)
     assert (whole - 1) // 4 < 5  # passes are shorter than 4 batches
+
+
+@pytest.mark.parametrize("method", ["active_bias", "dynamic_pruning"])
+def test_losses_that_are_no_probabilities_are_the_loops_to_find(tiny_run, method):
+    run = tiny_run(method=method)
+    method = lookup.find_method(method)(run, load_data(run)[0], network(), **run.options)
+    batch = next(iter(method.batches))
+    losses = torch.full((len(batch.indices),), math.nan)
+    losses[:3] = torch.tensor([-1e-6, math.inf, -math.inf])
+    method.observe(batch.indices, losses)
 
 
 @pytest.mark.parametrize("method", ["selective_backprop", "reducible_loss"])

@@ -1,5 +1,6 @@
 """What methods, loop and evaluation share: losses, precision, generators, states of generators."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from hardtrain import build_network
+from hardtrain.runs.run_data import load_data
 from hardtrain.training import pieces, randomness
 
 CPU = torch.device("cpu")
@@ -25,6 +27,38 @@ def test_sample_losses_are_float32_under_autocast():
     batch = SimpleNamespace(inputs=torch.randn(4, 1, 8, 8), targets=torch.tensor([0, 1, 2, 0]))
     with torch.autocast("cpu", torch.bfloat16):
         assert pieces.sample_losses(model, batch).dtype == torch.float32
+    logits = torch.randn(4, 3).bfloat16()
+    expected = pieces.class_losses(logits.float(), batch.targets)
+    assert torch.equal(pieces.class_losses(logits, batch.targets), expected)
+
+
+def test_batches_of_another_prefix_have_an_order_and_an_augmentation_of_their_own(tiny_run):
+    run = tiny_run(augment="crop+flip")
+    train, _, _ = load_data(run)
+    drawn = []
+    for prefix in ("", "second "):
+        batches, state = pieces.uniform_batches(run, train, prefix=prefix)
+        assert set(state) == {f"{prefix}order", f"{prefix}augmentation"}
+        drawn.append([generator.initial_seed() for generator in state.values()])
+        assert state[f"{prefix}augmentation"] is batches.generator
+    assert len({seed for seeds in drawn for seed in seeds}) == 4
+
+
+@pytest.mark.parametrize(
+    ("chosen", "drop_last", "sizes"),
+    [(6, False, [3, 3]), (7, False, [3, 3]), (8, False, [3, 3, 2]), (8, True, [3, 3]),
+     (1, False, [1]), (2, True, [2])],
+)  # fmt: skip
+def test_chosen_batches_leave_a_last_single_sample_out(tiny_run, chosen, drop_last, sizes):
+    run = tiny_run(batch_size=10)
+    candidates, _ = pieces.uniform_batches(run, load_data(run)[0])
+    left = iter([chosen, 0, 0, 0, 0, 0])
+
+    def choose(batch):
+        return torch.arange(next(left))
+
+    batches = pieces.ChosenBatches(candidates, choose, 3, drop_last=drop_last)
+    assert [len(batch.indices) for batch in batches] == sizes
 
 
 def test_generators_of_one_seed_differ_by_purpose_and_repeat():
@@ -53,6 +87,21 @@ def test_isolated_randomness_seeds_and_leaves_the_callers_state_alone():
         assert torch.equal(torch.rand(4), after)
     with randomness.isolated_randomness(4, CPU):
         assert not torch.equal(torch.rand(4), first)
+
+
+def test_threads_take_turns_with_the_global_generators():
+    entered = threading.Event()
+
+    def enter():
+        with randomness.isolated_randomness(4, CPU):
+            entered.set()
+
+    with randomness.isolated_randomness(3, CPU):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(60)
+    thread.join()
 
 
 def test_a_global_state_goes_back_to_its_own_kind_of_device_only():

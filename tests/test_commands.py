@@ -189,6 +189,11 @@ def test_plan_finds_what_is_finished_and_goes_on_behind_it(tiny, places):
     assert not (places / "figures" / "tiny").exists()
 
 
+def test_plan_says_that_more_runs_follow_in_the_same_cell(tiny):
+    assert plan(tiny(PARAMETERS, BOOK, FIRST + SECOND), {}).more
+    assert not plan(tiny(PARAMETERS, BOOK, FIRST), {}).more
+
+
 def test_a_notebook_without_parameters_asks_for_no_runs(tiny, capsys):
     path = tiny("1 / 0")
     notebook = nbformat.read(path, 4)

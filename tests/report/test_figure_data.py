@@ -199,6 +199,17 @@ def test_stale_names_a_function_that_is_gone(tmp_path):
     assert "os:remove is no function of ours" in foreign
 
 
+def test_stale_names_what_other_code_computed(tmp_path):
+    sizes = {"datasets": ("digits",), "train_size": 20, "test_size": 20}
+    figure_data("fig_1", sample_images, tmp_path, use_committed=False, **sizes)
+    assert stale(tmp_path) == []
+    with np.load(tmp_path / "fig_1.npz") as arrays:
+        changed = dict(arrays) | {"code": np.array("0" * 20)}
+    np.savez(tmp_path / "fig_1.npz", **changed)
+    (line,) = stale(tmp_path)
+    assert "hardtrain.report.notebook:sample_images reaches has changed since" in line
+
+
 def test_figure_data_of_another_function_is_not_taken(tmp_path, committed):
     def doubled(factor):
         return {"values": 2 * factor * np.arange(3.0)}

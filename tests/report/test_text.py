@@ -21,6 +21,7 @@ def test_format_interval_reads_like_a_table_cell():
     assert format_interval(interval, scale=100) == f"17.40 ± {half:.2f} (n = 3)"
     assert format_interval(interval, digits=1, scale=100) == f"17.4 ± {half:.1f} (n = 3)"
     assert format_interval(mean_interval([17.43])) == "17.43 (n = 1)"
+    assert format_interval(Interval(0.2, 0.1, 0.3, 3), 1, -100) == "-20.0 ± 10.0 (n = 3)"
     assert format_interval(Interval(-0.001, -0.002, 0.0, 5)) == "0.00 ± 0.00 (n = 5)"
     measured = PairedDifference(0.4, 0.1, 0.7, 0.01, 10)
     assert format_interval(measured, signed=True) == "+0.40 ± 0.30 (n = 10)"

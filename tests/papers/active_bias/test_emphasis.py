@@ -212,6 +212,10 @@ def test_reading_effects_scope_is_the_spread_of_means(histories, smoothed_run):
     # of a mean of 10 out of 60 without replacement; a standard deviation is good to 1/sqrt(2n)
     exact = weights.std(ddof=1) * math.sqrt((1 - 10 / 60) / 10)
     assert scope == pytest.approx(exact, rel=5 / math.sqrt(2 * 4000))
+    draws = np.random.default_rng(0)
+    a, b = (draws.choice(weights, 10, replace=False).mean() for _ in range(2))
+    (scope,) = emphasis.reading_effects([arrays], runs=[run], num_batches=2)["scope"]
+    assert scope == pytest.approx(abs(a - b) / math.sqrt(2), rel=1e-3)
 
 
 def test_reading_effects_take_the_unbiased_variance_by_n_minus_1(histories, smoothed_run):

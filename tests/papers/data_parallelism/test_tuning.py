@@ -281,6 +281,8 @@ def test_goal_is_what_every_network_reached(tiny_set, protocol):
     assert pilot_goals(*found, backwards, {tiny_set: 0.7}) == goals
     # upwards: 0.2 + 0.05 * 0.47 = 0.2235
     assert pilot_goals(*found, pilots, {tiny_set: 0.67}) == {(tiny_set, 0.0): 0.224}
+    assert 0.2 + 0.05 * (0.9 - 0.2) > 0.235  # by the last bit
+    assert pilot_goals(*found, pilots, {tiny_set: 0.9}) == {(tiny_set, 0.0): 0.235}
 
 
 def test_goal_of_a_pilot_that_diverged_or_was_not_run(tiny_set, protocol):

@@ -153,9 +153,9 @@ def test_step_time_table_gives_means_over_rounds_and_a_whole_training():
     rounds = np.array([[1.0, 0.5], [1.2, 0.5], [1.1, 0.8]])
     kinds = ("trim", "trim_batch_norm", "trimmed_backward")
     measured = {"keeps": np.array([1.0, 0.2])} | {kind: rounds + i for i, kind in enumerate(kinds)}
-    table = step_time_table(measured, np.array([1.0, 0.6, 0.2]))
+    table = step_time_table(measured, np.array([1.0, 1.0, 0.6]))
     assert table["part that counts (%)"].tolist() == ["100", "20", "whole training"]
     assert table["trim"].tolist()[0].startswith("1.10 ± 0.25 (n = 3)")
     assert table["trim"].tolist()[1].startswith("0.60 ± 0.43")
-    assert table["trim"].iloc[2] == "0.80"  # medians 1.1 and 0.5, and half-way between them
-    assert table["trimmed_backward"].iloc[2] == "2.80"
+    assert table["trim"].iloc[2] == "1.00"  # median 1.1 twice, and half-way to 0.5
+    assert table["trimmed_backward"].iloc[2] == "3.00"

@@ -206,7 +206,8 @@ def test_numbers_of_numpy_and_torch_are_logged(store, tiny_run, monkeypatch):
     assert history[["a", "b", "c"]].iloc[0].tolist() == [0.5, 2, 3]
 
 
-def test_an_error_that_is_kept_holds_no_tensors(store, tiny_run, monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, ZeroDivisionError])
+def test_an_error_that_is_kept_holds_no_tensors(store, tiny_run, monkeypatch, kind):
     """Else the runs that come after one without memory have none either."""
     import gc
     import weakref
@@ -215,7 +216,7 @@ def test_an_error_that_is_kept_holds_no_tensors(store, tiny_run, monkeypatch):
 
     def full(run, model, *_, **__):
         models.append(weakref.ref(model))
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise kind("CUDA out of memory")
 
     monkeypatch.setattr(loop, "fit", full)
     with pytest.raises(SweepError) as error:

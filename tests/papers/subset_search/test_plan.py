@@ -66,6 +66,7 @@ def test_the_build_up_grows_by_each_ensembles_own_choice(book, run, profile):
     assert len(trained) == len({r.key for r in trained}) == 2 * 2 * 2
     sizes = [len(subsets.unpack(r.subset, NUM_SAMPLES)) for r in trained]
     assert sizes == [15] * 4 + [30] * 4
+    assert len({r.subset for r in trained[:4]}) == 2  # each ensemble begins by a draw of its own
 
 
 def test_without_scores_only_what_needs_none_is_planned(run, profile):

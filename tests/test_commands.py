@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nbformat
@@ -428,7 +429,9 @@ def test_status_of_a_running_sweep(tiny_run, store):
     with Announced(runs, store) as progress:
         progress._next_write = 0
         progress(runs[0], 4)
+        progress._next_write = 0
         progress(runs[1], 0)
+        assert "1 done, 1 running, 2 waiting; time left unknown" in report(store)
         for epoch in (1, 2):
             progress._next_write = 0
             progress(runs[1], epoch, 0.25)
@@ -533,6 +536,31 @@ def test_merge_refuses_damaged_artefacts_and_adds_missing_ones(three, tmp_path, 
         assert into.load_artefact(record, "final_weights") is not None
     again, _ = merge([b, into], into)
     assert again == {"new": 0, "same": 4, "other": 0, "damaged": 0}
+
+
+def test_merge_keeps_the_artefacts_that_were_there(tmp_path, tiny_run):
+    own, other = (RunStore(tmp_path / name) for name in ("own", "other"))
+    for store, name in ((own, "features"), (other, "final_weights")):
+        run_missing([tiny_run(keep=[name])], store, use_committed=False)
+    assert merge([other], own)[0]["same"] == 1
+    (record,) = own.records()
+    for name in ("features", "final_weights"):
+        assert own.load_artefact(record, name) is not None
+
+
+def test_merge_waits_for_who_writes_the_record(tmp_path, tiny_run):
+    own, other = (RunStore(tmp_path / name) for name in ("own", "other"))
+    run_missing([tiny_run()], other, use_committed=False)
+    (record,) = other.records()
+    merged = threading.Event()
+    thread = threading.Thread(target=lambda: (merge([other], own), merged.set()))
+    own.open()
+    with own.lock(record["key"], record["fingerprint"]):
+        thread.start()
+        assert not merged.wait(0.2)
+        assert list(own.records()) == []
+    assert merged.wait(60)
+    thread.join()
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"runs": {}}', '{"runs": {"a": {}}}', "{"])

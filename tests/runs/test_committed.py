@@ -10,12 +10,14 @@ import os
 import random
 import shutil
 import sys
+import threading
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hardtrain import (
     HardtrainError,
@@ -360,6 +362,21 @@ def test_several_programs_that_write_one_folder_lose_nothing(original, tmp_path)
     assert len(read_folder(tmp_path / "out")) == len(runs)
 
 
+def test_a_folder_is_sealed_by_one_program_at_a_time(folder):
+    sealed = threading.Event()
+
+    def seal():
+        seal_folder(folder, ["claims.csv"])
+        sealed.set()
+
+    with committed.folder_lock(folder):
+        thread = threading.Thread(target=seal)
+        thread.start()
+        assert not sealed.wait(0.2)
+    assert sealed.wait(60)
+    thread.join()
+
+
 # --- several machines ----------------------------------------------------------------------------
 
 
@@ -391,8 +408,11 @@ def test_results_of_two_machines_merge_and_keep_both_numbers(original, elsewhere
     assert "1 runs have other numbers in another environment" in environments(frame)
     history = load_history(frame)
     assert len(history[history["key"] == runs[0].key]) == 3  # of one of them, not of both
+    assert set(load_timings(frame)["torch"]) == {torch.__version__}  # the first ones', too
     (out / committed.CHECKSUMS).unlink()  # as after a merge of lines by git
-    assert len(read_folder(out)) == 6
+    times = [entry.timings for entry in entries]
+    assert [entry.timings for entry in read_folder(out)] == times
+    assert times.count(times[0]) == 1
     write_results(run_missing(runs[1:2], store), store, out)  # which keeps both, too
     assert len(read_folder(out)) == 6
 

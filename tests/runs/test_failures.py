@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import interrupt_after
 
 from hardtrain import (
     HardtrainError,
@@ -27,6 +28,7 @@ from hardtrain import (
     write_results,
 )
 from hardtrain.runs import progress, run_data, train
+from hardtrain.runs.environment import merged
 from hardtrain.runs.progress import Progress
 from hardtrain.training import loop, methods, pieces
 from hardtrain.training.lookup import version
@@ -345,6 +347,17 @@ def test_lives_shorter_than_the_pause_between_checkpoints_get_on(tmp_path, tiny_
     assert lives == [0, 1, 2, 3]
 
 
+def test_the_time_of_earlier_lives_counts(tmp_path, tiny_run, monkeypatch):
+    store, load = RunStore(tmp_path, checkpoint_seconds=0), RunStore.load_checkpoint
+    run = tiny_run(epochs=3)
+    interrupt_after(run, store, 1)
+    before = {"seconds": 1000.0, "seconds_evaluating": 300.0}
+    monkeypatch.setattr(RunStore, "load_checkpoint", lambda *which: load(*which) | before)
+    timings = load_timings(run_missing([run], store), store).iloc[0]
+    assert timings["seconds"] > 1000
+    assert timings["seconds_evaluating"] > 300
+
+
 def test_a_run_resumed_with_other_threads_says_so(tmp_path, tiny_run, monkeypatch):
     store, fit = RunStore(tmp_path, checkpoint_seconds=0), loop.fit
     run = tiny_run(epochs=3)
@@ -369,6 +382,7 @@ def test_a_run_resumed_with_other_threads_says_so(tmp_path, tiny_run, monkeypatc
     assert timings["torch"] == str(torch.__version__)
     assert timings["numpy"] == np.__version__
     assert {"torchvision", "timm", "cpu_capability", "device"} <= set(timings.index)
+    assert merged({"threads": "1, 2"}, {"threads": 1}) == {"threads": "1, 2"}  # not told twice
 
 
 def test_threads_of_one_process_get_the_numbers_of_one_after_the_other(tmp_path, tiny_run):

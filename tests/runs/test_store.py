@@ -521,6 +521,21 @@ def test_an_artefact_is_checked_and_holds_no_objects(ready):
         assert not path.exists()
 
 
+def test_checkpoints_stay_until_the_record_is_saved(tmp_path, tiny_run, monkeypatch):
+    store, run = RunStore(tmp_path, checkpoint_seconds=0), tiny_run(epochs=3)
+
+    def full(*_):
+        raise StoreError("could not write: no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "save", full)
+        with pytest.raises(StoreError, match="no space left"):
+            run_missing([run], store)
+    assert len(list(tmp_path.glob("checkpoints/*.pt"))) == 2
+    run_missing([run], store)
+    assert not list(tmp_path.glob("checkpoints/*.pt"))
+
+
 # --- the folder itself ---------------------------------------------------------------------------
 
 

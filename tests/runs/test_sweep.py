@@ -422,6 +422,17 @@ def test_the_fingerprint_of_the_data_must_agree(store, tiny_run, own_set, traine
     assert len(trained) == 2
 
 
+def test_other_test_images_are_other_data(store, tiny_run, own_set, trained, tmp_path):
+    run = tiny_run(dataset=own_set())
+    first = run_missing([run], store)
+    with np.load(tmp_path / "own_test.npz") as arrays:
+        changed = {"images": 255 - arrays["images"], "labels": arrays["labels"]}
+    np.savez(tmp_path / "own_test.npz", **changed)
+    second = run_missing([run], store)
+    assert len(trained) == 2
+    assert first["test_loss"][0] != second["test_loss"][0]
+
+
 def test_absent_data_takes_the_recorded_fingerprint(store, tiny_run, own_set, trained, tmp_path):
     run = tiny_run(dataset=own_set(), keep=["features"])
     first = run_missing([run], store)
@@ -682,7 +693,8 @@ def test_one_run_asked_for_twice_is_trained_once_with_the_artefacts_of_both(
     frame = run_missing(runs, store)
     assert len(trained) == 1
     assert len(frame) == 3
-    run_missing(runs, store)
+    for run in runs[:2]:
+        load_artefact(run, run.keep[0], store)
     assert len(trained) == 1
 
 

@@ -37,8 +37,8 @@ def main() -> None:
     table = pd.DataFrame([shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (
-        "# Speed, as ratios\n\nMedians over interleaved rounds, the quartiles between which half of "
-        f"them lie, and some counts. Measured by `make bench` on {machine()}, {cores}.\n\n"
+        "# Speed, as ratios\n\nMedians over interleaved rounds, the quartiles between which half "
+        f"of them lie, and some counts. Measured by `make bench` on {machine()}, {cores}.\n\n"
         f"{to_markdown(table)}"
     )
     write_atomically(Path(__file__).with_name("results.md"), text.encode())

@@ -241,13 +241,16 @@ def band(
 
 
 class _PlainLogLocator(ticker.LogLocator):
-    """1, 2 and 5 in each decade; decades alone where these are many, round numbers where few."""
+    """1, 2 and 5 in each decade; decades alone where these are many, more numbers where few."""
 
     def tick_values(self, vmin, vmax):
         low, high = sorted((vmin, vmax))
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
+        fine = np.outer(decades, (1, 1.2, 1.5, 2, 3, 4, 5, 7)).ravel()
         many = np.outer(decades, (1, 2, 5)).ravel()
-        many, decades = (ticks[(low <= ticks) & (ticks <= high)] for ticks in (many, decades))
+        fine, many, decades = (t[(low <= t) & (t <= high)] for t in (fine, many, decades))
+        if len(many) < 4 and 2 < len(fine) <= self.numticks:
+            return fine
         if len(many) < 2:
             few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
             return few[(low <= few) & (few <= high)]
@@ -256,7 +259,7 @@ class _PlainLogLocator(ticker.LogLocator):
 
 def log_axis(axis: Axis) -> None:
     """Make an axis (``ax.yaxis``, ``ax.xaxis``) logarithmic, with plain numbers at 1, 2 and 5 in
-    each decade, or at decades where these would be too many; within less, at round numbers.
+    each decade, at decades where these would be too many, at more numbers where too few.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -107,7 +107,7 @@ def draw_regimes(ax, sizes: Sequence[int], fits: Sequence[Regimes]) -> None:
             ax.axvline(found.value, **look)
             if measures.is_loose(found.value, sizes):
                 top = (found.value, 1), (2, -2), ax.get_xaxis_transform(), "offset points"
-                ax.annotate("†", *top, va="top", color=color)
+                ax.annotate("†", *top, va="top", color=color, fontweight="bold")
 
 
 def draw_rules(ax, frame: pd.DataFrame) -> None:

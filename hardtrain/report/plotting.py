@@ -246,15 +246,13 @@ class _PlainLogLocator(ticker.LogLocator):
     def tick_values(self, vmin, vmax):
         low, high = sorted((vmin, vmax))
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
-        fine = np.outer(decades, (1, 1.2, 1.5, 2, 3, 4, 5, 7)).ravel()
-        many = np.outer(decades, (1, 2, 5)).ravel()
-        fine, many, decades = (t[(low <= t) & (t <= high)] for t in (fine, many, decades))
+        few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+        parts = (1, 1.2, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)
+        ticks = (few, *(np.outer(decades, part).ravel() for part in parts))
+        few, fine, many, decades = (t[(low <= t) & (t <= high)] for t in ticks)
         if len(many) < 4 and 2 < len(fine) <= self.numticks:
             return fine
-        if len(many) < 2:
-            few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-            return few[(low <= few) & (few <= high)]
-        return many if len(many) <= self.numticks else decades
+        return few if len(many) < 2 else many if len(many) <= self.numticks else decades
 
 
 def log_axis(axis: Axis) -> None:

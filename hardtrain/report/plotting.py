@@ -256,8 +256,7 @@ class _PlainLogLocator(ticker.LogLocator):
 
 
 def log_axis(axis: Axis) -> None:
-    """Make an axis (``ax.yaxis``, ``ax.xaxis``) logarithmic, with plain numbers at 1, 2 and 5 in
-    each decade, at decades where these would be too many, at more numbers where too few.
+    """Make an axis (``ax.yaxis``) logarithmic, with plain numbers: 1, 2 and 5, fewer or more.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -72,10 +72,7 @@ def use_style() -> None:
 
 
 def method_style(method: str) -> dict:
-    """The colour, line style and marker that a method has in all notebooks.
-
-    Returns:
-        ``{"color", "linestyle", "marker"}``, to be passed to ``ax.plot``.
+    """The colour, line style and marker that a method has in all notebooks, for ``ax.plot``.
 
     Raises:
         ParameterError: unknown method; the text names the nearest known one.
@@ -278,6 +275,7 @@ def intervals(
     differences: Sequence[Interval | PairedDifference | None],
     *,
     missing: str = "",
+    styles: Sequence[Mapping] | None = None,
     **style: object,
 ) -> None:
     """Means with their intervals, one row each from the top down, and a line at zero.
@@ -287,6 +285,7 @@ def intervals(
         labels: one text a row.
         differences: `PairedDifference` or `Interval`, or ``None`` where there is none.
         missing: what the rows without one say.
+        styles: one a row, over ``style``.
         **style: colour and marker, as from `method_style`; a line style is ignored.
 
     Example:
@@ -297,7 +296,7 @@ def intervals(
         >>> [tick.get_text() for tick in ax.get_yticklabels()]
         ['a', 'b']
     """
-    style = {"marker": "o"} | style | {"linestyle": "none"}
+    style = {"marker": "o"} | style
     ax.axvline(0, color="0.6", linewidth=1)
     beside = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
     at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
@@ -306,7 +305,8 @@ def intervals(
             ax.text(0.99, row, missing, color="0.5", **at_edge)
             continue
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
-        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
+        look = style | (styles[row] if styles else {}) | {"linestyle": "none"}
+        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **look)
         if np.isinf(gap.half_width) or gap.half_width == 0:
             ax.annotate("equal in every seed", (gap.mean, row), **beside)
     ax.set_yticks(range(len(labels)), labels)
@@ -330,10 +330,11 @@ def beside_printed(
         [[0.3]]
     """
     intervals(ax, labels, differences, missing=_NO_PAIR, **style)
+    style.pop("styles", None)  # of the rows; the legend's entry stands for all of them
     rows = np.flatnonzero(~np.isnan(printed))
     look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
     ax.plot(np.asarray(printed)[rows], rows, color="#D55E00", label="paper", **look)
-    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o"} | style)
+    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o", "color": "0.4"} | style)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 

@@ -196,7 +196,8 @@ def draw_curves(
             if label != tables.WITHOUT:
                 pair = arm, arms[tables.WITHOUT]
                 reached, gaps = tables.paired_curves(history, *pair, "test_loss")
-                plotting.band(column[2], reached, gaps, label=label, **styles[label])
+                look = {**styles[label], "linewidth": 1, "markeredgecolor": "white"}
+                plotting.band(column[2], reached, gaps, label=label, markersize=6, **look)
                 late = gaps[:, reached > max(reached, default=0) / 2]
                 bounds += [end for gap in late.T for end in mean_interval(gap)[:3]]
         for ax in column[:2]:

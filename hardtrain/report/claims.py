@@ -260,10 +260,12 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
         style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
         ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
     low, high = _EDGES
-    for i, part in shown["part"][~shown["part"].between(low, high)].items():  # an arrow says where
+    beyond = shown[~shown["part"].between(low, high)]
+    for i, part, half in beyond[["part", "half_width"]].itertuples():  # an arrow says where
         end, marker, side = (low, "<", "left") if part < low else (high, ">", "right")
         ax.plot(end, i, marker=marker, color=_COLOURS[shown["finding"][i]], clip_on=False)
-        ax.text(end, i, f"  {part:.1f}  ", ha=side, va="bottom", fontsize=8)
+        number = f"  {part:.1f} ± {half:.1f}  ".replace("-", "−")
+        ax.text(end, i, number, ha=side, va="bottom", fontsize=8)
     names = [
         f"{textwrap.shorten(row.claim, 72, placeholder=' …')}  {row.notebook[:2]}, "
         f"{row.scale.partition(',')[0]}"

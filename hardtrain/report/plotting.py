@@ -39,10 +39,10 @@ _METHODS = {  # colours: Okabe-Ito, Tol's muted; in grey, lines and markers tell
     "subset": ("Subset search", "#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
     "subset_random": ("Random subset", "#808080", (0, (7, 2, 1, 2)), "*"),
     "focal": ("Focal loss", "#AA4499", (0, (2, 2)), "p"),
-    "selective_backprop": ("Selective-Backprop", "#117733", (0, (8, 2)), "h"),
-    "dynamic_pruning": ("Dynamic pruning", "#999933", (0, (4, 1, 1, 1)), "d"),
-    "reducible_loss": ("Reducible loss", "#44AA99", (0, (6, 1, 1, 1, 1, 1)), "H"),
-    "random_share": ("Random share", "#A0A0A0", (0, (1, 3)), "8"),
+    "selective_backprop": ("Selective-Backprop", "#661100", (0, (8, 2)), (4, 1, 0)),
+    "dynamic_pruning": ("Dynamic pruning", "#DDAA33", (0, (4, 1, 1, 1)), "d"),
+    "reducible_loss": ("Reducible loss", "#66BBDD", (0, (6, 1, 1, 1, 1, 1)), (3, 1, 0)),
+    "random_share": ("Random share", "#A0A0A0", (0, (1, 3)), "x"),
 }
 _VARIANT_LINES = (
     *("-", "--", "-.", (0, (1, 1))),
@@ -157,10 +157,8 @@ def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> 
     """
     if not _FIGURE_NAME.fullmatch(name):
         raise ParameterError(f"name must be 'fig_' and then letters, digits, _ or -; got {name!r}")
-    nameless = {
-        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-        "png": {"Software": None},
-    }
+    unsaid = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    nameless = {"pdf": unsaid, "png": {"Software": None}}
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
@@ -220,17 +218,15 @@ def band(
         style = method_style(method) | style
         label = method_label(method) if label is None else label
     if not values.size:
-        return ax.plot(
-            [], [], label=label if len(values) else f"{label}: no finished run", **style
-        )[0]
+        label = label if len(values) else f"{label}: no finished run"
+        return ax.plot([], [], label=label, **style)[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
     if log and (values <= 0).any():
         raise ParameterError("log = True needs positive values")
     transform, inverse = (np.log, np.exp) if log else (np.array, np.array)
-    intervals = [mean_interval(column) for column in transform(values).T]
-    mean, low, high = inverse([interval[:3] for interval in intervals]).T
+    mean, low, high = inverse([mean_interval(own)[:3] for own in transform(values).T]).T
     (line,) = ax.plot(x, mean, label=label, **style)
     if len(values) > 1:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
@@ -278,7 +274,8 @@ def intervals(
     styles: Sequence[Mapping] | None = None,
     **style: object,
 ) -> None:
-    """Means with their intervals, one row each from the top down, and a line at zero.
+    """Means with their intervals, one row each from the top down, and a line at zero; a mean
+    without an interval says why.
 
     Args:
         ax: axes to draw on.
@@ -298,7 +295,7 @@ def intervals(
     """
     style = {"marker": "o"} | style
     ax.axvline(0, color="0.6", linewidth=1)
-    beside = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
+    bare = []
     at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
     for row, gap in enumerate(differences):
         if gap is None:
@@ -307,8 +304,13 @@ def intervals(
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
         look = style | (styles[row] if styles else {}) | {"linestyle": "none"}
         ax.errorbar(gap.mean, row, xerr=half, capsize=3, **look)
-        if np.isinf(gap.half_width) or gap.half_width == 0:
-            ax.annotate("equal in every seed", (gap.mean, row), **beside)
+        if not half:
+            why = "one seed, no interval" if np.isnan(gap.half_width) else "equal in every seed"
+            bare.append((why, (gap.mean, row)))
+    look = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
+    for why, at in bare:  # on the side that has more room
+        away, side = (6, "left") if at[0] <= np.mean(ax.get_xlim()) else (-6, "right")
+        ax.annotate(why, at, xytext=(away, 0), ha=side, **look)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
 
@@ -320,7 +322,7 @@ def beside_printed(
     printed: Sequence[float],
     **style: object,
 ) -> None:
-    """`intervals`, and in each row the paper's number as a cross; nan where it prints none.
+    """`intervals`, and in each row the paper's number, a hollow cross; nan where it prints none.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -332,8 +334,8 @@ def beside_printed(
     intervals(ax, labels, differences, missing=_NO_PAIR, **style)
     style.pop("styles", None)  # of the rows; the legend's entry stands for all of them
     rows = np.flatnonzero(~np.isnan(printed))
-    look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
-    ax.plot(np.asarray(printed)[rows], rows, color="#D55E00", label="paper", **look)
+    look = {"marker": "X", "markersize": 9, "markerfacecolor": "none", "linestyle": "none"}
+    ax.plot(np.asarray(printed)[rows], rows, color="black", label="paper", zorder=3, **look)
     ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o", "color": "0.4"} | style)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 

@@ -272,5 +272,5 @@ def test_effects_are_parts_of_the_printed_ones():
     assert found["half_width"].tolist() == pytest.approx([0.6, 0.2, 0.2])
     (ax,) = draw_effects(made.assign(notebook="01_a")).axes
     assert [text.get_text() for text in ax.get_yticklabels()] == 3 * ["It helps.  01, digits"]
-    assert [text.get_text().strip() for text in ax.texts] == ["-4.2"], "beyond the axis"
+    assert [text.get_text().strip() for text in ax.texts] == ["−4.2 ± 0.2"], "beyond the axis"
     assert ax.texts[0].get_position() == (ax.get_xlim()[0], 2)

@@ -355,12 +355,25 @@ def test_log_axis_has_fewer_numbers_side_by_side():
     assert [len(ticks) for ticks in (ax.get_xticks(), ax.get_yticks())] == [3, 7]
 
 
-def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
+def test_intervals_of_a_single_seed_have_a_marker_and_say_that_there_is_no_bar():
     ax = Figure().subplots()
-    intervals(ax, ["one", "two"], [mean_interval([0.2]), mean_interval([0.1, 0.3])])
-    single, several = ax.containers
-    assert not single.has_xerr
-    assert several.has_xerr
+    found = [mean_interval(own) for own in ([0.2], [0.1, 0.3], [9.0])]
+    intervals(ax, ["one", "two", "far"], found)
+    assert [container.has_xerr for container in ax.containers] == [False, True, False]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("one seed, no interval", (0.2, 0)),
+        ("one seed, no interval", (9.0, 2)),
+    ]
+    assert [text.get_ha() for text in ax.texts] == ["left", "right"], "inside the axes"
+
+
+def test_the_papers_number_has_no_methods_colour():
+    ax = Figure().subplots()
+    beside_printed(ax, ["a"], [None], [0.3])
+    (paper,) = [line for line in ax.lines if line.get_label() == "paper"]
+    assert paper.get_markerfacecolor() == "none"
+    others = [method_style(method)["color"] for method in _METHODS if method != "plain"]
+    assert paper.get_markeredgecolor() not in others
 
 
 def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
@@ -368,7 +381,7 @@ def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
     many, other = PairedDifference(0.0, 0.0, 0.0, 1.0, 10), PairedDifference(0.1, 0, 0.2, 0.05, 5)
     ax = Figure().subplots()
     intervals(ax, ["few", "many", "other", "none"], [few, many, other, None], missing="none run")
-    *equal, none = ax.texts
+    none, *equal = ax.texts
     assert [(text.get_text(), text.xy) for text in equal] == [
         ("equal in every seed", (0.3, 0)),
         ("equal in every seed", (0.0, 1)),

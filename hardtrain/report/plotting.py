@@ -72,10 +72,7 @@ def use_style() -> None:
 
 
 def method_style(method: str) -> dict:
-    """The colour, line style and marker that a method has in all notebooks.
-
-    Returns:
-        ``{"color", "linestyle", "marker"}``, to be passed to ``ax.plot``.
+    """The colour, line style and marker that a method has in all notebooks, for ``ax.plot``.
 
     Raises:
         ParameterError: unknown method; the text names the nearest known one.
@@ -274,6 +271,7 @@ def intervals(
     differences: Sequence[Interval | PairedDifference | None],
     *,
     missing: str = "",
+    styles: Sequence[Mapping] | None = None,
     **style: object,
 ) -> None:
     """Means with their intervals, one row each from the top down, and a line at zero; a mean
@@ -284,6 +282,7 @@ def intervals(
         labels: one text a row.
         differences: `PairedDifference` or `Interval`, or ``None`` where there is none.
         missing: what the rows without one say.
+        styles: one a row, over ``style``.
         **style: colour and marker, as from `method_style`; a line style is ignored.
 
     Example:
@@ -294,7 +293,7 @@ def intervals(
         >>> [tick.get_text() for tick in ax.get_yticklabels()]
         ['a', 'b']
     """
-    style = {"marker": "o"} | style | {"linestyle": "none"}
+    style = {"marker": "o"} | style
     ax.axvline(0, color="0.6", linewidth=1)
     bare = []
     at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
@@ -303,7 +302,8 @@ def intervals(
             ax.text(0.99, row, missing, color="0.5", **at_edge)
             continue
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
-        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
+        look = style | (styles[row] if styles else {}) | {"linestyle": "none"}
+        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **look)
         if not half:
             why = "one seed, no interval" if np.isnan(gap.half_width) else "equal in every seed"
             bare.append((why, (gap.mean, row)))
@@ -332,10 +332,11 @@ def beside_printed(
         [[0.3]]
     """
     intervals(ax, labels, differences, missing=_NO_PAIR, **style)
+    style.pop("styles", None)  # of the rows; the legend's entry stands for all of them
     rows = np.flatnonzero(~np.isnan(printed))
     look = {"marker": "X", "markersize": 9, "markerfacecolor": "none", "linestyle": "none"}
     ax.plot(np.asarray(printed)[rows], rows, color="black", label="paper", zorder=3, **look)
-    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o"} | style)
+    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o", "color": "0.4"} | style)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 

@@ -441,3 +441,16 @@ def test_intervals_have_bars_from_bound_to_bound():
     (bar,) = ax.containers[0][2]
     ((start, end),) = bar.get_segments()
     np.testing.assert_allclose([start[0], end[0]], [interval.low, interval.high])
+
+
+def test_rows_of_intervals_have_styles_of_their_own():
+    gaps = [mean_interval([0.1, 0.3]), None, mean_interval([0.2, 0.5])]
+    styles = [{"color": name, "marker": "s"} for name in ("red", "green", "blue")]
+    ax = Figure().subplots()
+    intervals(ax, ["a", "b", "c"], gaps, color="black", styles=styles)
+    assert [bar.lines[0].get_color() for bar in ax.containers] == ["red", "blue"]
+    assert [bar.lines[0].get_marker() for bar in ax.containers] == ["s", "s"]
+    beside = Figure().subplots()
+    beside_printed(beside, ["a", "b", "c"], gaps, [0.1, 0.2, 0.3], styles=styles)
+    assert [bar.lines[0].get_color() for bar in beside.containers[:2]] == ["red", "blue"]
+    assert "here, 95 % interval" in beside.get_legend_handles_labels()[1]

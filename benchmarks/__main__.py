@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from benchmarks import engines, ratios, strategies, training
+from benchmarks.rows import shown
 from hardtrain.files import write_atomically
 from hardtrain.report.text import to_markdown
 from hardtrain.report.timing import machine
@@ -33,11 +34,12 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks", group]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows += json.loads(done.stdout.splitlines()[-1])
-    table = pd.DataFrame([_shown(**row) for row in rows])
+    table = pd.DataFrame([shown(**row) for row in rows])
     cores = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     text = (
-        "# Speed, as ratios\n\nMedians over interleaved repetitions, and some "
-        f"counts. Measured by `make bench` on {machine()}, {cores}.\n\n{to_markdown(table)}"
+        "# Speed, as ratios\n\nMedians over interleaved rounds, the quartiles between which half "
+        f"of them lie, and some counts. Measured by `make bench` on {machine()}, {cores}.\n\n"
+        f"{to_markdown(table)}"
     )
     write_atomically(Path(__file__).with_name("results.md"), text.encode())
     print(text)
@@ -46,12 +48,6 @@ def main() -> None:
             [sys.executable, "-m", "benchmarks.gpu"], env=os.environ | {"OUT": "build/gpu"}
         )
         shutil.copy("build/gpu/gpu.md", Path(__file__).parent)
-
-
-def _shown(what: str, measured: object, target: str, device: str = "cpu") -> dict:
-    """A row of the table: counts are whole, ratios are not, and a text says why there is none."""
-    value = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
-    return {"what": what, "device": device, "measured": value, "target": target}
 
 
 if __name__ == "__main__":

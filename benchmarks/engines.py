@@ -4,8 +4,9 @@ import tempfile
 
 import torch
 
+from benchmarks.rows import ratios_of
 from hardtrain import Run, RunStore, run_missing
-from hardtrain.report.timing import interleaved, median_ratio
+from hardtrain.report.timing import interleaved
 
 EPOCHS = 160  # of a run: some seconds of a core, as the smallest sweeps have
 
@@ -14,8 +15,8 @@ def rows() -> list[dict]:
     """Ratios with their targets; some four minutes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
-    many = _ratio(num_runs=24, repetitions=1)
-    one = _ratio(num_runs=1, repetitions=3)
+    many = _ratios(num_runs=24, repetitions=1)
+    one = _ratios(num_runs=1, repetitions=3)
     torch.set_num_threads(threads)
     small = f"digits, cnn_small, {EPOCHS} epochs, two cores"
     return [
@@ -24,7 +25,7 @@ def rows() -> list[dict]:
     ]
 
 
-def _ratio(num_runs: int, repetitions: int) -> float:
+def _ratios(num_runs: int, repetitions: int) -> list[float]:
     runs = [
         Run("digits", "cnn_small", epochs=EPOCHS, lr=0.05, seed=seed, device="cpu")
         for seed in range(num_runs)
@@ -35,4 +36,4 @@ def _ratio(num_runs: int, repetitions: int) -> float:
             run_missing(runs, RunStore(folder), engine=engine, use_committed=False)
 
     engines = {engine: lambda engine=engine: sweep(engine) for engine in ("local", "ray")}
-    return median_ratio(interleaved(engines, repetitions, warmup=0), "ray", "local")
+    return ratios_of(interleaved(engines, repetitions, warmup=0), "ray", "local")

@@ -10,6 +10,7 @@ behind the check that met it. ``--device cpu --tiny`` checks the script itself, 
 import argparse
 import contextlib
 import dataclasses
+import importlib.machinery
 import io
 import itertools
 import json
@@ -40,6 +41,7 @@ if ARGS.until:
         import platformdirs  # noqa: F401
     if "platformdirs" not in sys.modules:  # a bare machine has it not
         stub = types.ModuleType("platformdirs")
+        stub.__spec__ = importlib.machinery.ModuleSpec("platformdirs", None)
         stub.user_cache_path = lambda name: Path("/tmp") / name
         sys.modules["platformdirs"] = stub
     import numpy as np

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.rows import ratios_of
 from hardtrain import ImageDataset, Run
 from hardtrain.data.batches import Batches, Transform
 from hardtrain.data.images import resolve_device
 from hardtrain.data.samplers import UniformBatchSampler
 from hardtrain.papers.hard_mini_batches.timing import hard_batch_step_times
 from hardtrain.papers.mini_batch_trimming.timing import trimming_step_times
-from hardtrain.report.timing import interleaved, median_ratio, small_cnn
+from hardtrain.report.timing import interleaved, small_cnn
 from hardtrain.runs.train import environment
 from hardtrain.training import loop, methods, pieces
 
@@ -56,7 +57,7 @@ def _loop_overhead() -> dict:
     times = interleaved({"ours": ours, "bare": bare}, 31)
     return {
         "what": "fit() / a bare loop, 1 thread: tiny network, 64 steps of 64 images 8x8",
-        "measured": median_ratio(times, "ours", "bare"),
+        "measured": ratios_of(times, "ours", "bare"),
         "target": "<= 1.15",
     }
 
@@ -87,12 +88,12 @@ def _augmentation() -> list[dict]:
     return [
         {
             "what": what.format("torchvision on PIL images"),
-            "measured": median_ratio(times, "PIL", "ours"),
+            "measured": ratios_of(times, "PIL", "ours"),
             "target": ">= 25",
         },
         {
             "what": what.format("torchvision on single tensors"),
-            "measured": median_ratio(times, "tensor", "ours"),
+            "measured": ratios_of(times, "tensor", "ours"),
             "target": ">= 6",
         },
     ]
@@ -101,7 +102,7 @@ def _augmentation() -> list[dict]:
 def _trimming(repetitions: int = 25) -> list[dict]:
     measured = trimming_step_times(keeps=(1.0, 0.6, 0.2), image_size=32, repetitions=repetitions)
     ratios = {
-        kind: dict(zip(measured["keeps"].tolist(), np.median(measured[kind], axis=0), strict=True))
+        kind: dict(zip(measured["keeps"].tolist(), measured[kind].T.tolist(), strict=True))
         for kind in ("trim", "trim_batch_norm", "trimmed_backward")
     }
     what = "step with {} / plain step: three convolutions, batch 128, 32x32"
@@ -129,14 +130,14 @@ def _hard_batches(num_batches: int = 16, repetitions: int = 5) -> list[dict]:
         network="cnn_small", batch_size=128, image_size=32, num_channels=3, deltas=(0.8, 0.5, 0.2),
         num_batches=num_batches, repetitions=repetitions,
     )  # fmt: skip
-    ratios = np.median(measured["seconds"] / measured["seconds"][:, :1], axis=0)
+    ratios = (measured["seconds"] / measured["seconds"][:, :1]).T.tolist()
     return [
         {
             "what": f"update of hard mini-batches, δ = {delta:g} / plain: small CNN, batch 128",
-            "measured": ratio,
+            "measured": of_rounds,
             "target": "<= 1.03",
         }
-        for delta, ratio in zip(measured["deltas"][1:], ratios[1:].tolist(), strict=True)
+        for delta, of_rounds in zip(measured["deltas"][1:], ratios[1:], strict=True)
     ]
 
 
@@ -170,7 +171,7 @@ def _layout_and_precision() -> list[dict]:
     return [
         {
             "what": f"step with {name} / with neither: three convolutions, batch 128, 32x32",
-            "measured": median_ratio(times, name, "neither"),
+            "measured": ratios_of(times, name, "neither"),
             "target": "",
         }
         for name in list(kinds)[1:]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.rows import ratios_of
 from hardtrain import (
     GradientNoise,
     PredictionHistory,
@@ -16,7 +17,7 @@ from hardtrain import (
     mmd,
     sampling_probabilities,
 )
-from hardtrain.report.timing import interleaved, median_ratio
+from hardtrain.report.timing import interleaved
 from hardtrain.runs.environment import keep_freed_memory
 from hardtrain.strategies.subset_selection import EnsembleTally, mutual_information
 from hardtrain.training import pieces
@@ -60,7 +61,7 @@ def _noise() -> list[dict]:
     return [
         {
             "what": f"gradient noise / filling one flat buffer: {network}",
-            "measured": median_ratio(times, "noise", "fill"),
+            "measured": ratios_of(times, "noise", "fill"),
             "target": "<= 1.15",
         },
         {
@@ -87,12 +88,12 @@ def _matching() -> list[dict]:
         rows += [
             {
                 "what": f"MMD by expanding and subtracting / mmd: {what}",
-                "measured": median_ratio(times, "expand", "ours"),
+                "measured": ratios_of(times, "expand", "ours"),
                 "target": f">= {target}",
             },
             {
                 "what": f"mmd / MMD by cdist: {what}",
-                "measured": median_ratio(times, "ours", "cdist"),
+                "measured": ratios_of(times, "ours", "cdist"),
                 "target": "<= 0.85",
             },
             {
@@ -116,12 +117,12 @@ def _matching() -> list[dict]:
         rows += [
             {
                 "what": f"loop over classes / class_conditional_mmd: {what}",
-                "measured": median_ratio(times, "loop", "ours"),
+                "measured": ratios_of(times, "loop", "ours"),
                 "target": f">= {target}",
             },
             {
                 "what": f"loop over classes with cdist / class_conditional_mmd: {what}",
-                "measured": median_ratio(times, "cdist", "ours"),
+                "measured": ratios_of(times, "cdist", "ours"),
                 "target": "",
             },
             {
@@ -139,7 +140,7 @@ def _matching_steps() -> list[dict]:
     rows.append(
         {
             "what": f"step of ITDM by class / plain step, freed memory handed back: {what}",
-            "measured": median_ratio(times, "matched", "plain"),
+            "measured": ratios_of(times, "matched", "plain"),
             "target": "",
         }
     )
@@ -149,12 +150,12 @@ def _matching_steps() -> list[dict]:
         rows += [
             {
                 "what": f"step of ITDM by class / the same with a match that costs nothing: {what}",
-                "measured": median_ratio(times, "matched", "free"),
+                "measured": ratios_of(times, "matched", "free"),
                 "target": "<= 1.05",
             },
             {
                 "what": f"step of ITDM by class / plain step: {what}",
-                "measured": median_ratio(times, "matched", "plain"),
+                "measured": ratios_of(times, "matched", "plain"),
                 "target": "<= 2.0",
             },
         ]
@@ -222,12 +223,12 @@ def _active_bias() -> list[dict]:
     return [
         {
             "what": f"numpy.random.choice / weighted draw: {what}",
-            "measured": median_ratio(times, "numpy", "ours"),
+            "measured": ratios_of(times, "numpy", "ours"),
             "target": ">= 10",
         },
         {
             "what": f"update of a prediction history / appending to lists: {what}",
-            "measured": median_ratio(times, "update", "append"),
+            "measured": ratios_of(times, "update", "append"),
             "target": "",
         },
         {

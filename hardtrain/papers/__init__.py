@@ -12,7 +12,7 @@ from importlib import resources
 import pandas as pd
 
 from hardtrain import checks
-from hardtrain.data.images import DATASETS, is_at_hand
+from hardtrain.data.images import DATASETS
 from hardtrain.errors import unknown_name
 from hardtrain.networks import NETWORKS
 
@@ -61,15 +61,13 @@ def erratum(number: str) -> str:
     return f"{sentence} ([{number}](../hardtrain/papers/errata.md#{anchor}))"
 
 
-def not_run(dataset: str, data_root: str | None = None) -> str:
-    """Why a paper's cell has no number of ours: its images are not at hand, or what runs it.
+def not_run(dataset: str) -> str:
+    """What would give a paper's cell a number of ours.
 
     Example:
-        >>> not_run("svhn", "an/empty/folder"), not_run("digits")
-        ('data not at hand', "run -p profile paper -y 'datasets: [digits]'")
+        >>> not_run("svhn")
+        "run -p profile paper -y 'datasets: [svhn]'"
     """
-    if not is_at_hand(dataset, data_root):
-        return "data not at hand"
     return f"run -p profile paper -y 'datasets: [{dataset}]'"
 
 

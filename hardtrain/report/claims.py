@@ -30,8 +30,13 @@ from hardtrain.statistics import (
 )
 
 PROFILES = ("paper", "reduced", "quick")  # README shows the first at which a claim was run
-COLUMNS = ["claim", "quantity", "printed", "here", "n", "p", "finding", "scale"]
-_SHOWN = ["claim", "quantity", "printed", "here", "p", "finding"]  # in README
+COLUMNS = ["claim", "source", "quantity", "printed", "here", "n", "p", "finding", "scale"]
+_SHOWN = ["claim", "source", "quantity", "printed", "here", "p", "finding"]  # in README
+_READING = (  # findings
+    "A finding says on which side the effect of these runs lies. Where they are not at the paper's "
+    "protocol, it does not judge the paper. (ours) marks a control or a question that the paper "
+    "does not have."
+)
 _MARKS = "<!-- findings -->\n", "<!-- end of findings -->\n"
 _EQUAL = "; equal: within"  # in the quantity of a claim of equality, before its margin
 _NO_HARM = r"; (?:higher than -|lower than \+)"  # in that of a claim that something does no harm
@@ -40,10 +45,10 @@ _COLOURS = {"supports": "#009e73", "contradicts": "#d55e00", "undecided": "0.5",
 
 
 class Claim(NamedTuple):
-    """One claim of a paper and the quantity that decides it.
+    """One claim, a paper's or ours, and the quantity that decides it.
 
     Args:
-        claim: what the paper says, a sentence.
+        claim: what the paper says, a sentence; or what a control of ours asks.
         quantity: what is measured, with its unit.
         expected: the side of ``edge`` on which the claim sees the quantity: "lower", "higher", or
             "equal", that is within ``margin`` of 0.
@@ -57,6 +62,7 @@ class Claim(NamedTuple):
         edge: what a "lower" or "higher" quantity is to be told from, in its unit.
         digits: decimals.
         scale: on what it was judged, where that is not the scale of the other claims.
+        source: "paper", or "ours": a control or a question that the paper does not have.
     """
 
     claim: str
@@ -69,6 +75,7 @@ class Claim(NamedTuple):
     edge: float = 0.0
     digits: int = 2
     scale: str = ""
+    source: str = "paper"
 
 
 def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
@@ -83,7 +90,7 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     no p, as repeated measurements of a time, goes by its interval.
 
     Returns:
-        Text columns ``claim, quantity, printed, here, n, p, finding, scale``.
+        Text columns ``claim, source, quantity, printed, here, n, p, finding, scale``.
 
     Example:
         >>> gap = PairedDifference(mean=-0.4, low=-0.7, high=-0.1, p=0.01, n=10, spread=0.2)
@@ -93,11 +100,13 @@ def claims_table(claims: Sequence[Claim], scale: str) -> pd.DataFrame:
     """
     for claim in claims:
         checks.choice("expected", claim.expected, ("lower", "higher", "equal"))
+        checks.choice("source", claim.source, ("paper", "ours"))
     found = [_decisive(claim) for claim in claims]
     p_values = holm([math.nan if f is None else getattr(f, "p", math.nan) for f in found])
     rows = []
     for claim, ours, p in zip(claims, found, p_values, strict=True):
-        row = {"claim": claim.claim, "quantity": claim.quantity + _edge_words(claim)}
+        row = {"claim": claim.claim, "source": claim.source}
+        row["quantity"] = claim.quantity + _edge_words(claim)
         row["printed"] = format_number(claim.printed, claim.digits, signed=True)
         row["here"] = MISSING if ours is None else format_interval(ours, claim.digits, signed=True)
         row["n"] = "" if ours is None else str(ours.n)
@@ -174,15 +183,17 @@ def _finding(claim: Claim, ours: PairedDifference | Interval | None, p: float) -
 
 def findings_text(table: pd.DataFrame) -> str:
     """The claims as Markdown lists, one for each scale: the claim, the paper's number, ours, the
-    finding."""
+    finding; and how to read them."""
     lines = []
     for scale, rows in table.groupby("scale", sort=False):
         for row in rows.itertuples():
             numbers = f"{row.quantity}: printed {row.printed}, here {row.here}"
             p = f", p {row.p}" if row.p.startswith("<") else f", p = {row.p}" if row.p else ""
-            lines.append(f"- **{row.finding}:** {row.claim} {numbers[0].upper()}{numbers[1:]}{p}.")
+            ours = " (ours)" if row.source == "ours" else ""
+            claim = f"{row.claim}{ours} {numbers[0].upper()}{numbers[1:]}{p}"
+            lines.append(f"- **{row.finding}:** {claim}.")
         lines.append(f"\n*{scale}*\n")
-    return "\n".join(lines)
+    return "\n".join([*lines, _READING])
 
 
 def all_claims(figures: Path) -> pd.DataFrame:
@@ -211,8 +222,11 @@ def all_claims(figures: Path) -> pd.DataFrame:
 def findings_markdown(claims: pd.DataFrame) -> str:
     """README's findings: how many claims there are of each finding, and a table for each notebook
     and scale."""
-    counts = [f"{count} {finding}" for finding, count in claims["finding"].value_counts().items()]
-    parts = [f"Of {len(claims)} claims: {', '.join(counts)}."]
+    parts = []
+    for source, whose in {"paper": "claims of the papers", "ours": "controls of ours"}.items():
+        found = claims.loc[claims["source"] == source, "finding"].value_counts()
+        counts = ", ".join(f"{count} {finding}" for finding, count in found.items())
+        parts += [f"Of {found.sum()} {whose}: {counts}."] if len(found) else []
     for notebook, of_notebook in claims.groupby("notebook", sort=False):
         for scale, rows in of_notebook.groupby("scale", sort=False):
             about = scale.partition("; runs of")[0]  # the environments stand in claims.csv
@@ -246,10 +260,12 @@ def draw_effects(claims: pd.DataFrame) -> Figure:
         style = {"color": _COLOURS[finding], "fmt": "o", "capsize": 3, "label": finding}
         ax.errorbar(rows["part"], rows.index, xerr=rows["half_width"], **style)
     low, high = _EDGES
-    for i, part in shown["part"][~shown["part"].between(low, high)].items():  # an arrow says where
+    beyond = shown[~shown["part"].between(low, high)]
+    for i, part, half in beyond[["part", "half_width"]].itertuples():  # an arrow says where
         end, marker, side = (low, "<", "left") if part < low else (high, ">", "right")
         ax.plot(end, i, marker=marker, color=_COLOURS[shown["finding"][i]], clip_on=False)
-        ax.text(end, i, f"  {part:.1f}  ", ha=side, va="bottom", fontsize=8)
+        number = f"  {part:.1f} ± {half:.1f}  ".replace("-", "−")
+        ax.text(end, i, number, ha=side, va="bottom", fontsize=8)
     names = [
         f"{textwrap.shorten(row.claim, 72, placeholder=' …')}  {row.notebook[:2]}, "
         f"{row.scale.partition(',')[0]}"

@@ -330,13 +330,13 @@ class Notebook:
         display(Markdown("The findings stand here once all cells have run."), display_id="findings")
 
     def claims(self, claims: Sequence[Claim]):
-        """Judge the paper's claims: write ``claims.csv``, give the table, and show its sentences
-        where `findings` stands. On what, say the data sets and the claim's scale; default: the
-        caption."""
+        """Judge the claims: write ``claims.csv``, give the table, and show its sentences where
+        `findings` stands. On what: the data sets, and a claim's scale or the caption."""
         from IPython.display import Markdown, update_display
 
         names = " and ".join(Path(name).stem for name in self.p.datasets)
-        told = [claim._replace(scale=f"{names}, {claim.scale or self.caption}") for claim in claims]
+        usual = ", ".join([*vars(self.p).get("networks", ()), self.caption])
+        told = [claim._replace(scale=f"{names}, {claim.scale or usual}") for claim in claims]
         table = claims_table(told, self.caption)
         write_atomically(self.out / "claims.csv", table.to_csv(index=False).encode())
         self._written.add("claims.csv")

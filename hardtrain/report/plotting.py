@@ -39,10 +39,10 @@ _METHODS = {  # colours: Okabe-Ito, Tol's muted; in grey, lines and markers tell
     "subset": ("Subset search", "#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
     "subset_random": ("Random subset", "#808080", (0, (7, 2, 1, 2)), "*"),
     "focal": ("Focal loss", "#AA4499", (0, (2, 2)), "p"),
-    "selective_backprop": ("Selective-Backprop", "#117733", (0, (8, 2)), "h"),
-    "dynamic_pruning": ("Dynamic pruning", "#999933", (0, (4, 1, 1, 1)), "d"),
-    "reducible_loss": ("Reducible loss", "#44AA99", (0, (6, 1, 1, 1, 1, 1)), "H"),
-    "random_share": ("Random share", "#A0A0A0", (0, (1, 3)), "8"),
+    "selective_backprop": ("Selective-Backprop", "#661100", (0, (8, 2)), (4, 1, 0)),
+    "dynamic_pruning": ("Dynamic pruning", "#DDAA33", (0, (4, 1, 1, 1)), "d"),
+    "reducible_loss": ("Reducible loss", "#66BBDD", (0, (6, 1, 1, 1, 1, 1)), (3, 1, 0)),
+    "random_share": ("Random share", "#A0A0A0", (0, (1, 3)), "x"),
 }
 _VARIANT_LINES = (
     *("-", "--", "-.", (0, (1, 1))),
@@ -72,10 +72,7 @@ def use_style() -> None:
 
 
 def method_style(method: str) -> dict:
-    """The colour, line style and marker that a method has in all notebooks.
-
-    Returns:
-        ``{"color", "linestyle", "marker"}``, to be passed to ``ax.plot``.
+    """The colour, line style and marker that a method has in all notebooks, for ``ax.plot``.
 
     Raises:
         ParameterError: unknown method; the text names the nearest known one.
@@ -160,10 +157,8 @@ def save(fig: Figure, out_dir: str | os.PathLike, name: str, note: str = "") -> 
     """
     if not _FIGURE_NAME.fullmatch(name):
         raise ParameterError(f"name must be 'fig_' and then letters, digits, _ or -; got {name!r}")
-    nameless = {
-        "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-        "png": {"Software": None},
-    }
+    unsaid = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    nameless = {"pdf": unsaid, "png": {"Software": None}}
     if note:
         lines = textwrap.wrap(note, round(fig.get_figwidth() * 18))
         fig.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
@@ -223,17 +218,15 @@ def band(
         style = method_style(method) | style
         label = method_label(method) if label is None else label
     if not values.size:
-        return ax.plot(
-            [], [], label=label if len(values) else f"{label}: no finished run", **style
-        )[0]
+        label = label if len(values) else f"{label}: no finished run"
+        return ax.plot([], [], label=label, **style)[0]
     style.setdefault("markevery", max(1, len(x) // 8))
     if (x == x.round()).all():
         ax.xaxis.get_major_locator().set_params(integer=True)
     if log and (values <= 0).any():
         raise ParameterError("log = True needs positive values")
     transform, inverse = (np.log, np.exp) if log else (np.array, np.array)
-    intervals = [mean_interval(column) for column in transform(values).T]
-    mean, low, high = inverse([interval[:3] for interval in intervals]).T
+    mean, low, high = inverse([mean_interval(own)[:3] for own in transform(values).T]).T
     (line,) = ax.plot(x, mean, label=label, **style)
     if len(values) > 1:
         ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
@@ -241,22 +234,22 @@ def band(
 
 
 class _PlainLogLocator(ticker.LogLocator):
-    """1, 2 and 5 in each decade; decades alone where these are many, round numbers where few."""
+    """1, 2 and 5 in each decade; decades alone where these are many, more numbers where few."""
 
     def tick_values(self, vmin, vmax):
         low, high = sorted((vmin, vmax))
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
-        many = np.outer(decades, (1, 2, 5)).ravel()
-        many, decades = (ticks[(low <= ticks) & (ticks <= high)] for ticks in (many, decades))
-        if len(many) < 2:
-            few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-            return few[(low <= few) & (few <= high)]
-        return many if len(many) <= self.numticks else decades
+        few = ticker.MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+        parts = (1, 1.2, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)
+        ticks = (few, *(np.outer(decades, part).ravel() for part in parts))
+        few, fine, many, decades = (t[(low <= t) & (t <= high)] for t in ticks)
+        if len(many) < 4 and 2 < len(fine) <= self.numticks:
+            return fine
+        return few if len(many) < 2 else many if len(many) <= self.numticks else decades
 
 
 def log_axis(axis: Axis) -> None:
-    """Make an axis (``ax.yaxis``, ``ax.xaxis``) logarithmic, with plain numbers at 1, 2 and 5 in
-    each decade, or at decades where these would be too many; within less, at round numbers.
+    """Make an axis (``ax.yaxis``) logarithmic, with plain numbers: 1, 2 and 5, fewer or more.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -278,15 +271,18 @@ def intervals(
     differences: Sequence[Interval | PairedDifference | None],
     *,
     missing: str = "",
+    styles: Sequence[Mapping] | None = None,
     **style: object,
 ) -> None:
-    """Means with their intervals, one row each from the top down, and a line at zero.
+    """Means with their intervals, one row each from the top down, and a line at zero; a mean
+    without an interval says why.
 
     Args:
         ax: axes to draw on.
         labels: one text a row.
         differences: `PairedDifference` or `Interval`, or ``None`` where there is none.
         missing: what the rows without one say.
+        styles: one a row, over ``style``.
         **style: colour and marker, as from `method_style`; a line style is ignored.
 
     Example:
@@ -297,18 +293,24 @@ def intervals(
         >>> [tick.get_text() for tick in ax.get_yticklabels()]
         ['a', 'b']
     """
-    style = {"marker": "o"} | style | {"linestyle": "none"}
+    style = {"marker": "o"} | style
     ax.axvline(0, color="0.6", linewidth=1)
-    beside = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 7, "va": "center"}
+    bare = []
     at_edge = {"transform": ax.get_yaxis_transform(), "fontsize": 7, "va": "center", "ha": "right"}
     for row, gap in enumerate(differences):
         if gap is None:
             ax.text(0.99, row, missing, color="0.5", **at_edge)
             continue
         half = gap.half_width if np.isfinite(gap.half_width) else None  # no interval
-        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **style)
-        if np.isinf(gap.half_width) or gap.half_width == 0:
-            ax.annotate("equal in every seed", (gap.mean, row), **beside)
+        look = style | (styles[row] if styles else {}) | {"linestyle": "none"}
+        ax.errorbar(gap.mean, row, xerr=half, capsize=3, **look)
+        if not half:
+            why = "one seed, no interval" if np.isnan(gap.half_width) else "equal in every seed"
+            bare.append((why, (gap.mean, row)))
+    look = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
+    for why, at in bare:  # on the side that has more room
+        away, side = (6, "left") if at[0] <= np.mean(ax.get_xlim()) else (-6, "right")
+        ax.annotate(why, at, xytext=(away, 0), ha=side, **look)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
 
@@ -320,7 +322,7 @@ def beside_printed(
     printed: Sequence[float],
     **style: object,
 ) -> None:
-    """`intervals`, and in each row the paper's number as a cross; nan where it prints none.
+    """`intervals`, and in each row the paper's number, a hollow cross; nan where it prints none.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -330,10 +332,11 @@ def beside_printed(
         [[0.3]]
     """
     intervals(ax, labels, differences, missing=_NO_PAIR, **style)
+    style.pop("styles", None)  # of the rows; the legend's entry stands for all of them
     rows = np.flatnonzero(~np.isnan(printed))
-    look = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
-    ax.plot(np.asarray(printed)[rows], rows, color="#D55E00", label="paper", **look)
-    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o"} | style)
+    look = {"marker": "X", "markersize": 9, "markerfacecolor": "none", "linestyle": "none"}
+    ax.plot(np.asarray(printed)[rows], rows, color="black", label="paper", zorder=3, **look)
+    ax.errorbar([], [], [], label="here, 95 % interval", **{"marker": "o", "color": "0.4"} | style)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 

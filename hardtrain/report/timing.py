@@ -1,7 +1,6 @@
 """Times measured side by side in one process."""
 
 import random
-import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -45,16 +44,6 @@ def interleaved(
     return times
 
 
-def median_ratio(times: Mapping[Hashable, Sequence[float]], a: Hashable, b: Hashable) -> float:
-    """Median over the rounds of time of ``a`` / time of ``b``; below 1 where ``a`` is faster.
-
-    Example:
-        >>> median_ratio({"a": [1.0, 3.0, 2.0], "b": [2.0, 2.0, 2.0]}, "a", "b")
-        1.0
-    """
-    return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
-
-
 def ratios_by_round(
     plain: Callable[[], object], others: Sequence[Callable[[], object]], repetitions: int, **options
 ) -> np.ndarray:
@@ -67,18 +56,6 @@ def ratios_by_round(
     """
     base, *times = interleaved(dict(enumerate([plain, *others])), repetitions, **options).values()
     return (np.array(times) / np.array(base)).T
-
-
-def relative_times(
-    plain: Callable[[], object], others: Sequence[Callable[[], object]], repetitions: int, **options
-) -> np.ndarray:
-    """The medians of `ratios_by_round`, shape ``(len(others),)``.
-
-    Example:
-        >>> relative_times(lambda: None, [lambda: time.sleep(0.01)], repetitions=3)[0] > 1
-        np.True_
-    """
-    return np.median(ratios_by_round(plain, others, repetitions, **options), axis=0)
 
 
 def machine(device: str = "auto") -> str:

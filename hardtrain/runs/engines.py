@@ -83,8 +83,9 @@ def described(run: Run, error: Exception) -> Exception:
             torch.cuda.empty_cache()
     no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     if no_memory or "allocate memory" in str(error):  # so says the CPU's allocator
+        less = "; $HARDTRAIN_REPLAY=0 needs less" if torch.cuda.is_initialized() else ""
         return ParameterError(
-            f"batch_size = {run.batch_size} needs more memory than the device has ({error})"
+            f"batch_size = {run.batch_size} needs more memory than the device has{less} ({error})"
         )
     return error
 

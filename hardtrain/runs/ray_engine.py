@@ -136,6 +136,11 @@ def _train_meanwhile(
     return failed
 
 
+def _asked_device(run: Run) -> str:
+    """That of the run, or of ``$HARDTRAIN_DEVICE`` here."""
+    return os.environ.get("HARDTRAIN_DEVICE") or "auto" if run.device == "auto" else run.device
+
+
 @dataclass
 class _Job:
     """A run on its way, whose lock is held."""
@@ -172,6 +177,8 @@ class _Driver:
         desk = ray.remote(Desk).options(scheduling_strategy=place, **options)
         self.desk = desk.remote(self.store.path, self.store.checkpoint_seconds)
         self.task = ray.remote(max_retries=0)(train_task)
+        # a process that ends gives all of its memory back, and the next may get another GPU
+        self.gpu_task = ray.remote(max_retries=0, max_calls=1)(train_task)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -227,7 +234,7 @@ class _Driver:
 
     def _start(self, job: _Job) -> None:
         fields = job.run.as_dict()
-        if job.run.device.startswith("cuda"):
+        if _asked_device(job.run).startswith("cuda"):
             fields["device"] = "cuda"  # of those that Ray gives to the task
         options = self._options(job.run)
         if options["num_gpus"] == 0 and job.run.device == "auto":
@@ -235,7 +242,8 @@ class _Driver:
         job.share = options["num_gpus"]
         threads = max(1, int(options["num_cpus"]))
         place = (Path.cwd(), self.progress.file, self.store.checkpoint_seconds, threads)
-        reference = self.task.options(name=str(job.run), **options).remote(
+        task = self.gpu_task if job.share else self.task
+        reference = task.options(name=str(job.run), **options).remote(
             fields, job.run.key, place, settings(), self.desk
         )
         self.running[reference] = job
@@ -243,7 +251,9 @@ class _Driver:
     def _options(self, run: Run) -> dict[str, float]:
         gpus = self.options["num_gpus"]
         if gpus is None:
-            gpus = float(run.device != "cpu" and self.ray.cluster_resources().get("GPU", 0) > 0)
+            gpus = float(
+                _asked_device(run) != "cpu" and self.ray.cluster_resources().get("GPU", 0) > 0
+            )
         return self.options | {"num_gpus": gpus}
 
     def _room(self) -> int:

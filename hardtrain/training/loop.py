@@ -137,7 +137,7 @@ def fit(
             first_epoch = checkpoint["epoch"]
             step = checkpoint.get("step", first_epoch * steps_per_epoch)
             history += checkpoint["history"]
-            _load_states(parts, checkpoint)
+            _load_states(parts, _of_kind(optimizer, checkpoint))
             trace.starts = trace.starts or [e * steps_per_epoch for e in range(first_epoch + 1)]
             _load_states(method.state, checkpoint["method"])
             set_global_state(checkpoint["rng"], device)
@@ -320,6 +320,17 @@ class _Trace:
             return
         self.values = [values.to(self.device) for values in state["values"]]
         self.sizes = list(state["sizes"])
+
+
+def _of_kind(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint, with an optimiser fused as this one is, whether its steps were replayed or
+    not."""
+    saved, kinds = checkpoint["optimizer"], ("fused", "foreach", "capturable")
+    groups = [
+        group | {kind: own[kind] for kind in kinds if kind in own}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**checkpoint, "optimizer": saved | {"param_groups": groups}}
 
 
 def _states(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,15 +33,17 @@ _ONE_THREAD = threading.RLock()
 def isolated_randomness(
     seed: int, device: torch.device, *, precision: str = "float32"
 ) -> Iterator[None]:
-    """Seed torch's global generators for one run, in `repeatable_kernels`, and leave them as they
-    were found. Threads share those, so that one comes after the other."""
+    """Seed torch's global generators for one run, on whose device all is done, in
+    `repeatable_kernels`, and leave them as they were found. Threads share those, so that one comes
+    after the other."""
     devices = [device] if device.type == "cuda" else []
-    with _ONE_THREAD, torch.random.fork_rng(devices=devices), repeatable_kernels(precision):
+    current = torch.cuda.device(device) if devices else contextlib.nullcontext()
+    forked = torch.random.fork_rng(devices=devices)
+    with _ONE_THREAD, current, forked, repeatable_kernels(precision):
         # not torch.manual_seed, which would seed all GPUs
         torch.default_generator.manual_seed(seed)
         if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seed)
         yield
 
 
@@ -51,11 +53,20 @@ def repeatable_kernels(precision: str = "float32") -> Iterator[None]:
     only, and leave torch's settings as they were found."""
     settings = _settings(precision)
     found = [getattr(place, name) for place, name, _ in settings]
+    older: list[tuple[Any, bool]] = []  # flags that newer torch compares with these
+    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    for place in places:
+        with contextlib.suppress(RuntimeError):  # they differ already
+            older.append((place, place.allow_tf32))
     try:
+        for place, _ in older:
+            place.allow_tf32 = precision == "tf32"
         for place, name, value in settings:
             setattr(place, name, value)
         yield
     finally:
+        for place, value in older:
+            place.allow_tf32 = value
         for (place, name, _), value in zip(settings, found, strict=True):
             setattr(place, name, value)
 
@@ -69,7 +80,7 @@ def _settings(precision: str) -> list[tuple[Any, str, Any]]:
     settings += [(cudnn, "deterministic", True)]
     tf32 = precision == "tf32"
     if not hasattr(mkldnn, "matmul"):  # before torch 2.9
-        return [*settings, (cudnn, "allow_tf32", tf32), (matmul, "allow_tf32", tf32)]
+        return settings
     on_gpu, on_cpu = (cudnn.conv, cudnn.rnn, matmul), (mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
     settings += [(place, "fp32_precision", "tf32" if tf32 else "ieee") for place in on_gpu]
     return settings + [(place, "fp32_precision", "ieee") for place in on_cpu]

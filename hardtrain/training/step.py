@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Step:
 
     def __init__(self, run: Any, model: nn.Module, method: Any, optimizer: torch.optim.Optimizer):
         self.run, self.method, self.optimizer = run, method, optimizer
+        if run.compiled:  # or only the first eight networks of a process are
+            torch.compiler.reset()
         self.model = torch.compile(model) if run.compiled else model
         self.device = next(model.parameters()).device
         self.precision = precision_context(run.precision, self.device)
@@ -93,6 +95,7 @@ class ReplayedStep(Step):
         except RuntimeError as error:
             warnings.warn(f"{self.run} is trained without CUDA graphs: {error}", stacklevel=2)
             self.captures = False
+            self.graphs.clear()  # they draw from the generators as these were
             return
         if len(self.graphs) == MOST_GRAPHS:
             del self.graphs[next(iter(self.graphs))]
@@ -135,17 +138,37 @@ class CudaRecorder:
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """A function that does again what ``function`` would do now, and where its result lies.
         Nothing of it is done yet."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            values = function()
+        graph, device = torch.cuda.CUDAGraph(), self.stream.device
+        if register := getattr(graph, "register_generator_state", None):  # newer torch sees them
+            for generator in self.generators:
+                register(generator)
+        before = torch.cuda.current_stream(device)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                values = function()
+        except BaseException:
+            self._end_capture(before)
+            raise
+        before.wait_stream(self.stream)
         return graph.replay, values
+
+    def _end_capture(self, before: Any) -> None:
+        """What torch before 2.13 leaves undone when a capture fails: its stream stays the current
+        one, the allocator and the generators stay in the capture, and nothing draws any more."""
+        torch.cuda.set_stream(before)
+        device, core = self.stream.device.index, cast(Any, torch._C)
+        end = getattr(core, "_cuda_endAllocateToPool", None)  # its name from torch 2.8
+        with contextlib.suppress(RuntimeError):  # there is no capture
+            (end or core._cuda_endAllocateCurrentStreamToPool)(device, self.pool)
+        for generator in (torch.cuda.default_generators[device], *self.generators):
+            generator.graphsafe_set_state(generator.clone_state())
 
 
 def make_step(run: Any, model: nn.Module, method: Any, optimizer: torch.optim.Optimizer) -> Step:
-    """The step for the model's device and what the method allows."""
+    """The step for the model's device and what the method allows. A network of one's own may look
+    at numbers on the host, which a replayed step would not: its steps are eager."""
     replayed = method.graph_key is not None and replays(next(model.parameters()).device)
+    replayed = replayed and ":" not in run.network
     return (ReplayedStep if replayed else Step)(run, model, method, optimizer)
 
 

@@ -154,21 +154,25 @@ def test_a_number_that_such_a_paper_would_not_print_is_contradicted_at_its_own_p
 def test_another_expectation_is_refused():
     with pytest.raises(ParameterError, match="did you mean 'lower'"):
         claims_table([claim("low", None)], "digits")
+    with pytest.raises(ParameterError, match="did you mean 'ours'"):
+        claims_table([claim("lower", None, source="our")], "digits")
 
 
 def test_a_row_says_what_was_printed_and_found():
     row = claims_table([claim("lower", gap(-0.7, -0.1), printed=-0.42, digits=1)], "digits, quick")
     assert row.columns.tolist() == COLUMNS
     assert row.iloc[0].tolist() == [
-        "It helps.", "error (points)", "-0.4", "-0.4 ± 0.3 (n = 5)", "5", "0.010", "supports",
-        "digits, quick",
+        "It helps.", "paper", "error (points)", "-0.4", "-0.4 ± 0.3 (n = 5)", "5", "0.010",
+        "supports", "digits, quick",
     ]  # fmt: skip
     text = findings_text(row)
     assert text.startswith(
         "- **supports:** It helps. Error (points): printed -0.4, here -0.4 ± 0.3"
     )
-    assert text.rstrip().endswith("*digits, quick*")
-    assert findings_text(claims_table([], "")) == ""
+    assert text.splitlines()[2] == "*digits, quick*"
+    assert text.splitlines()[-1].startswith("A finding says on which side")
+    of_ours = findings_text(claims_table([claim("lower", None, source="ours")], "digits"))
+    assert of_ours.startswith("- **not run:** It helps. (ours) Error")
     other = claim("lower", None, scale="cifar10")
     assert claims_table([other], "digits")["scale"].tolist() == ["cifar10"]
     both = findings_text(claims_table([claim("lower", None), other, other], "digits"))
@@ -198,7 +202,14 @@ def test_readme_shows_each_claim_at_the_largest_scale_at_which_it_was_run(tmp_pa
         ["02_b", "other", "contradicts", "quick, 5 seeds"],
     ]
     text = findings_markdown(table.replace("reduced, 5 seeds", "reduced, 5 seeds; runs of 2 cards"))
-    assert text.startswith("Of 4 claims: 2 supports, 1 not run, 1 contradicts.\n\n**[01_a]")
+    assert text.startswith(
+        "Of 4 claims of the papers: 2 supports, 1 not run, 1 contradicts.\n\n**[01_a]"
+    )
+    asked = findings_markdown(table.assign(source=["paper", "ours", "ours", "paper"]))
+    assert asked.startswith(
+        "Of 2 claims of the papers: 1 supports, 1 contradicts.\n\n"
+        "Of 2 controls of ours: 1 supports, 1 not run.\n\n"
+    )
     assert text.count("**[01_a](notebooks/01_a.ipynb)**: reduced, 5 seeds\n\n| claim |") == 1
     assert text.count("**[01_a](notebooks/01_a.ipynb)**: quick, 5 seeds\n\n| claim |") == 1
     readme = tmp_path / "README.md"
@@ -261,5 +272,5 @@ def test_effects_are_parts_of_the_printed_ones():
     assert found["half_width"].tolist() == pytest.approx([0.6, 0.2, 0.2])
     (ax,) = draw_effects(made.assign(notebook="01_a")).axes
     assert [text.get_text() for text in ax.get_yticklabels()] == 3 * ["It helps.  01, digits"]
-    assert [text.get_text().strip() for text in ax.texts] == ["-4.2"], "beyond the axis"
+    assert [text.get_text().strip() for text in ax.texts] == ["−4.2 ± 0.2"], "beyond the axis"
     assert ax.texts[0].get_position() == (ax.get_xlim()[0], 2)

@@ -374,6 +374,12 @@ def test_claims_are_written_and_fill_the_findings(book, monkeypatch):
     assert "| It helps. |" in table.data
     written = pd.read_csv(mine.out / "claims.csv")
     assert written["scale"].tolist() == [f"digits, {mine.caption}"]
+    mine.p.networks = ["cnn2", "cnn5"]
+    mine.claims(
+        [Claim("It helps.", "error (points)", "lower", gap, scale=scale) for scale in ("", "a")]
+    )
+    written = pd.read_csv(mine.out / "claims.csv")
+    assert written["scale"].tolist() == [f"digits, cnn2, cnn5, {mine.caption}", "digits, a"]
     assert "claims.csv" in mine._written
 
 

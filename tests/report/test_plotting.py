@@ -19,6 +19,7 @@ from hardtrain.report.plotting import (
     _METHODS,
     arm_differences,
     band,
+    beside_printed,
     image_grid,
     intervals,
     learning_curves,
@@ -334,7 +335,8 @@ def test_image_grid_captions_are_inside_the_figure():
         ((60, 3), ["5", "10", "20", "50"]),
         ((0.5e-5, 2), ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
         ((2.19, 2.41), ["2.2", "2.3", "2.4"]),
-        ((0.21, 0.99), ["0.4", "0.6", "0.8"]),
+        ((0.21, 0.99), ["0.3", "0.4", "0.5", "0.7"]),
+        ((11.5, 32), ["12", "15", "20", "30"]),
     ],
 )
 def test_log_axis_has_plain_numbers_over_any_range(limits, texts):
@@ -354,12 +356,25 @@ def test_log_axis_has_fewer_numbers_side_by_side():
     assert [len(ticks) for ticks in (ax.get_xticks(), ax.get_yticks())] == [3, 7]
 
 
-def test_intervals_of_a_single_seed_have_a_marker_and_no_bar():
+def test_intervals_of_a_single_seed_have_a_marker_and_say_that_there_is_no_bar():
     ax = Figure().subplots()
-    intervals(ax, ["one", "two"], [mean_interval([0.2]), mean_interval([0.1, 0.3])])
-    single, several = ax.containers
-    assert not single.has_xerr
-    assert several.has_xerr
+    found = [mean_interval(own) for own in ([0.2], [0.1, 0.3], [9.0])]
+    intervals(ax, ["one", "two", "far"], found)
+    assert [container.has_xerr for container in ax.containers] == [False, True, False]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [
+        ("one seed, no interval", (0.2, 0)),
+        ("one seed, no interval", (9.0, 2)),
+    ]
+    assert [text.get_ha() for text in ax.texts] == ["left", "right"], "inside the axes"
+
+
+def test_the_papers_number_has_no_methods_colour():
+    ax = Figure().subplots()
+    beside_printed(ax, ["a"], [None], [0.3])
+    (paper,) = [line for line in ax.lines if line.get_label() == "paper"]
+    assert paper.get_markerfacecolor() == "none"
+    others = [method_style(method)["color"] for method in _METHODS if method != "plain"]
+    assert paper.get_markeredgecolor() not in others
 
 
 def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
@@ -367,7 +382,7 @@ def test_intervals_of_equal_differences_say_so_in_place_of_a_bar():
     many, other = PairedDifference(0.0, 0.0, 0.0, 1.0, 10), PairedDifference(0.1, 0, 0.2, 0.05, 5)
     ax = Figure().subplots()
     intervals(ax, ["few", "many", "other", "none"], [few, many, other, None], missing="none run")
-    *equal, none = ax.texts
+    none, *equal = ax.texts
     assert [(text.get_text(), text.xy) for text in equal] == [
         ("equal in every seed", (0.3, 0)),
         ("equal in every seed", (0.0, 1)),
@@ -426,3 +441,16 @@ def test_intervals_have_bars_from_bound_to_bound():
     (bar,) = ax.containers[0][2]
     ((start, end),) = bar.get_segments()
     np.testing.assert_allclose([start[0], end[0]], [interval.low, interval.high])
+
+
+def test_rows_of_intervals_have_styles_of_their_own():
+    gaps = [mean_interval([0.1, 0.3]), None, mean_interval([0.2, 0.5])]
+    styles = [{"color": name, "marker": "s"} for name in ("red", "green", "blue")]
+    ax = Figure().subplots()
+    intervals(ax, ["a", "b", "c"], gaps, color="black", styles=styles)
+    assert [bar.lines[0].get_color() for bar in ax.containers] == ["red", "blue"]
+    assert [bar.lines[0].get_marker() for bar in ax.containers] == ["s", "s"]
+    beside = Figure().subplots()
+    beside_printed(beside, ["a", "b", "c"], gaps, [0.1, 0.2, 0.3], styles=styles)
+    assert [bar.lines[0].get_color() for bar in beside.containers[:2]] == ["red", "blue"]
+    assert "here, 95 % interval" in beside.get_legend_handles_labels()[1]

@@ -31,21 +31,8 @@ def test_interleaved_runs_every_function_once_a_round_and_does_not_count_the_war
     assert len(set(rounds)) == 2  # in different orders
 
 
-def test_relative_times_divide_by_the_first_function(clock):
-    functions, _ = clock
-    plain, slow = functions.values()
-    assert timing.relative_times(plain, [slow, plain], 3).tolist() == [3.0, 1.0]
-
-
 def test_ratios_by_round_divide_within_a_round(monkeypatch):
     times = {0: [1.0, 10.0], 1: [2.0, 5.0], 2: [3.0, 10.0]}
     monkeypatch.setattr(timing, "interleaved", lambda *_, **__: times)
     nothing = list
     assert timing.ratios_by_round(nothing, [nothing] * 2, 2).tolist() == [[2, 3], [0.5, 1]]
-    times[1].append(9.0), times[0].append(9.0), times[2].append(9.0)
-    assert timing.relative_times(nothing, [nothing] * 2, 3).tolist() == [1.0, 1.0]
-
-
-def test_median_ratio_compares_within_a_round():
-    times = {"a": [1.0, 10.0, 2.0], "b": [2.0, 5.0, 4.0]}  # ratios 0.5, 2 and 0.5
-    assert timing.median_ratio(times, "a", "b") == 0.5

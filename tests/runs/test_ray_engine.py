@@ -5,6 +5,7 @@ a server that has imported everything already. For more kills, four a round:
 ``HARDTRAIN_RAY_ROUNDS=13 pytest ...``.
 """
 
+import dataclasses
 import inspect
 import multiprocessing
 import os
@@ -242,6 +243,37 @@ def test_a_sweep_on_ray_leaves_the_store_as_it_was(cluster, log, tiny_set, tmp_p
 
 def methods_of(kind):
     return inspect.getmembers(kind, inspect.isfunction)
+
+
+def test_a_worker_with_a_gpu_serves_one_run(driver, monkeypatch):
+    handed = []
+
+    class Remote:
+        def __init__(self, **options):
+            self.limits = options
+
+        def __call__(self, function):
+            return self
+
+        def options(self, **options):
+            return self
+
+        def remote(self, fields, *_):
+            handed.append((fields["device"], self.limits.get("max_calls")))
+            return len(handed)
+
+    driver.gpu_task, driver.task, driver.desk = Remote(max_calls=1), Remote(), None
+    job = next(iter(driver.jobs.values()))
+    monkeypatch.setenv("HARDTRAIN_DEVICE", "cuda:1")  # here; a worker sees what Ray gives it
+    for gpus in (0.25, 0.0):
+        driver.options["num_gpus"] = gpus
+        job.run = dataclasses.replace(job.run, device="auto")
+        driver._start(job)
+    monkeypatch.setenv("HARDTRAIN_DEVICE", "cpu")
+    driver.options["num_gpus"] = None
+    driver._start(job)
+    driver.running.clear()
+    assert handed == [("cuda", 1), ("cpu", None), ("cpu", None)]
 
 
 def test_out_of_memory_halves_how_many_share_a_gpu(driver):

@@ -1,5 +1,6 @@
 """What methods, loop and evaluation share: losses, precision, generators, states of generators."""
 
+import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -172,3 +173,32 @@ def test_endless_draws_a_batch_only_when_it_is_wanted():
     for expected in ([1], [1, 2], [1, 2, 1], [1, 2, 1, 2]):
         assert next(batches) == expected[-1]
         assert drawn == expected
+
+
+def test_older_and_newer_flags_of_tf32_agree_while_a_run_is_trained():
+    for precision in ("float32", "tf32"):
+        with randomness.repeatable_kernels(precision):
+            allowed = precision == "tf32"
+            assert torch.backends.cudnn.allow_tf32 == allowed
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed
+            with torch.backends.cudnn.flags(enabled=True):
+                torch.get_float32_matmul_precision()
+
+
+def test_a_runs_device_is_the_current_one(monkeypatch):
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(chosen):
+        current.append(chosen.index)
+        yield
+        current.pop()
+
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append(current[-1]))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    with randomness.isolated_randomness(0, torch.device("cuda", 1)):
+        assert current == [0, 1]
+    assert current == [0]
+    assert seeded == [1]

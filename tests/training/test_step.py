@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -268,6 +269,92 @@ def test_steps_are_replayed_on_a_gpu_where_the_method_allows_it(tiny_run, monkey
     assert type(step.make_step(run, model, method, optimizer)) is ReplayedStep
     method.graph_key = None
     assert type(step.make_step(run, model, method, optimizer)) is Step
+
+
+def test_a_network_of_ones_own_is_not_replayed(tiny_run, monkeypatch):
+    run = tiny_run()
+    model, method = build(run, *load_data(run)[:2])
+    optimizer = loop.make_optimizer(run, model)
+    monkeypatch.setattr(step, "CudaRecorder", lambda *_: None)
+    monkeypatch.setattr(step, "replays", lambda device: True)
+    own = SimpleNamespace(network="my_module:mine", compiled=False, precision="float32")
+    assert type(step.make_step(own, model, method, optimizer)) is Step
+
+
+class OlderCuda:
+    """What `CudaRecorder.record` calls, as in torch 2.6: after a failed capture its stream is the
+    current one, and allocator and generators are in the capture still."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, monkeypatch):
+        self.current, self.in_capture, self.registered = "before", set(), []
+        parts = {
+            "Stream": lambda device: SimpleNamespace(device=self.device),
+            "graph_pool_handle": lambda: (0, 1),
+            "CUDAGraph": lambda: SimpleNamespace(
+                register_generator_state=self.registered.append, replay=None
+            ),
+            "graph": self.graph,
+            "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "set_stream": lambda stream: setattr(self, "current", "before"),
+            "default_generators": [self],
+        }
+        for name, part in parts.items():
+            monkeypatch.setattr(torch.cuda, name, part)
+        end = lambda device, pool: self.in_capture.discard("allocator")  # noqa: E731
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        assert not self.in_capture, "captures_underway.empty()"
+        self.current, self.in_capture = "the capture's", {"allocator", "generators"}
+        yield
+        self.current, self.in_capture = "before", set()
+
+    def clone_state(self):
+        return self
+
+    def graphsafe_set_state(self, state):
+        self.in_capture.discard("generators")
+
+
+def test_a_failed_capture_leaves_nothing_of_itself(monkeypatch):
+    cuda = OlderCuda(monkeypatch)
+    recorder = step.CudaRecorder(OlderCuda.device, [cuda])
+    with pytest.raises(RuntimeError, match="not permitted"):
+        recorder.record(lambda: (_ for _ in ()).throw(RuntimeError("operation not permitted")))
+    assert (cuda.current, cuda.in_capture) == ("before", set())
+    _, values = recorder.record(lambda: torch.ones(1))
+    assert values == 1
+    assert cuda.registered == [cuda, cuda]
+
+
+@pytest.mark.parametrize("fields", [CASES["plain"], CASES["adam"]], ids=["sgd", "adam"])
+def test_a_checkpoint_of_eager_steps_goes_on_replayed(tiny_run, monkeypatch, fields):
+    run = tiny_run(**{"epochs": 6} | fields)
+    train, test, _ = load_data(run)
+    checkpoints, recorders = {}, []
+
+    def fit(checkpoint=None):
+        with randomness.isolated_randomness(run.seed, torch.device("cpu")):
+            model, method = build(run, train, test)
+            loop.fit(
+                run, model, method, lambda model: {}, checkpoint=checkpoint,
+                save_checkpoint=lambda state: checkpoints.update({state["epoch"]: copied(state)}),
+            )  # fmt: skip
+
+    def make(run, model, method, optimizer):
+        recorders.append(Recorder(model, optimizer))
+        assert optimizer.param_groups[0]["fused"] is True
+        return ReplayedStep(run, model, method, optimizer, recorder=recorders[-1])
+
+    fit()  # steps are eager, and the optimiser is not fused
+    for module in (loop, methods, step):
+        monkeypatch.setattr(module, "replays", lambda device: True)
+    monkeypatch.setattr(loop, "make_step", make)
+    fit(checkpoints[2])
+    assert recorders[0].replayed > 0
 
 
 @pytest.mark.parametrize("method", ["plain", "trimming"])

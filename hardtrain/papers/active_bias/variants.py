@@ -57,17 +57,24 @@ _STYLES = {
 
 
 def arm_style(name: str) -> dict:
-    """Colour, line style and marker of an arm.
+    """Colour, line style and marker of an arm, the same in all figures.
 
-    They are those of its score, so a sampling and a weighting variant look alike: they belong into
-    different panels, or want another ``fillstyle``.
+    Colour and marker are those of its score. A sampling variant has hollow marks and broken lines,
+    a weighting variant filled marks and a solid line.
 
     Example:
-        >>> arm_style("SGD-SPV") == arm_style("SGD-WPV") != arm_style("SGD-STC")
-        True
+        >>> drawn, weighted = arm_style("SGD-SPV"), arm_style("SGD-WPV")
+        >>> drawn["color"] == weighted["color"], drawn["fillstyle"], weighted["fillstyle"]
+        (True, 'none', 'full')
     """
-    style = _STYLES[name.replace("SGD-W", "SGD-S")]
-    return dict(zip(("color", "linestyle", "marker"), style, strict=True))
+    color, linestyle, marker = _STYLES[name.replace("SGD-W", "SGD-S")]
+    kind = ARMS[name].kind
+    return {
+        "color": color,
+        "linestyle": "-" if kind == "weighting" else linestyle,
+        "marker": marker,
+        "fillstyle": "none" if kind == "sampling" else "full",
+    }
 
 
 def arm_method(name: str, *, smoothing: float, burn_in: float, relative: bool = False) -> dict:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import ticker
 
 from hardtrain.papers.data_parallelism import measures
-from hardtrain.papers.data_parallelism.regimes import Regimes
+from hardtrain.papers.data_parallelism.regimes import BOUNDARIES, Regimes
 from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve
 from hardtrain.report.plotting import log_axis, variant_styles
 
@@ -19,10 +19,11 @@ STYLES = {
     "nesterov": {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
 }
 OUTCOMES = {
-    "reached": {"marker": "o", "color": "#0072B2"},
+    "reached": {"marker": "o", "color": "#505050"},
     NOT_REACHED: {"marker": "o", "color": "#808080", "facecolors": "none"},
-    "infeasible": {"marker": "x", "color": "#D55E00"},
+    "infeasible": {"marker": "x", "color": "#808080"},
 }
+_ENDS = (("perfect scaling ends", "#CC79A7", "--"), ("flat from here", "#44AA99", "-."))
 
 
 def size_axis(ax, sizes: Sequence[int]) -> None:
@@ -40,7 +41,7 @@ def draw_points(ax, frame: pd.DataFrame, **style) -> None:
     """Values with bars against the batch size, on logarithmic axes.
 
     An arrow up is a bar without an upper end; a cross at the upper edge is a batch size at which
-    too few searches reached the goal.
+    too few searches reached the goal, those of further curves one below the other.
 
     Args:
         ax: to draw on.
@@ -57,13 +58,13 @@ def draw_points(ax, frame: pd.DataFrame, **style) -> None:
     bars = {"linestyle": "none", "color": line.get_color(), "elinewidth": 0.9, "capsize": 2}
     endless, known = np.isinf(high), ~np.isnan(high)
     if known.any():
-        sides = np.abs([values - low, np.where(endless, 0.35 * values, high - values)])
+        sides = np.abs([values - low, np.where(endless, 0.8 * values, high - values)])
         bars |= {"yerr": sides[:, known], "lolims": endless[known]}
         ax.errorbar(sizes[known], values[known], **bars)
     if not reached.all():
         at_edge = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-        lost = columns[~reached, 0]
-        ax.plot(lost, np.ones(len(lost)), "x", color=line.get_color(), **at_edge)
+        lost, above = columns[~reached, 0], sum(line.get_marker() == "x" for line in ax.lines)
+        ax.plot(lost, np.full(len(lost), 1 - 0.08 * above), "x", color=line.get_color(), **at_edge)
     size_axis(ax, frame["batch_size"])
     if not reached.any():
         ax.set_ylim(1, 10)  # there is no positive number to scale by
@@ -79,21 +80,34 @@ def draw_perfect(ax, frame: pd.DataFrame) -> None:
         ax.plot(sizes, first.value * first.batch_size / sizes, **look)
 
 
-def draw_regimes(ax, sizes: Sequence[int], fit: Regimes) -> None:
-    """A fitted curve, perfect scaling from the smallest batch on, and lines at the boundaries."""
-    if math.isnan(fit.min_steps):
+def draw_regimes(ax, sizes: Sequence[int], fits: Sequence[Regimes]) -> None:
+    """The curve fitted to the medians, perfect scaling from the smallest batch on, and where the
+    regimes end: a line at the median of the searches, a shade from the lowest to the highest.
+
+    ``†`` is that of `regimes_table`. A shade goes on to the edge if some search saw no end.
+
+    Args:
+        ax: to draw on.
+        sizes: batch sizes, ascending.
+        fits: from `measures.regimes`.
+    """
+    if not fits or math.isnan(fits[0].min_steps):
         return  # too few points
     fine = np.geomspace(sizes[0], sizes[-1], 100)
-    ax.plot(fine, fit.steps(fine), color="0.45", linewidth=1.2, label="fit")
-    draw_perfect(ax, pd.DataFrame({"batch_size": fine, "value": fit.steps(fine)}))
-    for size, line, label in (
-        (fit.perfect_until, "--", "perfect scaling ends"),
-        (fit.flat_from, "-.", "flat from here"),
-    ):
-        look = {"color": "#CC79A7", "linewidth": 1.2, "linestyle": line}
+    ax.plot(fine, fits[0].steps(fine), color="0.45", linewidth=1.2, label="fit")
+    draw_perfect(ax, pd.DataFrame({"batch_size": fine, "value": fits[0].steps(fine)}))
+    for name, (label, color, line) in zip(BOUNDARIES, _ENDS, strict=True):
+        look = {"color": color, "linewidth": 1.2, "linestyle": line}
         ax.plot([], [], label=label, **look)  # for the legend, even if it was not seen
-        if math.isfinite(size):
-            ax.axvline(size, **look)
+        found = measures.over_fits(fits, name)
+        if found is None or math.isinf(found.low):
+            continue
+        ax.axvspan(found.low, min(found.high, 1.3 * sizes[-1]), color=color, alpha=0.2, linewidth=0)
+        if math.isfinite(found.value):
+            ax.axvline(found.value, **look)
+            if measures.is_loose(found.value, sizes):
+                top = (found.value, 1), (2, -2), ax.get_xaxis_transform(), "offset points"
+                ax.annotate("†", *top, va="top", color=color, fontweight="bold")
 
 
 def draw_rules(ax, frame: pd.DataFrame) -> None:
@@ -110,13 +124,17 @@ def draw_rules(ax, frame: pd.DataFrame) -> None:
 
 def draw_trials(ax, trials: pd.DataFrame, *, column: str) -> None:
     """Trials of one batch size in the plane of learning rate and ``column``, by what became of
-    them; at the first three to reach the goal stand their steps."""
+    them; 1, 2 and 3 are the first to reach the goal, and their steps stand above."""
     for outcome, style in OUTCOMES.items():
         part = trials[trials["outcome"] == outcome]
         ax.scatter(part["lr"], part[column], s=26, linewidths=1.2, label=outcome, **style)
-    for trial in trials[trials["outcome"] == "reached"].nsmallest(3, "steps").itertuples():
-        ax.annotate(f"{trial.steps:.0f}", (trial.lr, getattr(trial, column)), xytext=(5, 3),
-                    textcoords="offset points", fontsize=7)  # fmt: skip
+    first = trials[trials["outcome"] == "reached"].nsmallest(3, "steps")
+    ring = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": "black"}
+    look = {"ha": "center", "va": "center", "fontsize": 7, "bbox": ring}
+    for rank, (lr, height) in enumerate(first[["lr", column]].to_numpy(), start=1):
+        ax.text(lr, height, str(rank), zorder=4 - 0.1 * rank, **look)
+    steps = ", ".join(f"{rank}: {steps:.0f}" for rank, steps in enumerate(first["steps"], start=1))
+    ax.text(0.5, 1.02, steps, ha="center", fontsize=8, transform=ax.transAxes)
     ax.set_xlabel("learning rate η")
     if len(trials):
         log_axis(ax.yaxis)

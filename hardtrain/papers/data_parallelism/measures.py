@@ -128,6 +128,27 @@ def regimes(best: pd.DataFrame) -> list[Regimes]:
     return [fit_regimes(part["batch_size"], part["steps"]) for part in parts if len(part)]
 
 
+def over_fits(fits: Sequence[Regimes], name: str) -> Spread | None:
+    """`spread` over the searches of an attribute of their fits; ``None`` without any.
+
+    Args:
+        fits: from `regimes`; the first, that of the medians, does not count.
+        name: of the attribute.
+    """
+    told = [getattr(fit, name) for fit in fits[1:] if not math.isnan(fit.min_steps)]
+    return Spread(*map(float, spread(np.array(told)))) if told else None
+
+
+def is_loose(boundary: float, sizes: Sequence[int]) -> bool:
+    """Whether fewer than two of the measured batch sizes lie on one side of a boundary (†).
+
+    Example:
+        >>> is_loose(6.0, [2, 8, 32, 128]), is_loose(12.0, [2, 8, 32, 128]), is_loose(math.inf, [2])
+        (True, False, False)
+    """
+    return math.isfinite(boundary) and not sizes[1] <= boundary <= sizes[-2]
+
+
 def lowest_errors(
     trials: pd.DataFrame, history: pd.DataFrame, budgets: Mapping[str, float]
 ) -> pd.DataFrame:

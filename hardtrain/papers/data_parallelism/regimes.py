@@ -11,6 +11,7 @@ from hardtrain.errors import ParameterError
 SHARPNESS = (0.5, 4.0)  # bounds of the fit
 PERFECT_FACTOR = 1.2  # f: steps that perfect scaling from the smallest batch may be exceeded by
 FLAT_GAIN = 0.1  # g: share of the steps that a doubling still saves; 0.5 is perfect
+BOUNDARIES = ("perfect_until", "flat_from")  # attributes of `Regimes`
 MIN_SIZES = 4  # a fit has three parameters
 
 

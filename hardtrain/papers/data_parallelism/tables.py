@@ -9,7 +9,7 @@ import pandas as pd
 from hardtrain.goals import steps_to_goal
 from hardtrain.papers import dataset_name
 from hardtrain.papers.data_parallelism import measures
-from hardtrain.papers.data_parallelism.regimes import SHARPNESS, Regimes
+from hardtrain.papers.data_parallelism.regimes import BOUNDARIES, SHARPNESS, Regimes
 from hardtrain.papers.data_parallelism.tuning import NOT_REACHED, OPTIMIZERS, Curve, Tuned
 from hardtrain.report.tables import MISSING, corrected_columns, describe_values, paired
 from hardtrain.report.text import format_number
@@ -96,12 +96,10 @@ def regimes_table(
         told = [fit for fit in searches[1:] if not math.isnan(fit.min_steps)]
         row = dict(curve.words)
         for name, title in QUANTITIES.items():
-            values = np.array([getattr(fit, name) for fit in told])
-            middle = measures.spread(values) if told else None
+            middle = measures.over_fits(searches, name)
             row[title] = "too few points" if middle is None else _spread(middle, unknown="not seen")
-            if middle and name in ("perfect_until", "flat_from") and math.isfinite(middle.value):
-                below, above = sizes[curve][1], sizes[curve][-2]
-                row[title] += "" if below <= middle.value <= above else " †"
+            if middle and name in BOUNDARIES and measures.is_loose(middle.value, sizes[curve]):
+                row[title] += " †"
         sharp = [fit.sharpness for fit in told]
         row["sharpness"] = _spread(measures.spread(np.array(sharp)), ".2g") if told else ""
         stuck = sum(np.isclose(p, SHARPNESS, rtol=0.01).any() for p in sharp)

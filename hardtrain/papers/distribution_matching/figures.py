@@ -1,18 +1,23 @@
 """Distribution matching: what its figures show of features and logits."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from hardtrain.papers.distribution_matching import calibration
+from hardtrain.papers.distribution_matching import calibration, tables
+from hardtrain.papers.distribution_matching.plan import Cell
 from hardtrain.report import plotting
 from hardtrain.report.embedding import SCORES as FEATURE_SCORES
 from hardtrain.report.embedding import embedded_features, embedding_scores, plot_embedding
+from hardtrain.report.tables import curves, metric_by_seed
+from hardtrain.statistics import mean_interval
 
 CALIBRATION_SCORES = (
     "calibration_error", "scaled_loss", "scaled_calibration_error", "temperature",
@@ -101,14 +106,17 @@ def draw_calibration(
     bins: Mapping[str, pd.DataFrame],
     losses: Mapping[str, pd.DataFrame],
     styles: Mapping[str, Mapping],
+    collapsed: Mapping[float, Sequence[int]] = MappingProxyType({}),
 ) -> Figure:
     """Left: by bin of confidence, by how much a network is more often right than it is sure, and
-    how many test images are in the bin. Right: cross-entropy over λ.
+    how many test images are in the bin. Right: cross-entropy over λ, means over seeds with 95 %
+    intervals; where networks collapsed, the other seeds one by one.
 
     Args:
         bins: `confidence_bins` by label.
         losses: by label a row a seed, a column a λ.
         styles: of all labels.
+        collapsed: seeds by λ.
     """
     panels = [["gap", "loss"], ["count", "loss"]]
     fig, axes = plt.subplot_mosaic(panels, figsize=(7.6, 3.6), height_ratios=(2, 1))
@@ -126,10 +134,123 @@ def draw_calibration(
         plotting.log_axis(axes["count"].yaxis)
         axes["gap"].legend()
     axes["count"].set(xlabel="confidence (%)", ylabel="images")
-    for label, values in losses.items():
-        plotting.band(axes["loss"], list(values), values, label=label, **styles[label])
+    for shift, (label, values) in zip((-0.008, 0.008), losses.items(), strict=False):
+        whole = [weight for weight in values if weight not in collapsed and len(values)]
+        found = [mean_interval(values[weight]) for weight in whole]
+        bars = [gap.mean for gap in found], [gap.half_width for gap in found]
+        axes["loss"].errorbar(np.add(whole, shift), *bars, capsize=2, label=label, **styles[label])
+        for weight, seeds in collapsed.items():
+            left = values[weight].drop(seeds, errors="ignore")
+            _dots(axes["loss"], weight + shift, left, styles[label])
     axes["loss"].set(xlabel="λ", ylabel="test cross-entropy (nats)")
     axes["loss"].legend()
+    _say_collapsed(axes["loss"], {w: (len(seeds), len(values)) for w, seeds in collapsed.items()})
+    return fig
+
+
+def _dots(ax: Axes, x: float, values: Iterable[float], style: Mapping) -> None:
+    """Single seeds, small, in an arm's style."""
+    values = list(values)
+    ax.plot([x] * len(values), values, **style | {"linestyle": "none", "markersize": 3})
+
+
+def _say_collapsed(
+    ax: Axes, counts: Mapping[float, tuple[int, int]], *, below: bool = False
+) -> None:
+    """At each λ how many of how many networks collapsed, and an arrow to where they lie, off the
+    axis (``below`` it, or above)."""
+    edge, marker, side = (0, "v", "bottom") if below else (1, "^", "top")
+    look = {"ha": "center", "va": side, "fontsize": 7, "textcoords": "offset points"}
+    across = ax.get_xaxis_transform()
+    low, high = ax.get_ylim()
+    room = 0.15 * (high - low) if counts else 0  # for the words
+    ax.set_ylim(low - room * below, high + room * (not below))
+    for weight, (gone, num) in counts.items():
+        ax.plot(weight, edge, marker=marker, color="0.35", transform=across, clip_on=False)
+        place = {"xy": (weight, edge), "xycoords": across, "xytext": (0, 6 if below else -6)}
+        ax.annotate(f"{gone} of {num}\ncollapsed", **place, **look)
+
+
+def draw_curves(
+    history: pd.DataFrame,
+    joint: Mapping[Cell, tables.ByLabel],
+    styles: Mapping[str, Mapping],
+) -> Figure:
+    """Figure 1: test and training cross-entropy, geometric means over seeds; and, seed by seed, the
+    test cross-entropy minus that of plain training, on the scale of the training's second half.
+
+    Args:
+        history: of the runs.
+        joint: for each cell its arms, a column of panels.
+        styles: of all labels.
+    """
+    size = (1.6 + 2.9 * len(joint), 6.2)
+    look = {"squeeze": False, "sharex": "col", "height_ratios": (3, 3, 4)}
+    fig, axes = plt.subplots(3, len(joint), figsize=size, **look)
+    for column, (cell, arms) in zip(axes.T, joint.items(), strict=True):
+        bounds = [0.0]
+        for label, arm in arms.items():
+            for ax, name in zip(column, ("test_loss", "train_loss"), strict=False):
+                reached, losses = curves(history, arm, name)
+                plotting.band(ax, reached, losses, label=label, log=True, **styles[label])
+            if label != tables.WITHOUT:
+                pair = arm, arms[tables.WITHOUT]
+                reached, gaps = tables.paired_curves(history, *pair, "test_loss")
+                look = {**styles[label], "linewidth": 1, "markeredgecolor": "white"}
+                plotting.band(column[2], reached, gaps, label=label, markersize=6, **look)
+                late = gaps[:, reached > max(reached, default=0) / 2]
+                bounds += [end for gap in late.T for end in mean_interval(gap)[:3]]
+        for ax in column[:2]:
+            plotting.log_axis(ax.yaxis)
+        column[2].axhline(0, color="0.6", linewidth=1, zorder=1)
+        low, high = np.nanmin(bounds), np.nanmax(bounds)
+        pad = 0.25 * (high - low) or 0.01
+        column[2].set(xlabel="epoch", ylim=(low - pad, high + pad))
+        column[0].set_title(cell.label)
+    axes[0, 0].set_ylabel("test cross-entropy\n(nats)")
+    axes[1, 0].set_ylabel("training cross-entropy\n(nats)")
+    axes[2, 0].set_ylabel("test cross-entropy\nminus without (nats)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
+def draw_weights(results: pd.DataFrame, sweep: Mapping[Cell, tables.ByWeight]) -> Figure:
+    """Figures 3, 4, 5 and 7: accuracy and cross-entropy over λ, a row of panels for each cell.
+
+    Where networks collapsed, the other seeds stand one by one, without mean and interval, and the
+    axes leave the collapsed ones out.
+
+    Args:
+        results: from `tables.last_evaluations`.
+        sweep: for each cell its arms by λ.
+    """
+    purple = plotting.method_style("itdm_class")["color"]
+    sides = {"last_accuracy": ("accuracy (%)", "test", "o", purple, -0.012)}
+    sides |= {"last_test_loss": ("cross-entropy (nats)", "test", "o", purple, -0.012)}
+    sides |= {"last_train_loss": ("cross-entropy (nats)", "training", "s", "black", 0.012)}
+    size = (7.6, 0.7 + 2.5 * len(sweep))
+    fig, axes = plt.subplots(len(sweep), 2, figsize=size, squeeze=False)
+    for row, (cell, arms) in zip(axes, sweep.items(), strict=True):
+        collapsed = tables.collapsed_seeds(results, arms)
+        whole = {weight: arm for weight, arm in arms.items() if weight not in collapsed}
+        for ax, (column, about) in zip(row[[0, 1, 1]], sides.items(), strict=True):
+            name, side, marker, colour, shift = about
+            bars = tables.weight_sweep(results, whole, column)
+            look = {"color": colour, "capsize": 2, "marker": marker}
+            text = f"{side}, seeds: mean, 95 % interval"
+            at = bars["weight"] + shift
+            ax.errorbar(at - 0.005, bars["mean"], bars["half_width"], label=text, **look)
+            look |= dict(linestyle=":", linewidth=1, markerfacecolor="white", markersize=4)
+            text = f"{side}, one run: mean, sd of its last 10"
+            ax.errorbar(at + 0.005, bars["one"], bars["one_sd"], label=text, **look)
+            for weight, seeds in collapsed.items():
+                left = metric_by_seed(results, arms[weight], column).drop(seeds, errors="ignore")
+                _dots(ax, weight + shift, left, {"color": colour, "marker": marker})
+            ax.set(xlabel="λ", ylabel=name, title=cell.label)
+        counts = {weight: (len(seeds), len(arms[weight])) for weight, seeds in collapsed.items()}
+        _say_collapsed(row[0], counts, below=True)
+        _say_collapsed(row[1], counts)
+    fig.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 
@@ -206,8 +327,9 @@ def draw_pairs(
             about = {"labels": pair["labels"], "class_names": pair["class_names"]}
             plot_embedding(ax, pair["embedding"][i], **about, legend=i == 1)
             ax.set_title(f"{dataset}, {name} {pair['states'][i]}".strip())
-            _, knn, _, silhouette = pair["scores"][i]
+            scores = dict(zip(FEATURE_SCORES, pair["scores"][i], strict=True))
             if not pair["states"][i]:
-                text = f"10-NN {100 * knn:.1f} %, silhouette {silhouette:.2f}"
-                ax.set_xlabel(f"in the picture: {text}")
+                text = f"of the features ({len(pair['labels'])} images):\n"
+                text += f"10-NN {100 * scores['knn_features']:.1f} %, "
+                ax.set_xlabel(f"{text}silhouette {scores['silhouette_features']:.2f}")
     return fig

@@ -14,6 +14,7 @@ from hardtrain.report.tables import (
     arms_table,
     class_errors,
     corrected_columns,
+    curves,
     describe,
     describe_values,
     difference,
@@ -329,6 +330,22 @@ def sweep_table(results: pd.DataFrame, arms: Mapping[Cell, ByLabel]) -> pd.DataF
     return whole
 
 
+def paired_curves(
+    history: pd.DataFrame, arm: Sequence[Run], baseline: Sequence[Run], column: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs ``(T,)`` and a history column, an arm minus the baseline's run of the same seed
+    ``(S, T)``, at the evaluations that all have; without seeds of which a run is unfinished."""
+    plain = {run.seed: run for run in baseline}
+    gaps = []
+    for run in arm:
+        sides = [curves(history, [one], column) for one in (run, plain.get(run.seed)) if one]
+        if len(sides) == 2 and all(len(values) for _, values in sides):
+            treated, other = (pd.Series(values[0], epochs) for epochs, values in sides)
+            gaps.append((treated - other).dropna())
+    wide = pd.concat(gaps, axis=1, join="inner") if gaps else pd.DataFrame()
+    return wide.index.to_numpy(dtype=float), wide.to_numpy(dtype=float).T
+
+
 def mean_gap(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> PairedDifference | None:
     """The mean over all λ > 0 minus plain training, over the seeds that finished with each: what
     ITDM-c does without a choice of λ."""
@@ -337,10 +354,18 @@ def mean_gap(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> PairedDiff
     return paired(metric.scale * mean_over_arms([*by_seed.values()]), plain)
 
 
-def without_collapse(results: pd.DataFrame, arms: ByLabel) -> ByLabel:
-    """The arms of which no network says one class only, whatever it is shown."""
+def collapsed_seeds(results: pd.DataFrame, arms: Mapping) -> dict:
+    """Of each arm the seeds whose networks say one class only, whatever they are shown; arms
+    without any are left out."""
     collapsed = set(results.loc[one_class(results), "key"])
-    return {name: arm for name, arm in arms.items() if not collapsed & {run.key for run in arm}}
+    found = {name: [run.seed for run in arm if run.key in collapsed] for name, arm in arms.items()}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def without_collapse(results: pd.DataFrame, arms: ByLabel) -> ByLabel:
+    """The arms of which no network collapsed."""
+    collapsed = collapsed_seeds(results, arms)
+    return {name: arm for name, arm in arms.items() if name not in collapsed}
 
 
 def collapse_note(results: pd.DataFrame, arms: ByLabel, metric: Metric) -> str:

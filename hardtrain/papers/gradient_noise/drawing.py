@@ -12,21 +12,20 @@ from hardtrain.papers.gradient_noise.figures import READINGS
 from hardtrain.report import plotting
 from hardtrain.statistics import PairedDifference
 
-_PAPER_COLOURS = {32: "#CC3311", 64: "#0077BB", 128: "#009E73"}  # red, blue, green, as in figure 4
-_FURTHER_COLOURS = ("#EE7733", "#AA3377", "#777777")
+_PAPER_LOOKS = {32: ("#CC3311", "o"), 64: ("#0077BB", "s"), 128: ("#009E73", "^")}  # of figure 4
+_FURTHER_LOOKS = (("#EE7733", "v"), ("#AA3377", "P"), ("#777777", "X"))
 _SIDES = {"val": ("-", "validation"), "train": (":", "training set")}
 Styles = Mapping[object, Mapping]
 
 
 def batch_styles(batch_sizes: Sequence[int]) -> dict[int, dict]:
-    """The paper's colours: red, blue and green for 32, 64 and 128. Where other sizes are among
-    ours, they go by rank, from the smallest."""
-    names = batch_sizes if set(batch_sizes) <= set(_PAPER_COLOURS) else list(_PAPER_COLOURS)
-    colours = [*(_PAPER_COLOURS[name] for name in names), *_FURTHER_COLOURS]
-    markers = plotting.MARKERS
+    """The paper's colours, red, blue and green for 32, 64 and 128, and a marker for each. Where
+    other sizes are among ours, both go by rank, from the smallest."""
+    names = batch_sizes if set(batch_sizes) <= set(_PAPER_LOOKS) else list(_PAPER_LOOKS)
+    looks = [*(_PAPER_LOOKS[name] for name in names), *_FURTHER_LOOKS]
     return {
         size: {"color": colour, "linestyle": "-", "marker": marker, "markersize": 4}
-        for size, colour, marker in zip(batch_sizes, colours, markers, strict=False)
+        for size, (colour, marker) in zip(batch_sizes, looks, strict=False)
     }
 
 
@@ -69,7 +68,8 @@ def draw_interpolations(
                 label = f"B = {smallest} to {size}" if side == "val" else "_"
                 look = {**style, "linestyle": line, "label": label}
                 mean_and_seeds(ax, lines["alphas"], accuracies, **look)
-        ax.set(xlabel="a", title=f"batch-norm {READINGS[reading]}")
+        to = f"a (0: B = {smallest}, 1: the larger batch)"
+        ax.set(xlabel=to, title=f"batch-norm {READINGS[reading]}")
     axes[0].set_ylabel("accuracy (%)")
     axes[0].legend(loc="lower center")
     return fig
@@ -89,8 +89,9 @@ def draw_same_rate(lines: Mapping[str, np.ndarray], smallest: int, largest: int)
         ax.set(xlabel=f"a (0: B = {smallest}, 1: B = {largest})")
     axes[0].set_ylabel("loss (nats)")
     plotting.log_axis(axes[0].yaxis)
-    axes[1].set(ylabel="accuracy (%)", ylim=(max(0, axes[1].get_ylim()[0]), 102))
-    axes[1].legend()
+    low = max(0, axes[1].get_ylim()[0])
+    axes[1].set(ylabel="accuracy (%)", ylim=(low, 100 + 0.03 * (100 - low)))
+    axes[1].legend(loc="lower left")
     return fig
 
 
@@ -133,10 +134,11 @@ def draw_own_noise(
     trace: np.ndarray, added: np.ndarray, *, batch_sizes: Sequence[int], lr: float
 ) -> Figure:
     """Left: the noise term of equation 7 by batch size, for three rules for the rate, at the start.
-    Right: how long the noise is that is added, beside the gradient's own at the largest batch.
+    Right: how long the noise is that is added, beside what the largest batch lacks against the
+    smallest.
 
     Args:
-        trace: tr Σ, mean over seeds, at the start and trained with the largest batch.
+        trace: tr Σ, mean over seeds, at the start and at the end of the training with noise.
         added: length of the added noise at each step.
         batch_sizes: B, ascending.
         lr: rate of the smallest.
@@ -153,12 +155,12 @@ def draw_own_noise(
     left.set_title("by rule for the rate, at the start")
     steps = np.unique(np.geomspace(1, len(added), 60).round()).astype(int)
     right.plot(steps, added[steps - 1], label="added noise", markevery=9, **noise_style())
-    for label, value, line in zip(("start", "trained"), trace, ("-", "--"), strict=True):
-        own = {"color": "0.5", "linestyle": line, "label": f"own noise, {label}"}
-        right.axhline((value / largest) ** 0.5, **own)
+    for label, value, line in zip(("start", "end"), trace, ("-", "--"), strict=True):
+        lack = {"color": "0.5", "linestyle": line, "label": f"lacking at the {label}"}
+        right.axhline((value * (1 / smallest - 1 / largest)) ** 0.5, **lack)
     right.set(xlabel="step", ylabel="length of the noise")
     plotting.log_axis(right.xaxis)
-    right.set_title(f"gradient of B = {largest}")
+    right.set_title(f"what B = {largest} lacks against {smallest}")
     for ax in (left, right):
         plotting.log_axis(ax.yaxis)
         ax.set_ylim(top=2.5 * ax.get_ylim()[1])  # room for the legend
@@ -170,11 +172,13 @@ def draw_grid(
     gaps: Mapping[tuple[float, float], PairedDifference | None],
     small: PairedDifference | None,
     smallest: int,
+    color: str,
 ) -> Figure:
-    """Differences to no noise by γ and α, side by side, with that of the smallest batch."""
+    """Differences to no noise by γ and α, side by side, and the ``small`` batch's to the same, with
+    its interval as a band in ``color``."""
     fig, ax = plt.subplots(figsize=(5, 2.9))
     gammas = dict.fromkeys(gamma for gamma, _ in gaps)
-    looks = plotting.variant_styles("gradient_noise", len(gammas))
+    looks = plotting.variant_styles("plain", len(gammas))  # black, as noise is
     for row, (gamma, look) in enumerate(zip(gammas, looks, strict=True)):
         known = [(a, gap) for (g, a), gap in gaps.items() if g == gamma and gap is not None]
         shift = 1.12 ** (row - (len(gammas) - 1) / 2)
@@ -183,7 +187,9 @@ def draw_grid(
         ax.errorbar(places, means, bars, capsize=2, label=f"γ = {gamma:g}", **look)
     ax.axhline(0, color="0.6", linewidth=1)
     if small is not None:
-        ax.axhline(-small.mean, color="black", linestyle=":", label=f"B = {smallest}, no noise")
+        ax.axhline(small.mean, color=color, linestyle=":", label=f"B = {smallest}, no noise")
+        if np.isfinite(small.half_width):
+            ax.axhspan(small.low, small.high, color=color, alpha=0.15, linewidth=0)
     alphas = [alpha for _, alpha in gaps]
     ax.set(xlabel="α", xlim=(min(alphas) / 2, 2 * max(alphas)))
     plotting.log_axis(ax.xaxis)

@@ -27,9 +27,7 @@ from hardtrain.statistics import detectable, holm_corrected, mean_interval
 COMPARISONS = (("trimming", "plain"), ("random share", "plain"), ("trimming", "random share"))
 
 
-def error_table(
-    results: pd.DataFrame, arms: Arms, protocol: Protocol, data_root: str | None = None
-) -> pd.DataFrame:
+def error_table(results: pd.DataFrame, arms: Arms, protocol: Protocol) -> pd.DataFrame:
     """Test errors without and with trimming: a row for each printed cell, then one for each that
     only we ran.
 
@@ -37,7 +35,6 @@ def error_table(
         results: from ``run_missing``.
         arms: runs by (data set, network, "plain" or "trimming"); others are left out.
         protocol: whether ours is the paper's; its ``not_run`` is replaced for each data set.
-        data_root: where image sets lie; says which are not at hand.
 
     Returns:
         Text columns ``data set``, ``network``; the errors in %, paper's and ours; the verdict on
@@ -61,7 +58,7 @@ def error_table(
             row[f"{name}, here (%)"] = describe(results, arm)
             levels[name] = (arm, error)
         row["levels"] = level_verdicts(results, levels, protocol)
-        own = protocol._replace(not_run=not_run(cell[0], data_root))
+        own = protocol._replace(not_run=not_run(cell[0]))
         printed_gap = errors["trimmed_error"] - errors["baseline_error"]
         was_run = is_run(results, sides[cell])
         rows.append(row | verdict_cells(corrected[cell], printed_gap, own, was_run=was_run))

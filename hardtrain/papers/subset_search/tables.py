@@ -15,6 +15,29 @@ from hardtrain.report.text import format_number
 from hardtrain.runs.run import Run
 from hardtrain.statistics import detectable, mean_interval
 
+_STYLES = {  # of the kinds of subsets: colour (Okabe-Ito, Tol), line style, marker
+    "all data": ("#000000", "-", "o"),
+    "predictive entropy": ("#56B4E9", (0, (3, 1, 1, 1, 1, 1)), ">"),
+    "mutual information": ("#0072B2", "--", "s"),
+    "variation ratio": ("#009E73", "-.", "^"),
+    "error count": ("#CC79A7", (0, (1, 1)), "D"),
+    "build-up": ("#E69F00", (0, (5, 1)), "v"),
+    "highest, balanced": ("#882255", (0, (3, 1, 1, 1)), "P"),
+    "lowest": ("#999933", (0, (5, 3)), "X"),
+    "random": ("#808080", (0, (7, 2, 1, 2)), "*"),
+    "random, balanced": ("#404040", (0, (1, 2)), "p"),
+}
+
+
+def kind_style(kind: str) -> dict:
+    """Colour, line style and marker of a kind of subset, the same in all figures.
+
+    Example:
+        >>> kind_style("random")["marker"]
+        '*'
+    """
+    return dict(zip(("color", "linestyle", "marker"), _STYLES[kind], strict=True))
+
 
 def chance_overlap(fraction: float) -> float:
     """`jaccard` of two random subsets of ``fraction`` of many samples: f / (2 - f).

@@ -52,7 +52,10 @@ def test_arm_styles_tell_scores_apart_in_each_way():
     names = [variants.SCAN, variants.UNIFORM, "SGD-SD", "SGD-ISD", "SGD-SE", "SGD-SPV", "SGD-STC"]
     for key in ("color", "linestyle", "marker"):
         assert len({variants.arm_style(name)[key] for name in names}) == len(names)
-    assert variants.arm_style("SGD-WD") == variants.arm_style("SGD-SD")
+    looks = [variants.arm_style(name) for name in variants.ARMS]
+    assert all(a != b for i, a in enumerate(looks) for b in looks[:i])
+    drawn, weighted = variants.arm_style("SGD-SD"), variants.arm_style("SGD-WD")
+    assert {key for key in drawn if drawn[key] != weighted[key]} == {"linestyle", "fillstyle"}
 
 
 def test_readings_table_shows_the_largest_effects():

@@ -8,12 +8,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from hardtrain import paired_difference
 from hardtrain.papers.compare import figures, plan
 from hardtrain.papers.compare import tables as compare_tables
 from hardtrain.report import tables
+from hardtrain.statistics import PairedDifference
 
 SEEDS = [0, 1, 2, 3, 4]
 NAMES = ("plain", "random_share", "focal", "trimming", "reducible_loss")
@@ -286,14 +288,47 @@ def test_arms_that_diverged_are_counted():
     assert (found["error of plain training, as it is (%)"], said) == ("not run", "")
 
 
-def test_changes_by_class_are_paired_differences_in_points():
+def test_changes_by_class_are_paired_differences_in_points_where_they_are_seen():
     cells = cells_of()["as it is"]
-    errors = {"plain": [0.1, 0.2, 0.0], "focal": [0.0, 0.3, 0.0]}
-    arms = {name: cells[name] for name in errors}
+    errors = {"plain": [0.2, 0.2, 0.0, None], "focal": [0.1, 0.3, 0.0, None]}
+    arms = {name: cells[name] for name in (*errors, "trimming")}
+    moved = {"focal": [0.01, 0.5, 0.0, 0.0]}  # by seed: the second class's change is not seen
     rows = [
-        {"key": run.key, "status": "finished", "seed": run.seed,
-         "per_class_error": json.dumps(errors[name])}
-        for name, arm in arms.items() for run in arm
+        {"key": run.key, "status": "finished", "seed": run.seed, "per_class_error": json.dumps(
+            [None if error is None else error + (run.seed - 2) * move
+             for error, move in zip(errors[name], moved.get(name, [0] * 4), strict=True)])}
+        for name in errors for run in arms[name]
     ]  # fmt: skip
-    changes = figures.change_by_class(pd.DataFrame(rows), arms)
-    assert changes.tolist() == [[0, 0, 0], pytest.approx([-10, 10, 0])]
+    focal, trimming = figures.change_by_class(pd.DataFrame(rows), arms)
+    np.testing.assert_allclose(focal, [-10, np.nan, np.nan, np.nan])
+    assert np.isnan(trimming).all(), "not run"
+
+
+def test_what_lies_beyond_the_axis_is_an_arrow_with_its_number():
+    axes = Figure().subplots(1, 2, sharex=True)
+    gaps = {"focal": PairedDifference(-1.0, -30.0, 28.0, 0.9, 5), "trimming": None,
+            "random_share": PairedDifference(58.8, 53.5, 64.1, 0.001, 5)}  # fmt: skip
+    panels = {"as it is": gaps, "wrong labels": dict.fromkeys(gaps)}
+    figures.draw_differences(axes, panels, "points")
+    assert [ax.get_xlim() for ax in axes] == 2 * [(-figures.EDGE, figures.EDGE)]
+    said = {round(text.get_position()[1]): text.get_text().strip() for text in axes[0].texts}
+    assert said == {1: "no pair of runs", 2: "+59 ± 5"}
+    assert [text.get_text() for text in axes[1].texts] == 3 * ["no pair of runs"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ([], "95 % intervals over 5 seeds"),
+        ([0, 1], "95 % intervals over 3 to 5 seeds"),
+        ([0, 1, 2, 3], "95 % intervals over 1 to 5 seeds"),
+        (SEEDS, "95 % intervals over 5 seeds"),
+    ],
+)
+def test_the_seeds_that_have_finished_are_counted(missing, words):
+    cells = cells_of()
+    results = results_of(cells, lambda *_: 0.1)
+    of_focal = results["key"].isin([run.key for run in cells["as it is"]["focal"]])
+    assert figures.spread(results[~(of_focal & results["seed"].isin(missing))], cells) == words
+    single = results[results["seed"] == 0]
+    assert figures.spread(single, cells) == "1 finished seed an arm, so no intervals"

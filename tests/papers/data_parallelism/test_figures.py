@@ -49,10 +49,19 @@ def test_points_that_were_not_reached_are_crosses_at_the_edge():
     assert [line.get_xdata().tolist() for line in cross] == [[8]]
     (bars,) = ax.containers  # of 4 and 16; 32 has no interval
     segments = [segment[:, 1].tolist() for part in bars.lines[2] for segment in part.get_segments()]
-    assert segments == [[70, 90], [40, 1.35 * 40]]
+    assert segments == [[70, 90], [40, 1.8 * 40]]
     arrows = [line for line in ax.lines if line.get_marker() == matplotlib.markers.CARETUPBASE]
     assert [arrow.get_xdata().tolist() for arrow in arrows] == [[16]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "8", "16", "32"]
+
+
+def test_crosses_of_several_curves_do_not_lie_on_each_other():
+    ax, lost = plt.figure().subplots(), points([4, 8], [math.inf, 40], math.nan, math.nan)
+    for color in ("black", "red"):
+        draw_points(ax, lost, color=color)
+    heights = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "x"]
+    assert heights[0] == 1
+    assert 0 < heights[1] < 0.95
 
 
 @pytest.mark.parametrize("steps", [[math.inf] * 3, [80.0, math.inf, 20.0]])
@@ -62,22 +71,35 @@ def test_figures_with_lost_points_can_be_laid_out(steps):
     ax = fig.subplots()
     draw_points(ax, frame, label="x")
     draw_rules(ax, frame)
-    draw_regimes(ax, [4, 8, 16], fit_regimes([4, 8, 16], steps))
+    draw_regimes(ax, [4, 8, 16], 2 * [fit_regimes([4, 8, 16], steps)])
     fig.draw_without_rendering()
     assert ax.get_position().width > 0.5  # the layout did not collapse
 
 
 def test_regimes_are_drawn_where_they_were_seen():
-    fit = Regimes(10.0, 100.0, 1.0, 3.0, math.inf, 0.0, 5)
+    fit = Regimes(10.0, 100.0, 1.0, 5.0, math.inf, 0.0, 5)  # of the medians: its ends do not count
+    ends = [(3.0, 6.0), (2.5, math.inf), (5.0, 7.0)]
+    fits = [fit._replace(perfect_until=perfect, flat_from=flat) for perfect, flat in ends]
     ax = plt.figure().subplots()
-    draw_regimes(ax, [1, 2, 4, 8], fit)
+    draw_regimes(ax, [1, 2, 4, 8], [fit, *fits])
     labels = ax.get_legend_handles_labels()[1]
     assert labels == ["fit", "perfect scaling", "perfect scaling ends", "flat from here"]
     curve, perfect = ax.lines[:2]
     assert curve.get_ydata()[[0, -1]].tolist() == pytest.approx([110, 22.5])
     assert perfect.get_ydata()[[0, -1]].tolist() == pytest.approx([110, 110 / 8])
     vertical = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
-    assert vertical == [3.0]
+    assert vertical == [3.0, 7.0]  # the medians, as in the table
+    shades = [(shade.get_x(), shade.get_x() + shade.get_width()) for shade in ax.patches]
+    assert shades == [(2.5, 5.0), (6.0, pytest.approx(1.3 * 8))]  # one search saw no end
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("†", 7.0)]
+
+
+def test_an_end_that_few_searches_saw_has_no_line():
+    fit = Regimes(10.0, 100.0, 1.0, math.inf, math.inf, 0.0, 5)
+    ax = plt.figure().subplots()
+    draw_regimes(ax, [1, 2, 4, 8], [fit, fit, fit._replace(perfect_until=3.0), fit])
+    assert not [line for line in ax.lines if len(set(line.get_xdata())) == 1]
+    assert [shade.get_x() for shade in ax.patches] == [3.0]
 
 
 def test_rules_go_through_the_middle_of_their_own_points():
@@ -105,7 +127,11 @@ def test_trials_are_told_apart_and_the_first_named():
     ax = plt.figure().subplots()
     draw_trials(ax, trials, column="one_minus_momentum")
     assert [len(points.get_offsets()) for points in ax.collections] == [4, 1, 1]
-    assert [text.get_text() for text in ax.texts] == ["40", "50", "60"]
+    *ranks, steps = ax.texts
+    assert [(text.get_text(), text.get_position()[0]) for text in ranks] == [
+        ("1", 0.2), ("2", 0.1), ("3", 0.3),
+    ]  # fmt: skip
+    assert steps.get_text() == "1: 40, 2: 50, 3: 60"
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 

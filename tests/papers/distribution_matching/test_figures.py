@@ -17,10 +17,13 @@ from hardtrain.papers.distribution_matching.figures import (
     calibration_scores,
     confidence_bins,
     draw_calibration,
+    draw_curves,
     draw_pairs,
+    draw_weights,
     embedded_pair,
     feature_scores,
 )
+from hardtrain.papers.distribution_matching.plan import Cell, trainings
 
 
 @pytest.fixture
@@ -117,6 +120,82 @@ def test_calibration_is_drawn_with_bars_and_counts():
     assert len(draw_calibration({}, losses, {"as it is": {}}).axes) == 3  # nothing was run
 
 
+def points_of(ax, marker):
+    """Of each line with this marker the points, by x without the shifts that tell bars apart."""
+    lines = [line.get_xydata() for line in ax.lines if line.get_marker() == marker]
+    return [[(round(x, 1), y) for x, y in points.tolist()] for points in lines]
+
+
+def texts_of(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_calibration_leaves_means_out_where_networks_collapsed():
+    losses = {0.0: [0.39, 0.41], 0.8: [0.24, 0.26], 1.0: [0.25, 2.3]}
+    losses = pd.DataFrame(losses, index=[4, 7])
+    style = {"marker": "o", "color": "red"}
+    fig = draw_calibration({}, {"as it is": losses}, {"as it is": style}, {1.0: [7]})
+    ax = fig.axes[1]
+    means, left = points_of(ax, "o")
+    np.testing.assert_allclose(means, [(0.0, 0.4), (0.8, 0.25)])
+    assert left == [(1.0, 0.25)]
+    assert texts_of(ax) == ["1 of 2\ncollapsed"]
+    assert ax.get_ylim()[1] < 2  # the collapsed one does not squeeze the others
+
+
+def sweep_results(arms):
+    """Networks of which, at the largest λ, the last seed collapsed."""
+    rows = []
+    for weight, arm in arms.items():
+        for run in arm:
+            gone = weight == max(arms) and run.seed == arm[-1].seed
+            row = {"key": run.key, "seed": run.seed, "status": "finished"}
+            row["per_class_error"] = "[0.0, 1.0]" if gone else "[0.1, 0.2]"
+            numbers = (10, 2.3, 2.3) if gone else (80 + run.seed, 0.5, 0.1)
+            names = ("last_accuracy", "last_test_loss", "last_train_loss")
+            row |= dict(zip(names, numbers, strict=True)) | {f"{name}_sd": 0.01 for name in names}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_weights_say_where_networks_collapsed_and_scale_to_the_others():
+    cell = Cell("small", "digits", "cnn_small")
+    arms = {w: trainings(cell, [0, 1, 2], {"weight": w}) for w in (0.0, 0.5, 1.0)}
+    fig = draw_weights(sweep_results(arms), {cell: arms})
+    accuracy, loss = fig.axes
+    means, first, dots = points_of(accuracy, "o")
+    assert means == [(0.0, 81), (0.5, 81)]
+    assert first == [(0.0, 80), (0.5, 80)]
+    assert dots == [(1.0, 80), (1.0, 81)]
+    assert texts_of(accuracy) == texts_of(loss) == ["1 of 3\ncollapsed"]
+    assert accuracy.get_ylim()[0] > 50
+    assert loss.get_ylim()[1] < 2
+    bars = loss.containers
+    places = [bar.lines[0].get_xdata()[0] for bar in bars]
+    assert len(set(places)) == len(bars) == 4  # no bar covers another
+
+
+def test_curves_show_differences_seed_by_seed_on_the_scale_of_the_end():
+    cell = Cell("initial", "digits", "cnn2")
+    arms = {"without": trainings(cell, [0, 1], {"weight": 0.0}, epochs=4)}
+    arms["with"] = trainings(cell, [1, 2], {"weight": 1.0}, epochs=4)
+    rows = [
+        {"key": run.key, "epoch": epoch, "test_loss": loss + run.seed, "train_loss": loss}
+        for name, arm in arms.items()
+        for run in arm
+        for epoch, loss in enumerate((2.0 + 5 * (name == "with"), 2.0, 2.0, 1.9), 1)
+    ]
+    history = pd.DataFrame(rows)
+    late = (history["key"] == arms["with"][0].key) & (history["epoch"] > 1)
+    history.loc[late, "test_loss"] -= 0.01
+    fig = draw_curves(history, {cell: arms}, {"without": {}, "with": {"marker": "^"}})
+    (line,) = [line for line in fig.axes[2].lines if line.get_label() == "with"]
+    np.testing.assert_allclose(line.get_ydata(), [5, -0.01, -0.01, -0.01])  # seed 1 alone
+    low, high = fig.axes[2].get_ylim()
+    assert -0.02 < low < -0.01
+    assert 0 < high < 0.01
+
+
 @pytest.fixture
 def clusters():
     """Features of 3 tight classes of 20, and of one point."""
@@ -172,9 +251,9 @@ def test_draw_pairs_says_what_it_shows(clusters):
     pair = embedded_pair([clusters[0], clusters[2]], max_points=40)
     left, right = draw_pairs({"mine": pair}, {"mine": ("without", "ITDM")}).axes
     assert left.get_title() == "mine, without"
-    _, knn, _, silhouette = pair["scores"][0]
-    shown = f"in the picture: 10-NN {100 * knn:.1f} %, silhouette {silhouette:.2f}"
-    assert left.get_xlabel() == shown
+    knn, _, silhouette, _ = pair["scores"][0]  # of the features, not of the picture
+    shown = f"10-NN {100 * knn:.1f} %, silhouette {silhouette:.2f}"
+    assert left.get_xlabel() == f"of the features (40 images):\n{shown}"
     assert right.get_title() == "mine, ITDM all features equal"
     assert right.get_xlabel() == ""
     assert left.get_legend() is None

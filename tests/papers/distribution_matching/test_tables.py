@@ -17,6 +17,7 @@ from hardtrain.papers.distribution_matching.tables import (
     last_evaluations,
     mean_gap,
     not_run_line,
+    paired_curves,
     picked_weights,
     protocol_table,
     sweep_table,
@@ -366,3 +367,22 @@ def test_cells_table_has_equal_arms_of_one_label_once():
     pairs = [(DIGITS, labelled(0.0, 0.4)), (DIGITS._replace(experiment="initial"), labelled(0.0))]
     results = measured(pairs[0][1].values(), [90.0, 91, 92, 91, 92, 93], [1.0] * 6)
     assert cells_table(results, pairs, LAST, LAST)["arm"].tolist() == ["without", "λ = 0.4"]
+
+
+def test_paired_curves_are_of_common_seeds_and_evaluations():
+    runs = trainings(DIGITS, [0, 1, 2], {"weight": 1.0}, epochs=2)
+    plain = trainings(DIGITS, [2, 1, 3], {"weight": 0.0}, epochs=2)
+    losses = {runs[0]: (9, 9), runs[1]: (3, 5), runs[2]: (4, 6)}
+    losses |= {plain[0]: (1, 2), plain[1]: (2, 3), plain[2]: (7, 7)}
+    history = pd.DataFrame(
+        {"key": run.key, "epoch": epoch, "test_loss": loss}
+        for run, values in losses.items()
+        for epoch, loss in enumerate(values, 1)
+    )
+    epochs, gaps = paired_curves(history, runs, plain, "test_loss")
+    assert epochs.tolist() == [1, 2]
+    assert gaps.tolist() == [[1, 2], [3, 4]]  # of seeds 1 and 2
+    broken = history[(history["key"] != runs[2].key) | (history["epoch"] < 2)]
+    assert paired_curves(broken, runs, plain, "test_loss")[1].tolist() == [[1, 2]]
+    epochs, gaps = paired_curves(history, runs[:1], plain, "test_loss")
+    assert (epochs.shape, gaps.size) == ((0,), 0)

@@ -12,6 +12,7 @@ from hardtrain.papers.gradient_noise import drawing
 from hardtrain.papers.gradient_noise import figures as noise_figures
 from hardtrain.papers.gradient_noise.curvature import gradient_noise_scale, largest_eigenvalue
 from hardtrain.runs.sweep import load_artefacts
+from hardtrain.statistics import PairedDifference
 
 # --- settings of the paper ------------------------------------------------------------------------
 
@@ -223,6 +224,9 @@ def test_batch_sizes_have_the_papers_colours():
         red, blue, green,
     ]  # fmt: skip
     assert drawing.noise_style()["color"] == "black"
+    assert [looks[size]["marker"] for size in (32, 128)] == [
+        papers[size]["marker"] for size in (32, 128)
+    ]
     assert len({look["color"] for look in drawing.batch_styles(range(1, 7)).values()}) == 6
 
 
@@ -234,3 +238,27 @@ def test_accuracy_at_one_rate_is_never_drawn_above_all():
     axes = drawing.draw_same_rate(lines | {"alphas": np.array([0, 1])}, 32, 128).axes
     assert not axes[1].collections
     assert max(line.get_ydata().max() for line in axes[1].lines) == 100
+    assert axes[1].get_ylim()[1] < 101  # no tick above
+
+
+def test_what_the_largest_batch_lacks_is_its_own_noise_less_that_of_the_smallest():
+    trace, added = np.array([128.0, 32.0]), np.full(8, 0.5)
+    fig = drawing.draw_own_noise(trace, added, batch_sizes=[32, 128], lr=0.1)
+    noise, *lacking = fig.axes[1].lines
+    assert set(noise.get_ydata()) == {0.5}
+    heights = [line.get_ydata()[0] for line in lacking]
+    assert heights == pytest.approx([(4 - 1) ** 0.5, (1 - 0.25) ** 0.5])
+
+
+def test_the_grid_shows_the_smallest_batch_with_its_interval():
+    gaps = {(0.0, 1e-5): PairedDifference(0.5, 0.1, 0.9, 0.02, 4), (0.5, 1e-5): None}
+    small = PairedDifference(1.0, 0.25, 1.75, 0.01, 4)
+    ax = drawing.draw_grid(gaps, small, 32, "red").axes[0]
+    drawn = {line.get_label(): line for line in ax.lines}["B = 32, no noise"]
+    assert (drawn.get_ydata()[0], drawn.get_color()) == (1.0, "red")
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == (0.25, 1.75)
+    assert ax.containers[0].lines[0].get_color() == "#000000"  # noise
+    no_interval = PairedDifference(1.0, np.nan, np.nan, np.nan, 1)
+    for without in (no_interval, None):
+        assert not drawing.draw_grid(gaps, without, 32, "red").axes[0].patches

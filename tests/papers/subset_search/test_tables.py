@@ -10,7 +10,8 @@ import pytest
 from hardtrain import ParameterError
 from hardtrain.papers.subset_search import selection
 from hardtrain.papers.subset_search import tables as subset_tables
-from hardtrain.papers.subset_search.ensembles import ACQUISITIONS
+from hardtrain.papers.subset_search.ensembles import ACQUISITIONS, SPOKEN
+from hardtrain.report.plotting import method_style
 from hardtrain.report.tables import TEST_ERROR, arms_table
 
 
@@ -137,3 +138,12 @@ def test_ensembles_table_by_hand():
     assert float(table.iloc[0, 3]) == pytest.approx(half * (1 + 1.060660 / 4.302653), abs=0.01)
     assert table.iloc[0, 4] == "–"
     assert subset_tables.ensembles_table(scores[:1], {0.5: 3}, results, arms).iloc[0, 1] == "–"
+
+
+def test_kinds_of_subsets_have_styles_of_their_own():
+    ways = ("highest, balanced", "lowest", "random", "random, balanced", "build-up")  # figure 1's
+    looks = [subset_tables.kind_style(kind) for kind in (*SPOKEN.values(), *ways, "all data")]
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(look[key]) for look in looks}) == len(looks)
+    for kind, method in {"predictive entropy": "subset", "random": "subset_random"}.items():
+        assert subset_tables.kind_style(kind) == method_style(method)

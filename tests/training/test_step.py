@@ -182,13 +182,41 @@ def test_each_shape_and_each_key_is_captured_once(tiny_run, monkeypatch):
     assert (recorder.recorded, recorder.eager, recorder.replayed) == (5, 20, 20)
 
 
-@pytest.mark.usefixtures("on_a_gpu")
-def test_batches_of_another_memory_format_are_captured_by_themselves(tiny_run, monkeypatch):
+def linear_step(run):
+    """The replayed step of a linear network for images of 3x4x4, and its recorder."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     method = loop.Method([], pieces.mean_objective, graph_key=loop.nothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recorder = Recorder(model, optimizer)
-    taken = ReplayedStep(tiny_run(), model, method, optimizer, recorder=recorder)
+    return ReplayedStep(run, model, method, optimizer, recorder=recorder), recorder
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_behind_a_failed_capture_nothing_is_replayed(tiny_run, monkeypatch):
+    taken, recorder = linear_step(tiny_run())
+    first, second = (
+        Batch(torch.randn(size, 3, 4, 4), torch.zeros(size, dtype=torch.int64), torch.arange(size))
+        for size in (2, 3)
+    )
+    for _ in range(step.WARM_UP + 1):
+        taken.take(first)
+    assert (recorder.recorded, recorder.replayed) == (1, 1)
+
+    def fail(_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(recorder, "record", fail)
+    for _ in range(step.WARM_UP):
+        taken.take(second)
+    with pytest.warns(UserWarning, match="is trained without CUDA graphs: out of luck"):
+        taken.take(second)
+    taken.take(first)
+    assert recorder.replayed == 1
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_batches_of_another_memory_format_are_captured_by_themselves(tiny_run, monkeypatch):
+    taken, recorder = linear_step(tiny_run())
     given = []
     for form in (torch.contiguous_format, torch.channels_last):
         for _ in range(step.WARM_UP + 2):

@@ -18,6 +18,7 @@ from hardtrain.papers.data_parallelism.measures import (
     lowest_errors,
     noisy_quadratic_check,
     off_nearest_rule,
+    over_fits,
     over_searches,
     powers,
     regimes,
@@ -182,6 +183,14 @@ def test_trials_that_diverged_have_no_lowest_error(tuned):
 def test_spread_is_the_lower_median_with_the_ends():
     values = np.array([[4.0, 1.0, 3.0, math.inf], [math.nan, 1.0, math.nan, 2.0]])
     assert np.array(spread(values)).tolist() == [[3.0, 2.0], [1.0, 1.0], [math.inf, math.inf]]
+
+
+def test_the_fit_of_the_medians_is_no_search():
+    sizes = [2, 8, 32, 128]
+    fits = [fit_regimes(sizes, [steps] * 4) for steps in (90.0, 10.0, 20.0, 30.0)]
+    fits.append(fit_regimes(sizes, [math.inf] * 4))  # nor is one with too few points
+    assert over_fits(fits, "min_steps") == pytest.approx((20, 10, 30))
+    assert over_fits(fits[:1], "min_steps") is None
 
 
 def test_searches_on_the_noisy_quadratic_come_near_the_known_optimum():

@@ -1,7 +1,6 @@
 """What methods, loop and evaluation share: losses, precision, generators, states of generators."""
 
 import contextlib
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -31,18 +30,6 @@ def test_sample_losses_are_float32_under_autocast():
     logits = torch.randn(4, 3).bfloat16()
     expected = pieces.class_losses(logits.float(), batch.targets)
     assert torch.equal(pieces.class_losses(logits, batch.targets), expected)
-
-
-def test_batches_of_another_prefix_have_an_order_and_an_augmentation_of_their_own(tiny_run):
-    run = tiny_run(augment="crop+flip")
-    train, _, _ = load_data(run)
-    drawn = []
-    for prefix in ("", "second "):
-        batches, state = pieces.uniform_batches(run, train, prefix=prefix)
-        assert set(state) == {f"{prefix}order", f"{prefix}augmentation"}
-        drawn.append([generator.initial_seed() for generator in state.values()])
-        assert state[f"{prefix}augmentation"] is batches.generator
-    assert len({seed for seeds in drawn for seed in seeds}) == 4
 
 
 @pytest.mark.parametrize(
@@ -88,21 +75,6 @@ def test_isolated_randomness_seeds_and_leaves_the_callers_state_alone():
         assert torch.equal(torch.rand(4), after)
     with randomness.isolated_randomness(4, CPU):
         assert not torch.equal(torch.rand(4), first)
-
-
-def test_threads_take_turns_with_the_global_generators():
-    entered = threading.Event()
-
-    def enter():
-        with randomness.isolated_randomness(4, CPU):
-            entered.set()
-
-    with randomness.isolated_randomness(3, CPU):
-        thread = threading.Thread(target=enter)
-        thread.start()
-        assert not entered.wait(0.2)
-    assert entered.wait(60)
-    thread.join()
 
 
 def test_a_global_state_goes_back_to_its_own_kind_of_device_only():
